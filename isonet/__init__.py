@@ -1,0 +1,21 @@
+"""ISONet: deep isometric networks, which train without normalisation and without shortcuts.
+
+Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2020, arXiv 2006.16992.
+"""
+
+from isonet.checkpoint import load_weights
+from isonet.config import load_cfg
+from isonet.init import delta_init_
+from isonet.models import SReLU, build_model
+from isonet.ortho import ortho_penalty, ortho_penalty_per_conv
+
+__version__ = "0.1.0"
+__all__ = [
+    "SReLU",
+    "build_model",
+    "delta_init_",
+    "load_cfg",
+    "load_weights",
+    "ortho_penalty",
+    "ortho_penalty_per_conv",
+]

@@ -1,0 +1,90 @@
+"""From a config to a network with its initial weights."""
+
+from __future__ import annotations
+
+from torch import nn
+from yacs.config import CfgNode
+
+from isonet.config import image_size
+from isonet.errors import ConfigError
+from isonet.init import delta_init_, normal_init_
+from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock
+from isonet.models.isonet import Architecture, ISONet
+from isonet.models.layers import LayerFactory
+
+CIFAR_MAX_SIZE = 64  # pixels; larger images get the ImageNet network
+
+TRANSFORMS = {"basic_transform": BasicTransform, "bottleneck_transform": BottleneckTransform}
+EXPANSION = {"basic_transform": 1, "bottleneck_transform": 4}  # a stage's width over that of its 3x3 convs
+IMAGENET_DEPTHS = {
+    "basic_transform": {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
+    "bottleneck_transform": {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
+}
+CIFAR_BLOCK_LAYERS = {"basic_transform": 2, "bottleneck_transform": 3}
+
+
+def build_model(cfg: CfgNode) -> ISONet:
+    """The network that ``cfg`` describes, initialised, in float32 on the CPU.
+
+    Raises ``ConfigError`` for a depth or a transform that fits no network.
+    """
+    ison = cfg.ISON
+    layers = LayerFactory(
+        batch_norm=ison.HAS_BN,
+        srelu=ison.SReLU,
+        shortcuts=ison.HAS_ST,
+        multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
+    )
+    arch = architecture(ison.DEPTH, ison.TRANS_FUN, image_size(cfg))
+    model = ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, ison.DROPOUT_RATE if ison.DROPOUT else 0.0)
+    init_network_(model, delta=ison.DIRAC_INIT, orthogonal=ison.DELTA_ORTHOGONAL)
+    return model
+
+
+def architecture(depth: int, transform: str, size: int) -> Architecture:
+    """Stages of the network of ``depth`` for images of ``size`` pixels; ``ConfigError`` where there is none."""
+    if transform not in TRANSFORMS:
+        raise ConfigError(f"ISON.TRANS_FUN {transform!r} is unknown; choose from {', '.join(TRANSFORMS)}")
+    imagenet = size > CIFAR_MAX_SIZE
+    base = (64, 128, 256, 512) if imagenet else (16, 32, 64)
+    return Architecture(
+        transform=TRANSFORMS[transform],
+        depths=_imagenet_depths(depth, transform) if imagenet else _cifar_depths(depth, transform),
+        widths=[w * EXPANSION[transform] for w in base],
+        stem_width=base[0],
+        imagenet_stem=imagenet,
+    )
+
+
+def init_network_(model: nn.Module, delta: bool, orthogonal: bool) -> None:
+    """Fill ``model``: convolutions (delta or normal), the classifier, and the last gamma of each residual branch."""
+    normal_init_(model)
+    if delta:
+        delta_init_(model, orthogonal)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)
+        # A block with batch norm starts as its shortcut, too
+        if isinstance(module, ResBlock) and module.has_shortcut and isinstance(module.f.last_norm, nn.BatchNorm2d):
+            nn.init.zeros_(module.f.last_norm.weight)
+
+
+def _imagenet_depths(depth: int, transform: str) -> tuple[int, ...]:
+    table = IMAGENET_DEPTHS[transform]
+    if depth not in table:
+        others = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
+        raise ConfigError(f"no ImageNet network of ISON.DEPTH {depth} has ISON.TRANS_FUN {transform} ({others})")
+    return table[depth]
+
+
+def _cifar_depths(depth: int, transform: str) -> tuple[int, ...]:
+    per_n = 3 * CIFAR_BLOCK_LAYERS[transform]  # three stages of n blocks
+    n, rest = divmod(depth - 2, per_n)
+    if rest or n < 1:
+        near = [per_n * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
+        raise ConfigError(
+            f"ISON.DEPTH {depth} with ISON.TRANS_FUN {transform} must be {per_n}n+2 for images up to "
+            f"{CIFAR_MAX_SIZE} px; the nearest are {near[0]} and {near[1]}"
+        )
+    return (n, n, n)

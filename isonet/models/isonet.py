@@ -1,0 +1,79 @@
+"""The network: a stem, stages of residual blocks, a linear head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from isonet.models.blocks import ResBlock, Transform
+from isonet.models.layers import LayerFactory
+
+
+class Stem(nn.Module):
+    """CIFAR: a 3x3 convolution. ImageNet: a 7x7 of stride 2 and a 3x3 max pool of stride 2."""
+
+    def __init__(self, width: int, layers: LayerFactory, imagenet: bool) -> None:
+        super().__init__()
+        self.conv = layers.conv(3, width, 7, 2) if imagenet else layers.conv(3, width, 3)
+        self.bn = layers.norm(width)
+        self.relu = layers.act(width)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1) if imagenet else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.relu(self.bn(self.conv(x))))
+
+
+class Head(nn.Module):
+    """Mean over the feature map, dropout, linear classifier; (N, width, H, W) -> (N, num_classes)."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.avg_pool = nn.AdaptiveAvgPool2d(1)
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.avg_pool(x).flatten(1)))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of a network: the blocks' branch, and blocks and output channels of each stage."""
+
+    transform: Transform
+    depths: Sequence[int]
+    widths: Sequence[int]
+    stem_width: int
+    imagenet_stem: bool
+
+
+class ISONet(nn.Module):
+    """An isometric network, or with batch norm and ReLU its plain ResNet; (N, 3, H, W) -> (N, num_classes).
+
+    Stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ...; each stage but the first halves
+    the feature map in its first block.
+    """
+
+    def __init__(self, arch: Architecture, layers: LayerFactory, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = Stem(arch.stem_width, layers, arch.imagenet_stem)
+        self.stage_names = [f"s{i}" for i in range(1, len(arch.depths) + 1)]
+        w_in = arch.stem_width
+        for name, depth, w_out in zip(self.stage_names, arch.depths, arch.widths, strict=True):
+            blocks = OrderedDict(
+                (f"b{i}", ResBlock(w_in if i == 1 else w_out, w_out, 2 if i == 1 and name != "s1" else 1,
+                                   arch.transform, layers))
+                for i in range(1, depth + 1)
+            )  # fmt: skip
+            self.add_module(name, nn.Sequential(blocks))
+            w_in = w_out
+        self.head = Head(w_in, num_classes, dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+        return self.head(x)

@@ -1,0 +1,69 @@
+"""The layers of isometric networks, and the one place that decides which of them a network gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+class SReLU(nn.Module):
+    """Shifted ReLU, ``max(x, b)``, with one learned shift ``b`` per channel (Qi et al. 2020, section 3.1).
+
+    Takes and returns (N, C, H, W). The shift starts at -1, so that a normalised signal passes almost
+    unchanged. Where ``x == b`` the gradient belongs to the shift and not to the input: ties are
+    common after the delta initialisation, and sharing them would train another network.
+    """
+
+    def __init__(self, channels: int, shift: float = -1.0) -> None:
+        super().__init__()
+        self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
+        return torch.where(x <= shift, shift, x)
+
+    def extra_repr(self) -> str:
+        return f"{self.srelu_bias.shape[1]}"
+
+
+class ResMultiplier(nn.Module):
+    """A learned scalar on a residual branch (R-ISONet starts it at 0, so that each block is its shortcut)."""
+
+    def __init__(self, start: float = 0.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((1, 1, 1, 1), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+@dataclass(frozen=True)
+class LayerFactory:
+    """Makes the layers of one network.
+
+    batch_norm: normalise after every convolution.
+    srelu: SReLU, else ReLU.
+    shortcuts: blocks add their input.
+    multiplier: start of the scalar on each residual branch; None: no scalar.
+    """
+
+    batch_norm: bool = False
+    srelu: bool = True
+    shortcuts: bool = False
+    multiplier: float | None = None
+
+    def conv(self, w_in: int, w_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+        # SReLU's shift and batch norm's beta do a bias's work
+        bias = not (self.srelu or self.batch_norm)
+        return nn.Conv2d(w_in, w_out, kernel, stride, padding=kernel // 2, bias=bias)
+
+    def norm(self, width: int) -> nn.Module:
+        return nn.BatchNorm2d(width) if self.batch_norm else nn.Identity()
+
+    def act(self, width: int) -> nn.Module:
+        return SReLU(width) if self.srelu else nn.ReLU(inplace=True)
+
+    def scale(self) -> nn.Module:
+        return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)
