@@ -1,0 +1,5 @@
+"""Data sets and loaders."""
+
+from isonet.data.build import Loader, build_loader
+
+__all__ = ["Loader", "build_loader"]

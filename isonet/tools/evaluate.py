@@ -1,0 +1,66 @@
+"""Evaluate a checkpoint: what ``test.py`` does."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from isonet.checkpoint import load_state, read_checkpoint, weights_of
+from isonet.config import default_cfg, load_cfg, parse_cfg
+from isonet.data import build_loader
+from isonet.errors import CheckpointError, UserError
+from isonet.models import build_model
+from isonet.run_folder import find_checkpoint
+from isonet.training import Evaluation, evaluate
+from isonet.training.devices import describe, pick_devices, spread
+
+log = logging.getLogger("isonet")
+
+
+def evaluate_checkpoint(
+    ckpt: str, cfg_path: str | None = None, gpus: str | None = None, opts: Sequence[Any] = ()
+) -> Evaluation:
+    """Accuracy of a checkpoint on the validation images of its config's data set.
+
+    ckpt: a file, a run folder, or the name of a run of the config.
+    cfg_path: a config file; None: the config that the checkpoint carries.
+    Raises ``UserError`` for everything that the user can put right.
+    """
+    cfg = load_cfg(cfg_path, opts) if cfg_path else default_cfg()
+    path = find_checkpoint(cfg, ckpt)
+    state = read_checkpoint(path)
+    if cfg_path is None:
+        cfg = _own_config(state, path, opts)
+    model = build_model(cfg)
+    load_state(model, weights_of(state, path), path)
+    devices = pick_devices(gpus)
+    classes = state.get("classes")
+    loader = build_loader(cfg, "val", len(devices), classes if isinstance(classes, list) else None)
+    log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
+    return evaluate(spread(model, devices), loader, devices[0])
+
+
+def report(result: Evaluation, json_file: str | None = None) -> None:
+    """Print the figures and, where asked, write them as JSON."""
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", result.top1, result.top5, result.loss)
+    log.info("%d images, %.0f images/s", result.images, result.images_per_second)
+    if json_file:
+        try:
+            Path(json_file).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json {json_file}: cannot be written ({error})") from None
+
+
+def _own_config(state: dict[str, Any], path: Path, opts: Sequence[Any]) -> CfgNode:
+    if not isinstance(state.get("config"), str):
+        raise CheckpointError(f"{path}: carries no config; name the one it was trained with by --cfg")
+    return parse_cfg(state["config"], f"{path} (its config)", opts)
+
+
+def _epoch_note(state: dict[str, Any]) -> str:
+    return f" (epoch {state['epoch']})" if isinstance(state.get("epoch"), int) else ""

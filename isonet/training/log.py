@@ -1,0 +1,112 @@
+"""What a run prints and writes down: terminal, ``log.txt``, progress within an epoch, versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+log = logging.getLogger("isonet")
+
+PLAIN_LINE_SECONDS = 15.0  # between two progress lines where there is no terminal for a bar
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def log_to_terminal() -> None:
+    """Show the project's log on standard output, warnings marked as such."""
+    _replace_handlers(_TerminalHandler, _TerminalHandler(), _LevelFormatter("%(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def log_to_file(path: Path) -> None:
+    """Append the project's log, with times, to ``path`` from now on, and to no other file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    _replace_handlers(logging.FileHandler, handler, _LevelFormatter("%(asctime)s %(message)s"))
+
+
+class _LevelFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+
+
+def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler, formatter: logging.Formatter) -> None:
+    for old in [h for h in log.handlers if isinstance(h, kind)]:
+        log.removeHandler(old)
+        old.close()
+    handler.setFormatter(formatter)
+    log.addHandler(handler)
+
+
+class EpochDisplay:
+    """Progress within one epoch: a bar on a terminal, else a plain line every so often."""
+
+    def __init__(self, epoch: int, max_epochs: int, steps: int) -> None:
+        self.title = f"epoch {epoch}/{max_epochs}"
+        self.steps = steps
+        self.last_line = time.monotonic()
+        self.bar = tqdm(total=steps, desc=self.title, leave=False, unit="step", disable=not sys.stderr.isatty())
+
+    def advance(self) -> None:
+        self.bar.update()
+
+    def show(self, step: int, means: dict[str, float]) -> None:
+        """Show the means so far; they were read from the device for this."""
+        numbers = (
+            f"cross entropy {means['cross_entropy']:.4f}, penalty {means['penalty']:.4g}, "
+            f"train top-1 {means['train_top1']:.2f}"
+        )
+        self.bar.set_postfix_str(numbers, refresh=False)
+        if self.bar.disable and time.monotonic() - self.last_line >= PLAIN_LINE_SECONDS:
+            log.info("%s, step %d/%d: %s", self.title, step, self.steps, numbers)
+            self.last_line = time.monotonic()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python, the packages and the hardware, the command line and, in a git checkout, the commit."""
+    packages = ("isonet", "torch", "torchvision", "numpy", "pillow", "yacs")
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: _version(name) for name in packages},
+        "cuda": torch.version.cuda,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "commit": _commit(Path(__file__).parent),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of the checkout around ``folder``, marked where files differ from it; None outside of one."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() or None

@@ -1,0 +1,85 @@
+"""One training step, and the sums it leaves on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from isonet.ortho import ortho_penalty
+
+TOP_K = 5
+
+
+@dataclass
+class StepOutput:
+    """What one step leaves for the log, all on the device and detached."""
+
+    logits: Tensor  # (N, num_classes)
+    cross_entropy: Tensor  # scalar, mean over the batch
+    penalty: Tensor  # scalar, without its coefficient
+
+
+def train_step(
+    forward: nn.Module,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    ortho_coeff: float,
+) -> StepOutput:
+    """Lower ``cross entropy + ortho_coeff * penalty`` on one batch.
+
+    ``forward`` is ``model`` or a wrapper that spreads it over GPUs. The penalty depends on the weights
+    alone, so it is taken of ``model``, once; with a coefficient of 0 it is not computed.
+    """
+    logits = forward(images)
+    cross_entropy = F.cross_entropy(logits, labels)
+    penalty = ortho_penalty(model) if ortho_coeff > 0 else torch.zeros_like(cross_entropy)
+    loss = cross_entropy + ortho_coeff * penalty
+
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach())
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the first, and among the first five, guesses: (2,) int64."""
+    guesses = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
+    hits = guesses == labels[:, None]
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+class EpochSums:
+    """Sums over an epoch, kept on the device; ``read`` is the one place that waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # cross entropy x images, penalty
+        self.correct = torch.zeros(2, dtype=torch.int64, device=device)  # top-1, top-5
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=device)  # first step of non-finite loss, or 0
+        self.images = 0
+        self.steps = 0
+
+    def add(self, output: StepOutput, labels: Tensor) -> None:
+        self.images += len(labels)
+        self.steps += 1
+        losses = torch.stack([output.cross_entropy * len(labels), output.penalty])
+        self.losses += losses
+        self.correct += count_correct(output.logits, labels)
+        first_bad = (self.bad_step == 0) & ~losses.isfinite().all()
+        self.bad_step += first_bad * self.steps
+
+    def read(self) -> dict[str, float]:
+        """Means so far (accuracies in percent), and ``bad_step``."""
+        cross_entropy, penalty = self.losses.tolist()
+        top1, top5 = self.correct.tolist()
+        return {
+            "cross_entropy": cross_entropy / self.images,
+            "penalty": penalty / self.steps,
+            "train_top1": 100 * top1 / self.images,
+            "train_top5": 100 * top5 / self.images,
+            "bad_step": int(self.bad_step),
+        }

@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Evaluate a checkpoint on the validation images of its data set."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from isonet.errors import run_cli
+from isonet.tools.cli import make_parser
+from isonet.tools.evaluate import evaluate_checkpoint, report
+from isonet.training.log import log_to_terminal
+
+EXAMPLES = """\
+  python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
+  python test.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --ckpt cifar10_ISO110.pt
+  python test.py --ckpt outputs/cls/digits/digits_ISO20 --json result.json"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, EXAMPLES, cfg_required=False)
+    parser.add_argument(
+        "--ckpt",
+        required=True,
+        metavar="CKPT",
+        help="a checkpoint file, a run folder (its best.pt), or the name of a run of this config, "
+        "e.g. --ckpt cifar10_ISO110.pt; --cfg may be left out where the checkpoint carries its config",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well, e.g. --json result.json")
+    return parser.parse_intermixed_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    log_to_terminal()
+    result = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
+    report(result, args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, parse_args()))

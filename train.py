@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Train the network of a config."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from isonet.config import default_cfg, flat, load_cfg
+from isonet.errors import run_cli
+from isonet.tools.cli import make_parser
+from isonet.training.log import log_to_terminal
+from isonet.training.run import LATEST, run_training
+
+EXAMPLES = """\
+  python train.py --cfg configs/digits_ISO20.yaml
+  python train.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --output cifar10_ISO110.pt
+  python train.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --output cifar10_ISO110.pt --resume
+  python train.py --cfg configs/IN1k-ISO34.yaml --output ISO34-nodropout ISON.DROPOUT False"""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__, EXAMPLES)
+    parser.add_argument(
+        "--output",
+        metavar="NAME",
+        help="the run lies in OUTPUT_DIR/DATASET.NAME/NAME/, e.g. --output first-try (default: the config's name)",
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="CKPT",
+        help="go on after the last saved epoch: of this run, or of a checkpoint or run folder, "
+        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run of this name, e.g. after a false start")
+    args = parser.parse_intermixed_args(argv)
+    if args.resume in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint
+        args.opts.insert(0, args.resume)
+        args.resume = LATEST
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
+    log_to_terminal()
+    cfg = load_cfg(args.cfg, args.opts)
+    run_training(cfg, args.output or Path(args.cfg).stem, args.gpus, args.resume, args.overwrite)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, parse_args()))
