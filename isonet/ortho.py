@@ -18,6 +18,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,11 @@ def _taps(weight: Tensor, window: Sequence[slice]) -> Tensor:
     return weight[(..., *window)].flatten(2)
 
 
+def _full_precision(device: torch.device) -> AbstractContextManager:
+    """Autocast switched off; the meta device has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
 def _penalties_by_shape(module: nn.Module) -> Iterator[tuple[list[str], Tensor]]:
     """Names and penalties of the convolutions of each shape: layers of one shape are one product."""
     groups: dict[tuple, dict[str, Conv]] = defaultdict(dict)
@@ -96,7 +102,7 @@ def _penalties_by_shape(module: nn.Module) -> Iterator[tuple[list[str], Tensor]]
         weight = conv.weight
         groups[weight.shape, conv.groups, conv.stride, conv.dilation, weight.dtype, weight.device][name] = conv
     for (shape, n_groups, stride, dilation, _, device), convs in groups.items():
-        with torch.autocast(device.type, enabled=False):
+        with _full_precision(device):
             stack = torch.stack([conv.weight for conv in convs.values()])
             # Each group is a convolution of its own: (layers * groups, out / groups, in / groups, *kernel)
             stack = stack.reshape(-1, shape[0] // n_groups, *shape[1:])

@@ -28,6 +28,13 @@ def build_model(cfg: CfgNode) -> ISONet:
 
     Raises ``ConfigError`` for a depth or a transform that fits no network.
     """
+    model = assemble(cfg)
+    init_network_(model, delta=cfg.ISON.DIRAC_INIT, orthogonal=cfg.ISON.DELTA_ORTHOGONAL)
+    return model
+
+
+def assemble(cfg: CfgNode) -> ISONet:
+    """The network that ``cfg`` describes, before its initialisation: enough to count it."""
     ison = cfg.ISON
     layers = LayerFactory(
         batch_norm=ison.HAS_BN,
@@ -36,9 +43,7 @@ def build_model(cfg: CfgNode) -> ISONet:
         multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
     )
     arch = architecture(ison.DEPTH, ison.TRANS_FUN, image_size(cfg))
-    model = ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, ison.DROPOUT_RATE if ison.DROPOUT else 0.0)
-    init_network_(model, delta=ison.DIRAC_INIT, orthogonal=ison.DELTA_ORTHOGONAL)
-    return model
+    return ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, ison.DROPOUT_RATE if ison.DROPOUT else 0.0)
 
 
 def architecture(depth: int, transform: str, size: int) -> Architecture:

@@ -22,6 +22,8 @@ class SReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
+        if not torch.is_grad_enabled():
+            return torch.maximum(x, shift)  # one pass; its gradient at ties would be another
         return torch.where(x <= shift, shift, x)
 
     def extra_repr(self) -> str:
