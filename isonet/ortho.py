@@ -15,15 +15,20 @@ where the kernel and its shifted copy overlap.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
+
+Overlaps = list[list[tuple[int, int]]]
 
 
 def ortho_penalty(module: nn.Module) -> Tensor:
@@ -53,41 +58,75 @@ def penalised_convs(module: nn.Module) -> Iterator[tuple[str, Conv]]:
             yield name, conv
 
 
-def gram_penalty(weight: Tensor, stride: Sequence[int], dilation: Sequence[int] | None = None) -> Tensor:
+def gram_penalty(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
     """The penalty of each kernel in a stack: (N, out, in, *kernel) -> (N,)."""
     if weight.shape[2] < weight.shape[1]:
         weight = weight.transpose(1, 2)  # the side with fewer channels; (N, C, D, *kernel) from here on
-    kernel = weight.shape[3:]
-    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
-    total = weight.new_zeros(weight.shape[0])
-    for offset in half_offsets(kernel, stride, dilation or [1] * len(kernel)):
-        shifted = _taps(weight, [slice(max(d, 0), k + min(d, 0)) for d, k in zip(offset, kernel, strict=True)])
-        resting = _taps(weight, [slice(max(-d, 0), k + min(-d, 0)) for d, k in zip(offset, kernel, strict=True)])
-        gram = shifted @ resting.mT
-        if any(offset):
-            total = total + gram.square().sum((1, 2))  # twice a half: the offset and its opposite
-        else:
-            total = total + (gram - identity).square().sum((1, 2)) / 2
-    return total
+    taps = weight.flatten(3).movedim(3, 0).contiguous()  # (taps, N, C, D)
+    return _GramPenalty.apply(taps, overlaps(tuple(weight.shape[3:]), tuple(stride), tuple(dilation)))
 
 
-def half_offsets(kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """Offsets in taps at which a kernel meets itself, zero and one of each opposite pair.
+class _GramPenalty(torch.autograd.Function):
+    """The sum over offsets and its gradient, in closed form.
+
+    With E[d] = G[d] - [d = 0] I, the gradient at tap t is  sum over all d of 2 E[d] W[t - d];  the half
+    of the offsets that is not computed contributes 2 E[d]^T W[t + d].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, taps: Tensor, pairs_by_offset: Overlaps) -> Tensor:
+        penalty = taps.new_zeros(taps.shape[1])
+        grad = torch.zeros_like(taps) if ctx.needs_input_grad[0] else None
+        for pairs in pairs_by_offset:
+            at_zero = pairs[0][0] == pairs[0][1]
+            error = _gram(taps, pairs)
+            if at_zero:
+                error.diagonal(dim1=1, dim2=2).sub_(1)
+            penalty += error.square().sum((1, 2)) * (0.5 if at_zero else 1.0)  # twice a half: d and -d
+            if grad is None:
+                continue
+            for shifted, resting in pairs:
+                grad[shifted].baddbmm_(error, taps[resting], alpha=2)
+                if not at_zero:
+                    grad[resting].baddbmm_(error.mT, taps[shifted], alpha=2)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return penalty
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_penalty: Tensor) -> tuple[Tensor, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * grad_penalty[:, None, None], None
+
+
+def _gram(taps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
+    """Sum over pairs of taps of one times the other's transpose: (N, C, C)."""
+    gram = torch.bmm(taps[pairs[0][0]], taps[pairs[0][1]].mT)
+    for shifted, resting in pairs[1:]:
+        gram = torch.baddbmm(gram, taps[shifted], taps[resting].mT)
+    return gram
+
+
+@functools.cache
+def overlaps(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Overlaps:
+    """For zero and one offset of each opposite pair, the pairs of taps (flat indices) that lie that far apart.
 
     A tap lies ``dilation`` pixels from its neighbour, and two outputs lie a multiple of ``stride``
     pixels apart, so an offset counts where its length in pixels is such a multiple on every axis.
     """
+    positions = {tap: i for i, tap in enumerate(itertools.product(*map(range, kernel)))}
     axes = [
         [d for d in range(1 - k, k) if d * step % jump == 0]
         for k, jump, step in zip(kernel, stride, dilation, strict=True)
     ]
     zero = (0,) * len(kernel)
-    return (offset for offset in itertools.product(*axes) if offset >= zero)
-
-
-def _taps(weight: Tensor, window: Sequence[slice]) -> Tensor:
-    """The taps inside ``window``, flattened behind the channels: (N, C, D, *kernel) -> (N, C, D * taps)."""
-    return weight[(..., *window)].flatten(2)
+    plan = []
+    for offset in itertools.product(*axes):
+        if offset >= zero:  # true of exactly one in each opposite pair
+            moved = {tap: tuple(t + d for t, d in zip(tap, offset, strict=True)) for tap in positions}
+            plan.append([(positions[moved[tap]], i) for tap, i in positions.items() if moved[tap] in positions])
+    return plan
 
 
 def _full_precision(device: torch.device) -> AbstractContextManager:
@@ -104,6 +143,7 @@ def _penalties_by_shape(module: nn.Module) -> Iterator[tuple[list[str], Tensor]]
     for (shape, n_groups, stride, dilation, _, device), convs in groups.items():
         with _full_precision(device):
             stack = torch.stack([conv.weight for conv in convs.values()])
+            stack = stack.to(torch.promote_types(stack.dtype, torch.float32))
             # Each group is a convolution of its own: (layers * groups, out / groups, in / groups, *kernel)
             stack = stack.reshape(-1, shape[0] // n_groups, *shape[1:])
             penalty = gram_penalty(stack, stride, dilation)

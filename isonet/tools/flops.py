@@ -3,7 +3,7 @@
 Forward passes are counted by ``torch.utils.flop_counter`` on the meta device, where tensors have shapes
 and no values: the operators that really run, without weights, data or a GPU. Convolutions and matrix
 products count; a FLOP is a multiplication or an addition, so that FLOPs = 2 x MACs. The backward pass of
-a product is two products of its size, of the first convolution one, since images need no gradient.
+a layer is two products of its size, of the first layer one, since images need no gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from yacs.config import CfgNode
 
 from isonet.config import image_size
@@ -70,7 +70,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
     batch_size = cfg.SOLVER.TRAIN_BATCH_SIZE
     image_gradient = _macs(lambda: model.stem.conv(image))  # the one product that the backward pass leaves out
     network_step = batch_size * (3 * macs - image_gradient)
-    penalty_step = 3 * penalty_macs if cfg.ISON.ORTHO_COEFF > 0 else 0
+    penalty_step = _macs(lambda: ortho_penalty(model), gradient=True) if cfg.ISON.ORTHO_COEFF > 0 else 0
     return FlopCount(
         input=list(image.shape[1:]),
         params=sum(p.numel() for p in model.parameters()),
@@ -152,8 +152,10 @@ def _published_penalty_macs(model: ISONet) -> int:
     return total
 
 
-def _macs(run: Callable[[], object]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def _macs(run: Callable[[], object], gradient: bool = False) -> int:
+    in_place = {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}  # torch knows the other form only
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    with torch.set_grad_enabled(gradient), counter:
         run()
     return counter.get_total_flops() // 2
 
