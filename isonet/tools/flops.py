@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
 from yacs.config import CfgNode
 
 from isonet.config import image_size
@@ -153,7 +153,7 @@ def _published_penalty_macs(model: ISONet) -> int:
 
 
 def _macs(run: Callable[[], object], gradient: bool = False) -> int:
-    in_place = {torch.ops.aten.baddbmm_: flop_registry[torch.ops.aten.baddbmm]}  # torch knows the other form only
+    in_place = {torch.ops.aten.baddbmm_: baddbmm_flop}  # torch knows the other form only
     counter = FlopCounterMode(display=False, custom_mapping=in_place)
     with torch.set_grad_enabled(gradient), counter:
         run()
