@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode, baddbmm_flop
+from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from isonet.config import image_size
@@ -153,11 +153,15 @@ def _published_penalty_macs(model: ISONet) -> int:
 
 
 def _macs(run: Callable[[], object], gradient: bool = False) -> int:
-    in_place = {torch.ops.aten.baddbmm_: baddbmm_flop}  # torch knows the other form only
-    counter = FlopCounterMode(display=False, custom_mapping=in_place)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _baddbmm_flops})
     with torch.set_grad_enabled(gradient), counter:
         run()
     return counter.get_total_flops() // 2
+
+
+def _baddbmm_flops(_target: torch.Size, a: torch.Size, b: torch.Size, **_: object) -> int:
+    """torch knows the product that is not in place only: (N, I, K) by (N, K, J)."""
+    return 2 * a.numel() * b[-1]
 
 
 def _row(name: str, shape: str, params: int, macs: int) -> tuple[str, ...]:
