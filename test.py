@@ -32,8 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    result = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-    report(result, args.json)
+    result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
+    report(result, path, args.json)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="go on after the last saved epoch: of this run, or of a checkpoint or run folder, "
         "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run of this name, e.g. after a false start")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the run of this name, e.g. after a false start"
+    )
     args = parser.parse_intermixed_args(argv)
     if args.resume in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint
         args.opts.insert(0, args.resume)

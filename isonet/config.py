@@ -181,7 +181,7 @@ def _literal(text: str) -> Any:
         raise ValueError(text) from None
 
 
-def _number(value: Any, wanted: type) -> int | float:
+def _number(value: Any, wanted: type) -> Any:
     if type(value) is wanted:
         return value
     if wanted is float and type(value) in (int, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,10 +23,10 @@ def delta_init_(module: nn.Module, orthogonal: bool = False) -> nn.Module:
     for _, conv in named_convs(module):
         if is_7x7_stem(conv):
             continue
-        centre = tuple(k // 2 for k in conv.kernel_size)
+        centre = int(np.ravel_multi_index([k // 2 for k in conv.kernel_size], conv.kernel_size))
         conv.weight.zero_()
         for kernel in conv.weight.chunk(conv.groups):  # (out / groups, in / groups, *kernel), a view
-            tap = kernel[(..., *centre)]
+            tap = kernel.flatten(2)[:, :, centre]
             tap.copy_(_random_orthogonal(tap) if orthogonal else torch.eye(*tap.shape))
         if conv.bias is not None:
             conv.bias.zero_()

@@ -47,7 +47,9 @@ def ortho_penalty(module: nn.Module) -> Tensor:
 
 def ortho_penalty_per_conv(module: nn.Module) -> dict[str, Tensor]:
     """The terms of ``ortho_penalty``: a scalar for each penalised convolution, in the network's order."""
-    terms = {name: term for names, total in _penalties_by_shape(module) for name, term in zip(names, total, strict=True)}
+    terms = {
+        name: term for names, total in _penalties_by_shape(module) for name, term in zip(names, total, strict=True)
+    }
     return {name: terms[name] for name, _ in penalised_convs(module)}
 
 

@@ -77,4 +77,6 @@ def find_checkpoint(cfg: CfgNode, ckpt: str) -> Path:
             if file.is_file():
                 return file
     places = " nor ".join(str(folder.path) for folder in candidates)
-    raise CheckpointError(f"no checkpoint {ckpt}: {places} is neither a file nor a folder that holds best.pt or latest.pt")
+    raise CheckpointError(
+        f"no checkpoint {ckpt}: {places} is neither a file nor a folder that holds best.pt or latest.pt"
+    )

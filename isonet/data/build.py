@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from isonet.config import image_size
-from isonet.data.memory import CropFlip, MemoryLoader
+from isonet.data.memory import Batch, CropFlip, MemoryLoader
 from isonet.data.sources import ImageSource, cifar, digits, image_folder
 from isonet.data.workers import WorkerLoader, decode_all
 from isonet.errors import DataError
@@ -45,7 +45,7 @@ class Loader(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __iter__(self): ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
 
 def build_loader(cfg: CfgNode, split: str, num_gpus: int = 1, classes: Sequence[str] | None = None) -> Loader:
@@ -89,8 +89,11 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
 
 def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation per channel, of pixels in [0, 1]."""
-    own = _DIGITS_STATS if cfg.DATASET.NAME == "digits" else _CIFAR_STATS if image_size(cfg) <= SMALL else _IMAGENET_STATS
-    return tuple(cfg.DATASET.MEAN) or own[0], tuple(cfg.DATASET.STD) or own[1]
+    if cfg.DATASET.NAME == "digits":
+        mean, std = _DIGITS_STATS
+    else:
+        mean, std = _CIFAR_STATS if image_size(cfg) <= SMALL else _IMAGENET_STATS
+    return tuple(cfg.DATASET.MEAN) or mean, tuple(cfg.DATASET.STD) or std
 
 
 def _num_workers(cfg: CfgNode) -> int:
@@ -120,4 +123,3 @@ def _image_transforms(size: int, augment: CropFlip | None) -> list:
     if augment:
         return [transforms.RandomResizedCrop(size), *flip]
     return [transforms.Resize(round(size * EVAL_RESIZE)), transforms.CenterCrop(size)]
-

@@ -87,4 +87,3 @@ class MemoryLoader:
     def _normalise(self, images: Tensor) -> Tensor:
         scaled = images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
         return scaled.permute(0, 3, 1, 2).contiguous()
-

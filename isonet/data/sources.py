@@ -20,8 +20,11 @@ from isonet.errors import DataError
 class ImageSource(Protocol):
     """Labelled images, read by index."""
 
-    classes: Sequence[str]
-    labels: Sequence[int]
+    @property
+    def classes(self) -> Sequence[str]: ...
+
+    @property
+    def labels(self) -> Sequence[int]: ...
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB; ``DataError`` if it cannot be read."""
@@ -75,7 +78,9 @@ def cifar(name: str, root: Path, split: str, download: bool) -> ArraySource:
     try:
         data = dataset(str(root), train=split == "train", download=download)
     except OSError as error:  # no network, no space, no permission
-        raise DataError(f"{name}: cannot be fetched into {root} ({error}). By hand: get {dataset.url} and {place}") from None
+        raise DataError(
+            f"{name}: cannot be fetched into {root} ({error}). By hand: get {dataset.url} and {place}"
+        ) from None
     except RuntimeError as error:
         hint = f"{place}, or let it be fetched with the override DATASET.DOWNLOAD True"
         raise DataError(f"{name} is missing or damaged under {root} ({error}): {hint}") from None
@@ -90,7 +95,9 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     """
     folder = root / split
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)")
+        raise DataError(
+            f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
+        )
     found = _subfolders(folder)
     if not found:
         raise DataError(f"{folder}: holds no class folders; images belong at {folder}/<class>/")
@@ -98,7 +105,8 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
         classes = _subfolders(root / "train") if (root / "train").is_dir() else found
     if strangers := sorted(set(found) - set(classes)):
         raise DataError(
-            f"{folder / strangers[0]}: not one of the {len(classes)} classes of the training set ({', '.join(classes[:3])}, ...)"
+            f"{folder / strangers[0]}: not one of the {len(classes)} classes of the training set, "
+            f"which begin with {', '.join(classes[:3])}"
         )
 
     paths: list[Path] = []
@@ -106,7 +114,9 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     for name in found:
         images = _images_below(folder / name)
         if not images:
-            raise DataError(f"{folder / name}: the class holds no image ({', '.join(IMG_EXTENSIONS)}); fill or remove it")
+            raise DataError(
+                f"{folder / name}: the class holds no image ({', '.join(IMG_EXTENSIONS)}); fill or remove it"
+            )
         paths += images
         labels += [classes.index(name)] * len(images)
     return FolderSource(paths, labels, classes)

@@ -16,7 +16,6 @@ from isonet.data.random_streams import EpochSampler, stream_seed
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
 
-
 _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have started
 
 
@@ -84,8 +83,7 @@ class WorkerLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, labels in _unless_failed(self._batches):
-            yield images, labels
+        return _unless_failed(self._batches)
 
 
 class _Pixels(Dataset):

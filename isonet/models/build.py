@@ -8,13 +8,13 @@ from yacs.config import CfgNode
 from isonet.config import image_size
 from isonet.errors import ConfigError
 from isonet.init import delta_init_, normal_init_
-from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock
+from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
 from isonet.models.isonet import Architecture, ISONet
 from isonet.models.layers import LayerFactory
 
 CIFAR_MAX_SIZE = 64  # pixels; larger images get the ImageNet network
 
-TRANSFORMS = {"basic_transform": BasicTransform, "bottleneck_transform": BottleneckTransform}
+TRANSFORMS: dict[str, Transform] = {"basic_transform": BasicTransform, "bottleneck_transform": BottleneckTransform}
 EXPANSION = {"basic_transform": 1, "bottleneck_transform": 4}  # a stage's width over that of its 3x3 convs
 IMAGENET_DEPTHS = {
     "basic_transform": {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},

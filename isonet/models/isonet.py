@@ -39,6 +39,15 @@ class Head(nn.Module):
         return self.fc(self.dropout(self.avg_pool(x).flatten(1)))
 
 
+def make_stage(
+    w_in: int, w_out: int, depth: int, stride: int, transform: Transform, layers: LayerFactory
+) -> nn.Sequential:
+    """Blocks ``b1`` to ``b<depth>``, the first with the stride and the change of width."""
+    first = ResBlock(w_in, w_out, stride, transform, layers)
+    rest = [ResBlock(w_out, w_out, 1, transform, layers) for _ in range(depth - 1)]
+    return nn.Sequential(OrderedDict((f"b{i}", block) for i, block in enumerate([first, *rest], start=1)))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The shape of a network: the blocks' branch, and blocks and output channels of each stage."""
@@ -63,12 +72,7 @@ class ISONet(nn.Module):
         self.stage_names = [f"s{i}" for i in range(1, len(arch.depths) + 1)]
         w_in = arch.stem_width
         for name, depth, w_out in zip(self.stage_names, arch.depths, arch.widths, strict=True):
-            blocks = OrderedDict(
-                (f"b{i}", ResBlock(w_in if i == 1 else w_out, w_out, 2 if i == 1 and name != "s1" else 1,
-                                   arch.transform, layers))
-                for i in range(1, depth + 1)
-            )  # fmt: skip
-            self.add_module(name, nn.Sequential(blocks))
+            self.add_module(name, make_stage(w_in, w_out, depth, 1 if name == "s1" else 2, arch.transform, layers))
             w_in = w_out
         self.head = Head(w_in, num_classes, dropout)
 

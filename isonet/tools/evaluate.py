@@ -24,8 +24,8 @@ log = logging.getLogger("isonet")
 
 def evaluate_checkpoint(
     ckpt: str, cfg_path: str | None = None, gpus: str | None = None, opts: Sequence[Any] = ()
-) -> Evaluation:
-    """Accuracy of a checkpoint on the validation images of its config's data set.
+) -> tuple[Evaluation, Path]:
+    """Accuracy of a checkpoint on the validation images of its config's data set, and the file it came from.
 
     ckpt: a file, a run folder, or the name of a run of the config.
     cfg_path: a config file; None: the config that the checkpoint carries.
@@ -42,13 +42,13 @@ def evaluate_checkpoint(
     classes = state.get("classes")
     loader = build_loader(cfg, "val", len(devices), classes if isinstance(classes, list) else None)
     log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
-    return evaluate(spread(model, devices), loader, devices[0])
+    return evaluate(spread(model, devices), loader, devices[0]), path
 
 
-def report(result: Evaluation, json_file: str | None = None) -> None:
+def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
     """Print the figures and, where asked, write them as JSON."""
-    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f", result.top1, result.top5, result.loss)
     log.info("%d images, %.0f images/s", result.images, result.images_per_second)
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
     if json_file:
         try:
             Path(json_file).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ a layer is two products of its size, of the first layer one, since images need n
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import Counter
@@ -93,7 +94,9 @@ def format_table(count: FlopCount) -> str:
     rows.append(_row("total", "", count.params, count.macs))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
         for row in rows
     ]
     rule = "-" * len(lines[0])
@@ -103,8 +106,8 @@ def format_table(count: FlopCount) -> str:
             lines[0], rule, *lines[1:-1], rule, lines[-1], "",
             f"penalty, one evaluation: {count.penalty_macs:,} MACs "
             f"(as a padded convolution, the published way: {count.penalty_macs_published:,})",
-            f"training step, {count.batch_size} images, forward and backward: network {count.network_step_macs:,} MACs, "
-            f"penalty {count.penalty_step_macs:,} MACs",
+            f"training step, {count.batch_size} images, forward and backward: "
+            f"network {count.network_step_macs:,} MACs, penalty {count.penalty_step_macs:,} MACs",
             f"share of the penalty in the step: {100 * count.penalty_share:.1f} %",
         ]
     )  # fmt: skip
@@ -148,7 +151,7 @@ def _published_penalty_macs(model: ISONet) -> int:
         wide, narrow = max(shape[:2]), min(shape[:2])
         weight = torch.empty(narrow, wide, *shape[2:], device="meta")
         padding = [k - 1 for k in shape[2:]]
-        total += layers * _macs(lambda w=weight, s=stride, p=padding: F.conv2d(w, w, stride=s, padding=p))
+        total += layers * _macs(functools.partial(F.conv2d, weight, weight, stride=stride, padding=padding))
     return total
 
 
@@ -164,5 +167,5 @@ def _baddbmm_flops(_target: torch.Size, a: torch.Size, b: torch.Size, **_: objec
     return 2 * a.numel() * b[-1]
 
 
-def _row(name: str, shape: str, params: int, macs: int) -> tuple[str, ...]:
+def _row(name: str, shape: str, params: int, macs: int) -> tuple[str, str, str, str, str]:
     return name, shape, f"{params:,}", f"{macs:,}", f"{2 * macs:,}"

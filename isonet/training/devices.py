@@ -25,7 +25,9 @@ def pick_devices(gpus: str | None) -> list[torch.device]:
     ids = list(range(visible)) if gpus is None else parse_gpu_ids(gpus)
     if visible == 0:
         if gpus is not None:
-            log.warning("no CUDA device is visible: --gpus %s is ignored and the CPU is used as if it were one GPU", gpus)
+            log.warning(
+                "no CUDA device is visible: --gpus %s is ignored and the CPU is used as if it were one GPU", gpus
+            )
         return [torch.device("cpu")]
     if missing := [i for i in ids if i >= visible]:
         raise DeviceError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from isonet.training.step import EpochSums, train_step
 
 
-class NonFiniteLoss(Exception):
+class NonFiniteLossError(Exception):
     """The loss of ``step``, counted from 1, was infinite or not a number."""
 
     def __init__(self, step: int) -> None:
@@ -50,7 +50,7 @@ def train_epoch(
     """Train on every batch once; returns the means over the epoch, its speed, and the seconds spent waiting for data.
 
     ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as well.
-    Raises ``NonFiniteLoss`` at the first such look, or at the end, after a loss that was not finite.
+    Raises ``NonFiniteLossError`` at the first such look, or at the end, after a loss that was not finite.
     """
     model.train()
     sums = EpochSums(device)
@@ -72,5 +72,5 @@ def train_epoch(
 def _finite_means(sums: EpochSums) -> dict[str, float]:
     means = sums.read()
     if bad_step := means.pop("bad_step"):
-        raise NonFiniteLoss(int(bad_step))
+        raise NonFiniteLossError(int(bad_step))
     return means

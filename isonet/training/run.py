@@ -18,7 +18,7 @@ from isonet.errors import CheckpointError, NonFiniteError
 from isonet.models import build_model
 from isonet.run_folder import RunFolder, run_folder
 from isonet.training.devices import describe, pick_devices, seed_everything, spread
-from isonet.training.epoch import NonFiniteLoss, train_epoch
+from isonet.training.epoch import NonFiniteLossError, train_epoch
 from isonet.training.evaluate import evaluate
 from isonet.training.log import EpochDisplay, log_to_file, versions
 from isonet.training.optim import build_optimizer, set_learning_rate
@@ -116,7 +116,7 @@ class _Run:
                 self.forward, self.model, self.optimizer, self.train_loader, device,
                 cfg.ISON.ORTHO_COEFF, cfg.RUNTIME.LOG_EVERY, on_step,
             )  # fmt: skip
-        except NonFiniteLoss as error:
+        except NonFiniteLossError as error:
             raise NonFiniteError(self._non_finite_message(epoch, error.step, rate)) from None
         finally:
             display.close()
@@ -142,7 +142,9 @@ class _Run:
             file.write(json.dumps(row) + "\n")
 
     def _non_finite_message(self, epoch: int, step: int, rate: float) -> str:
-        safe = f"the last good checkpoint is {self.folder.latest}" if self.folder.latest.exists() else "nothing was saved"
+        safe = (
+            f"the last good checkpoint is {self.folder.latest}" if self.folder.latest.exists() else "nothing was saved"
+        )
         return (
             f"the loss is not finite in epoch {epoch}, step {step}, at a rate of {rate:g}; {safe}. "
             "Try a lower SOLVER.BASE_LR, SOLVER.WARMUP True, or another ISON.ORTHO_COEFF"

@@ -17,7 +17,10 @@ from isonet.checkpoint import load_state, read_checkpoint, weights_of
 from isonet.config import flat, parse_cfg
 from isonet.errors import CheckpointError
 
-_MAY_DIFFER = {"OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "RUNTIME.LOG_EVERY"}
+# Keys that a resumed run may change without becoming another run
+_MAY_DIFFER = {
+    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "RUNTIME.LOG_EVERY", "SOLVER.MAX_EPOCHS",
+}  # fmt: skip
 
 
 @dataclass
@@ -81,10 +84,10 @@ def changed_keys(path: Path, cfg: CfgNode) -> list[str]:
 
 
 def _random_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "python": random.getstate(),
-        "numpy": (kind, keys.tolist(), position, has_gauss, gauss),
+        "numpy": (kind, np.asarray(keys).tolist(), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

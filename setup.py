@@ -1,0 +1,27 @@
+"""ISONet as a package: ``pip install -e .``, with extras such as ``pip install -e '.[dev]'``."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="isonet",
+    version="0.1.0",
+    description="Deep isometric networks: ConvNets that train without normalisation and without shortcuts",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["isonet", "isonet.*"]),
+    package_data={"isonet": ["py.typed"], "isonet.data": ["digits/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "yacs>=0.1.8",
+        "numpy>=1.24",
+        "tqdm>=4.64",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13"],
+    },
+)

@@ -1,0 +1,87 @@
+"""Fixtures: reference figures, real images, and a script run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from isonet import build_model, load_cfg
+
+REPO = Path(__file__).parent.parent
+REFERENCE = Path(__file__).parent / "reference"
+SHARED_DATA = REPO.parent / "shared" / "data"
+NUMERICS = json.loads((REFERENCE / "numerics.json").read_text())
+
+# The smallest network (6n+2 with n = 1) on the digits that the package ships: a run takes seconds
+TINY = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "SOLVER.MAX_EPOCHS", 1]
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks():
+    """Logging handlers and determinism of a run inside the test process do not reach the next test."""
+    yield
+    log = logging.getLogger("isonet")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    log.propagate = True
+    torch.use_deterministic_algorithms(False)
+
+
+def options(config: dict[str, object]) -> list[object]:
+    """A record's config as KEY VALUE pairs."""
+    return [item for pair in config.items() for item in pair]
+
+
+def reference_model(name: str) -> nn.Module:
+    """The network of a record with the weights that the record was made with."""
+    torch.manual_seed(0)
+    model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
+    fill(model)
+    return model
+
+
+@torch.no_grad()
+def fill(model: nn.Module) -> None:
+    """Overwrite every parameter by the rules of the reference figures."""
+    for j, (name, parameter) in enumerate(model.named_parameters()):
+        shape = tuple(parameter.shape)
+        z = np.random.RandomState(1000 + j).standard_normal(shape)
+        if "srelu" in name:
+            z = -1 + 0.1 * z
+        elif "shared" in name:
+            z = 0.5 + 0.1 * z
+        elif len(shape) == 4:
+            z = z / math.sqrt(math.prod(shape[1:]))
+        elif name.endswith("fc.weight"):
+            z = z / math.sqrt(shape[1])
+        elif len(shape) == 1 and "bn" in name and name.endswith("weight"):
+            z = 1 + 0.1 * z
+        else:
+            z = 0.1 * z
+        parameter.copy_(torch.from_numpy(z.astype(np.float32)))
+
+
+def reference_batch(name: str) -> tuple[Tensor, Tensor]:
+    record = NUMERICS[name]
+    images = np.random.RandomState(1000 + 9001).standard_normal(record["input_shape"]).astype(np.float32)
+    labels = np.random.RandomState(1000 + 9002).randint(0, record["num_classes"], 4)
+    return torch.from_numpy(images), torch.from_numpy(labels)
+
+
+def run_script(script: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project from ``cwd`` as a user does."""
+    command = [sys.executable, str(REPO / script), *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPO), **env}, capture_output=True, text=True, timeout=300
+    )

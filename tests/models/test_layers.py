@@ -1,0 +1,59 @@
+"""SReLU and the residual multiplier against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from isonet import SReLU
+from isonet.models import ResMultiplier
+from isonet.models.layers import LayerFactory
+
+
+def test_srelu_is_the_maximum_with_the_shift():
+    layer = SReLU(2)
+    x = torch.tensor([-3.0, -1.0, -0.5, 2.0]).reshape(1, 2, 1, 2)
+    assert layer(x).flatten().tolist() == [-1.0, -1.0, -0.5, 2.0]
+
+
+def test_a_tie_gives_its_gradient_to_the_shift():
+    layer = SReLU(1)
+    x = torch.tensor([-2.0, -1.0, 0.0], requires_grad=True)  # below, at, and above the shift
+    layer(x.reshape(1, 1, 1, 3)).backward(torch.tensor([1.0, 10.0, 100.0]).reshape(1, 1, 1, 3))
+    assert x.grad.tolist() == [0.0, 0.0, 100.0]
+    assert layer.srelu_bias.grad.item() == 11.0
+
+
+def test_srelu_gradient_against_finite_differences():
+    layer = SReLU(3).double()
+    x = torch.randn(2, 3, 4, 4, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, b: torch.func.functional_call(layer, {"srelu_bias": b}, (x,)),
+                                    (x, layer.srelu_bias))  # fmt: skip
+
+
+def test_srelu_is_the_same_without_gradients():
+    layer = SReLU(3)
+    x = torch.randn(4, 3, 5, 5).round(decimals=1)  # with ties
+    with torch.no_grad():
+        expected = layer(x)
+    assert torch.equal(layer(x), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_srelu_lets_nan_through(grad):
+    with torch.set_grad_enabled(grad):
+        assert SReLU(1)(torch.full((1, 1, 1, 1), float("nan"))).isnan().all()
+
+
+def test_srelu_keeps_the_type_of_its_input():
+    assert SReLU(1)(torch.zeros(1, 1, 1, 1, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+
+def test_multiplier_scales():
+    assert ResMultiplier(0.25)(torch.tensor([4.0])).item() == 1.0
+
+
+@pytest.mark.parametrize(("srelu", "batch_norm", "bias"), [(1, 0, False), (0, 1, False), (1, 1, False), (0, 0, True)])
+def test_convs_have_a_bias_only_with_plain_relu_and_no_batch_norm(srelu, batch_norm, bias):
+    layers = LayerFactory(batch_norm=bool(batch_norm), srelu=bool(srelu))
+    assert (layers.conv(3, 4, 3).bias is not None) == bias

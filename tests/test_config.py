@@ -1,0 +1,153 @@
+"""The config tree: the published YAML loads, mistakes are explained."""
+
+from __future__ import annotations
+
+import pytest
+
+from conftest import REPO
+from isonet import build_model, load_cfg
+from isonet.config import default_cfg, flat, image_size
+from isonet.errors import ConfigError
+
+PUBLISHED = """\
+DATASET:
+  ROOT: '/data/imagenet'
+  NAME: 'ILSVRC2012'
+  NUM_CLASSES: 1000
+  NUM_WORKERS: 8
+SOLVER:
+  BASE_LR: 0.01
+  LR_MILESTONES: [30, 60, 90]
+  LR_GAMMA: 0.1
+  WEIGHT_DECAY: 1e-4
+  MOMENTUM: 0.9
+  DAMPENING: False
+  NESTEROV: False
+  TRAIN_BATCH_SIZE: 128
+  TEST_BATCH_SIZE: 200
+  MAX_EPOCHS: 100
+  WARMUP: True
+  WARMUP_EPOCH: 5
+  WARMUP_FACTOR: 0.2
+ISON:
+  DEPTH: 18
+  ORTHO_COEFF: 1e-4
+  HAS_BN: False
+  HAS_ST: False
+  SReLU: True
+  DIRAC_INIT: True
+  HAS_RES_MULTIPLIER: False
+  RES_MULTIPLIER: 1.0
+  DROPOUT: True
+  DROPOUT_RATE: 0.1
+  TRANS_FUN: 'basic_transform'
+OUTPUT_DIR: './outputs/cls'
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def _write(text, name="some.yaml"):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return _write
+
+
+def test_a_published_yaml_loads_unchanged(write):
+    cfg = load_cfg(write(PUBLISHED))
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.ISON.ORTHO_COEFF == 1e-4  # which YAML reads as text
+    assert cfg.SOLVER.LR_MILESTONES == [30, 60, 90]
+    assert cfg.DATASET.ROOT == "/data/imagenet"
+
+
+def test_the_defaults_are_the_published_ones():
+    cfg = flat(load_cfg())
+    published = {
+        "SOLVER.BASE_LR": 0.05, "SOLVER.WEIGHT_DECAY": 1e-4, "SOLVER.MOMENTUM": 0.9, "SOLVER.MAX_EPOCHS": 100,
+        "ISON.DEPTH": 34, "ISON.ORTHO_COEFF": 1e-4, "ISON.SReLU": True, "ISON.HAS_BN": False,
+        "DATASET.NAME": "ILSVRC2012", "OUTPUT_DIR": "./outputs/cls",
+    }  # fmt: skip
+    assert {key: cfg[key] for key in published} == published
+
+
+def test_overrides_win_over_the_file_and_take_text_or_values(write):
+    path = write("ISON:\n  DEPTH: 18\n  DROPOUT: True\n")
+    cfg = load_cfg(path, ["ISON.DROPOUT", "False", "SOLVER.BASE_LR", "1e-2", "SOLVER.LR_MILESTONES", "[1, 2]"])
+    assert (cfg.ISON.DEPTH, cfg.ISON.DROPOUT, cfg.SOLVER.BASE_LR) == (18, False, 0.01)
+    assert cfg.SOLVER.LR_MILESTONES == [1, 2]
+    cfg = load_cfg(None, ["ISON.DROPOUT", "true", "SOLVER.BASE_LR", 1, "DATASET.NAME", "2024", "SOLVER.LR_MILESTONES", (3,)])
+    assert (cfg.ISON.DROPOUT, cfg.DATASET.NAME, cfg.SOLVER.LR_MILESTONES) == (True, "2024", [3])
+    assert isinstance(cfg.SOLVER.BASE_LR, float)
+
+
+def test_a_config_is_frozen_and_not_shared():
+    cfg = load_cfg()
+    with pytest.raises(AttributeError):
+        cfg.ISON.DEPTH = 18
+    assert default_cfg().ISON is not default_cfg().ISON
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["SOLVER.BASE_RL", 0.1], ["SOLVER.BASE_RL", "did you mean SOLVER.BASE_LR"]),
+        (["SOLVER", 3], ["unknown key SOLVER"]),
+        (["ISON.DEPTH"], ["'ISON.DEPTH' has no value"]),
+        (["ISON.DEPTH", "deep"], ["ISON.DEPTH", "a whole number", "'deep'"]),
+        (["ISON.DEPTH", 20.5], ["a whole number"]),
+        (["ISON.DEPTH", True], ["a whole number"]),
+        (["ISON.HAS_BN", 1], ["True or False"]),
+        (["SOLVER.BASE_LR", "fast"], ["a number"]),
+        (["SOLVER.BASE_LR", -0.1], ["between 0", "-0.1"]),
+        (["SOLVER.BASE_LR", "nan"], ["SOLVER.BASE_LR"]),
+        (["SOLVER.LR_MILESTONES", 30], ["a list of int"]),
+        (["SOLVER.LR_MILESTONES", "[30, 10]"], ["rising order"]),
+        (["SOLVER.TRAIN_BATCH_SIZE", 0], ["at least 1"]),
+        (["ISON.DROPOUT_RATE", 1.5], ["ISON.DROPOUT_RATE"]),
+        (["ISON.DIRAC_INIT", False, "ISON.DELTA_ORTHOGONAL", True], ["ISON.DIRAC_INIT True"]),
+        (["ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0], ["ISON.HAS_ST"]),
+        (["SOLVER.NESTEROV", True, "SOLVER.MOMENTUM", 0], ["SOLVER.MOMENTUM above 0"]),
+        (["DATASET.STD", "[0.2, 0.2]"], ["three values"]),
+        (["DATASET.STD", "[0.2, 0.2, 0]"], ["above 0"]),
+        (["DATASET.NAME", "../secret"], ["one folder"]),
+    ],
+)
+def test_a_wrong_value_is_explained(opts, words):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(None, opts)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.yaml", "ISON: [", ["not valid YAML"]),
+        ("a.yaml", "- 1\n- 2\n", ["expected KEY: VALUE", "list"]),
+        ("a.yaml", b"ISON:\n  DEPTH: \xff\xfe\n", ["UTF-8"]),
+        ("a.yaml", "ISON: !!python/object/apply:os.system ['true']\n", ["not valid YAML"]),
+        ("a.yaml", "ISON:\n  DETPH: 18\n", ["a.yaml", "ISON.DETPH", "ISON.DEPTH"]),
+        ("a.py", "raise SystemExit('executed')\n", ["never executed"]),
+    ],
+)
+def test_a_wrong_file_is_explained(write, name, content, words):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(write(content, name))
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_a_missing_file_suggests_its_neighbour():
+    with pytest.raises(ConfigError, match=r"cifar10_ISO11.yaml: no such config file; did you mean .*cifar10_ISO110.yaml"):
+        load_cfg(REPO / "configs" / "cifar10_ISO11.yaml")
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert flat(load_cfg(write("# nothing\n"))) == flat(load_cfg())
+
+
+def test_image_size():
+    assert image_size(load_cfg()) == 224
+    assert image_size(load_cfg(None, ["DATASET.NAME", "CIFAR10"])) == 32
+    assert image_size(load_cfg(None, ["DATASET.NAME", "self", "DATASET.IMAGE_SIZE", 48])) == 48
+    assert build_model(load_cfg(REPO / "configs/self_ISO29.yaml")).stem.conv.kernel_size == (3, 3)

@@ -1,0 +1,63 @@
+"""Initialisation of any module's convolutions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from isonet import delta_init_
+from isonet.init import normal_init_
+
+
+@pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
+def test_delta_passes_the_signal_unchanged(conv):
+    layer = delta_init_(conv(4, 4, 3, padding=1))
+    x = torch.randn(2, 4, *[5] * (layer.weight.ndim - 2))
+    torch.testing.assert_close(layer(x), x)
+
+
+@pytest.mark.parametrize(("w_in", "w_out"), [(3, 8), (8, 3)])
+def test_a_rectangular_delta_passes_the_first_channels(w_in, w_out):
+    layer = delta_init_(nn.Conv2d(w_in, w_out, (3, 5), padding=(1, 2)))
+    x = torch.randn(2, w_in, 6, 6)
+    y = layer(x)
+    torch.testing.assert_close(y[:, :3], x[:, :3])
+    assert y[:, 3:].count_nonzero() == 0
+
+
+def test_groups_are_convolutions_of_their_own():
+    layer = delta_init_(nn.Conv2d(6, 6, 3, padding=1, groups=3))
+    x = torch.randn(1, 6, 4, 4)
+    torch.testing.assert_close(layer(x), x)
+
+
+@pytest.mark.parametrize(("w_in", "w_out"), [(6, 6), (4, 8), (8, 4)])
+def test_delta_orthogonal_has_orthonormal_rows_or_columns(w_in, w_out):
+    torch.manual_seed(0)
+    layer = delta_init_(nn.Conv2d(w_in, w_out, 3), orthogonal=True)
+    tap = layer.weight[:, :, 1, 1]
+    gram = tap @ tap.T if w_out <= w_in else tap.T @ tap
+    torch.testing.assert_close(gram, torch.eye(min(w_in, w_out)), atol=1e-6, rtol=0)
+    assert layer.weight.count_nonzero() == tap.numel()
+
+
+def test_the_7x7_stem_is_left_alone():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 64, 7)
+    before = layer.weight.clone()
+    assert torch.equal(delta_init_(layer).weight, before)
+
+
+def test_normal_has_the_fan_out_variance_and_no_bias():
+    torch.manual_seed(0)
+    layer = normal_init_(nn.Conv2d(64, 128, 3))
+    assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+    assert layer.bias.count_nonzero() == 0
+
+
+def test_transposed_convolutions_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"^1 is a ConvTranspose2d"):
+        delta_init_(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)))
