@@ -35,7 +35,8 @@ def _no_leaks():
         log.removeHandler(handler)
         handler.close()
     log.propagate = True
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(False)
 
 
 def options(config: dict[str, object]) -> list[object]:

@@ -1,0 +1,151 @@
+"""Batches: exact cases of crop and flip, agreement with torchvision, seeds and workers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from conftest import SHARED_DATA
+from isonet import load_cfg
+from isonet.data import build_loader
+from isonet.data.memory import CropFlip, MemoryLoader
+
+PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1), "shuffle": False, "seed": 0}
+
+
+def loader(images, augment=None, batch_size=4, **changes):
+    labels = list(range(len(images)))
+    return MemoryLoader(images, labels, labels, batch_size, augment=augment, **{**PLAIN, **changes})
+
+
+def random_images(n, size=8):
+    return torch.randint(0, 256, (n, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_batches_cover_every_image_once_with_its_label():
+    images = random_images(10)
+    batches = list(loader(images, shuffle=True))
+    assert [len(labels) for _, labels in batches] == [4, 4, 2]
+    labels = torch.cat([labels for _, labels in batches])
+    assert sorted(labels.tolist()) == list(range(10))
+    pixels = torch.cat([x for x, _ in batches])
+    torch.testing.assert_close(pixels, images[labels].permute(0, 3, 1, 2) / 255)
+
+
+def test_normalisation_is_that_of_torchvision():
+    images, mean, std = random_images(3), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    ((batch, _),) = loader(images, mean=mean, std=std)
+    reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
+    expected = torch.stack([reference(Image.fromarray(image.numpy())) for image in images])
+    torch.testing.assert_close(batch, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_every_crop_and_flip_is_one_that_torchvision_can_draw_and_all_occur():
+    """An image of distinct pixels shows its crop: all (2p+1)^2 corners, flipped or not, and each about as often."""
+    image = random_images(1, size=6)
+    padded = torch.nn.functional.pad(image[0].permute(2, 0, 1), (1, 1, 1, 1)) / 255
+    possible = {}
+    for top in range(3):
+        for left in range(3):
+            crop = padded[:, top : top + 6, left : left + 6]
+            possible[crop.numpy().tobytes()] = (top, left, 0)
+            possible[crop.flip(2).contiguous().numpy().tobytes()] = (top, left, 1)
+    assert len(possible) == 18
+    many = loader(image.expand(1800, -1, -1, -1), CropFlip(padding=1, flip=True), batch_size=600)
+    counts = dict.fromkeys(possible.values(), 0)
+    for batch, _ in many:
+        for x in batch:
+            counts[possible[x.contiguous().numpy().tobytes()]] += 1
+    assert all(60 < n < 140 for n in counts.values()), counts  # 100 expected, standard deviation below 10
+
+
+def test_augmentation_follows_from_seed_epoch_and_image_alone():
+    images = random_images(9)
+
+    def epoch(number, **changes):
+        augmented = loader(images, CropFlip(padding=2, flip=True), **changes)
+        augmented.set_epoch(number)
+        pairs = [(label.item(), x) for batch, labels in augmented for x, label in zip(batch, labels, strict=True)]
+        return torch.stack([x for _, x in sorted(pairs, key=lambda pair: pair[0])])
+
+    first = epoch(1)
+    assert torch.equal(first, epoch(1, shuffle=True, batch_size=2))
+    assert not torch.equal(first, epoch(2))
+    assert not torch.equal(first, epoch(1, seed=1))
+
+
+def test_digits_are_never_flipped():
+    train = build_loader(load_cfg(None, ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10]), "train")
+    assert train.augment == CropFlip(padding=1, flip=False)
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Eight pictures of 80 x 60 pixels in two classes."""
+    for i, image in enumerate(torch.randint(0, 256, (8, 60, 80, 3), dtype=torch.uint8)):
+        folder = tmp_path / "mine" / ("train" if i % 2 else "val") / f"class{i % 4 // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(folder / f"{i}.png")
+    return ["DATASET.ROOT", str(tmp_path), "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2]
+
+
+def test_workers_do_not_change_what_a_seed_gives(photographs):
+    def epochs(workers, *opts):
+        sizes = ["DATASET.IMAGE_SIZE", 96, "SOLVER.TRAIN_BATCH_SIZE", 3]
+        batches = build_loader(load_cfg(None, [*photographs, *sizes, "DATASET.NUM_WORKERS", workers, *opts]), "train")
+        found = []
+        for epoch in (1, 2):
+            batches.set_epoch(epoch)
+            torch.manual_seed(epoch + workers)  # what else happens in the process does not matter
+            found.append(torch.cat([x for x, _ in batches]))
+        return found
+
+    alone, shared = epochs(0), epochs(2)
+    assert torch.equal(alone[0], shared[0])
+    assert torch.equal(alone[1], shared[1])
+    assert not torch.equal(alone[0], alone[1])
+    assert not torch.equal(alone[0], epochs(0, "RUNTIME.SEED", 1)[0])
+
+
+def test_loading_leaves_the_random_state_of_training_alone(photographs):
+    batches = build_loader(load_cfg(None, [*photographs, "DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 96]), "train")
+    before = torch.get_rng_state()
+    list(batches)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_resizes_and_cuts_the_centre(photographs):
+    cfg = load_cfg(None, [*photographs, "DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 224])
+    batches = build_loader(cfg, "val")
+    ((images, _),) = batches
+    reference = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    source = batches._batches.dataset.source
+    torch.testing.assert_close(images[0], reference(Image.open(source.paths[0])))
+
+
+def test_small_images_of_a_folder_are_resized_once_and_kept(photographs):
+    cfg = load_cfg(None, [*photographs, "DATASET.IMAGE_SIZE", 32])
+    batches = build_loader(cfg, "val")
+    assert isinstance(batches, MemoryLoader)
+    assert batches.images.shape == (4, 32, 32, 3)
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")
+def test_real_photographs(tmp_path):
+    import tarfile
+
+    with tarfile.open(SHARED_DATA / "imagenet-sample-val.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    opts = ["DATASET.ROOT", str(tmp_path), "DATASET.NUM_WORKERS", 2, "SOLVER.TEST_BATCH_SIZE", 64]
+    batches = build_loader(load_cfg(None, opts), "val")
+    shapes = [tuple(images.shape) for images, _ in batches]
+    assert shapes == [(64, 3, 224, 224)] * 3 + [(8, 3, 224, 224)]
