@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 
 EXIT_USER_ERROR = 2
@@ -43,7 +44,7 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
         main(args)
     except UserError as error:
         if args.debug:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:

@@ -84,5 +84,10 @@ def run_script(script: str, *args: object, cwd: Path, **env: str) -> subprocess.
     """Run a script of the project from ``cwd`` as a user does."""
     command = [sys.executable, str(REPO / script), *map(str, args)]
     return subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(REPO), **env}, capture_output=True, text=True, timeout=300
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(REPO), **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )

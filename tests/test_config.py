@@ -77,7 +77,9 @@ def test_overrides_win_over_the_file_and_take_text_or_values(write):
     cfg = load_cfg(path, ["ISON.DROPOUT", "False", "SOLVER.BASE_LR", "1e-2", "SOLVER.LR_MILESTONES", "[1, 2]"])
     assert (cfg.ISON.DEPTH, cfg.ISON.DROPOUT, cfg.SOLVER.BASE_LR) == (18, False, 0.01)
     assert cfg.SOLVER.LR_MILESTONES == [1, 2]
-    cfg = load_cfg(None, ["ISON.DROPOUT", "true", "SOLVER.BASE_LR", 1, "DATASET.NAME", "2024", "SOLVER.LR_MILESTONES", (3,)])
+    cfg = load_cfg(
+        None, ["ISON.DROPOUT", "true", "SOLVER.BASE_LR", 1, "DATASET.NAME", "2024", "SOLVER.LR_MILESTONES", (3,)]
+    )
     assert (cfg.ISON.DROPOUT, cfg.DATASET.NAME, cfg.SOLVER.LR_MILESTONES) == (True, "2024", [3])
     assert isinstance(cfg.SOLVER.BASE_LR, float)
 
@@ -138,7 +140,9 @@ def test_a_wrong_file_is_explained(write, name, content, words):
 
 
 def test_a_missing_file_suggests_its_neighbour():
-    with pytest.raises(ConfigError, match=r"cifar10_ISO11.yaml: no such config file; did you mean .*cifar10_ISO110.yaml"):
+    with pytest.raises(
+        ConfigError, match=r"cifar10_ISO11.yaml: no such config file; did you mean .*cifar10_ISO110.yaml"
+    ):
         load_cfg(REPO / "configs" / "cifar10_ISO11.yaml")
 
 

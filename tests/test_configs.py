@@ -26,7 +26,12 @@ def test_the_network_runs(path):
 def test_the_promised_configs_are_there():
     imagenet = {f"IN1k-{kind}{depth}" for kind in ("ISO", "RISO") for depth in (18, 34, 50, 101)}
     cifar = {f"cifar{n}_{net}" for n in (10, 100) for net in ("ISO29", "ISO56", "ISO110", "RISO56", "RISO110", "RES56")}
-    assert {path.stem for path in CONFIGS} >= imagenet | cifar | {"self_ISO29", "digits_ISO20", "IN1k-RES18", "IN1k-RES50"}
+    assert {path.stem for path in CONFIGS} >= imagenet | cifar | {
+        "self_ISO29",
+        "digits_ISO20",
+        "IN1k-RES18",
+        "IN1k-RES50",
+    }
 
 
 @pytest.mark.parametrize(

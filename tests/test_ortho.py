@@ -37,7 +37,12 @@ def dense_penalty(conv: nn.Module) -> float:
     """1/2 || A A^T - I ||^2 per output position; A is made of the transposed kernel where it has fewer inputs."""
     if conv.in_channels < conv.out_channels:
         swapped = type(conv)(
-            conv.out_channels, conv.in_channels, conv.kernel_size, conv.stride, dilation=conv.dilation, groups=conv.groups
+            conv.out_channels,
+            conv.in_channels,
+            conv.kernel_size,
+            conv.stride,
+            dilation=conv.dilation,
+            groups=conv.groups,
         )
         groups = conv.weight.detach().chunk(conv.groups)
         swapped.weight = nn.Parameter(torch.cat([g.transpose(0, 1) for g in groups]))

@@ -83,11 +83,12 @@ class EpochDisplay:
 
 def versions() -> dict[str, Any]:
     """Versions of Python, the packages and the hardware, the command line and, in a git checkout, the commit."""
-    packages = ("isonet", "torch", "torchvision", "numpy", "pillow", "yacs")
+    packages = ("isonet", "torchvision", "numpy", "pillow", "yacs")
     return {
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "torch": torch.__version__,  # with the build, such as +cu128
         **{name: _version(name) for name in packages},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

@@ -42,7 +42,11 @@ def test_depth_counts_convs_and_the_linear_layer(opts, layers):
 def test_bottleneck_widths_and_stride():
     model = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 29, *BOTTLENECK]))
     block = model.s2.b1.f
-    assert (block.a.weight.shape[:2], block.b.weight.shape[:2], block.c.weight.shape[:2]) == ((32, 64), (32, 32), (128, 32))
+    assert (block.a.weight.shape[:2], block.b.weight.shape[:2], block.c.weight.shape[:2]) == (
+        (32, 64),
+        (32, 32),
+        (128, 32),
+    )
     assert (block.a.stride, block.b.stride, block.c.stride) == ((1, 1), (2, 2), (1, 1))
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 

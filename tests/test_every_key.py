@@ -1,0 +1,191 @@
+"""Every config key is read: each has a probe that tells two of its values apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import isonet.training.log
+from conftest import TINY
+from isonet import SReLU, build_model, load_cfg
+from isonet.config import default_cfg, flat
+from isonet.data import build_loader
+from isonet.errors import UserError
+from isonet.models import ResMultiplier
+from isonet.run_folder import run_folder
+from isonet.training import build_optimizer, learning_rate_at
+from isonet.training.run import run_training
+
+CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 20]
+RES = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True]
+
+
+def make_folder(root, color):
+    for split in ("train", "val"):
+        (root / "mine" / split / "a").mkdir(parents=True)
+        Image.new("RGB", (80, 80), color).save(root / "mine" / split / "a" / "1.png")
+
+
+def optimiser_group(key: str) -> Callable:
+    def probe(cfg, _tmp):
+        return build_optimizer(build_model(cfg), cfg).param_groups[1][key]
+
+    return probe
+
+
+def rates(cfg, _tmp):
+    return [learning_rate_at(cfg, epoch) for epoch in range(1, 8)]
+
+
+def modules(kind: type[nn.Module]) -> Callable:
+    def probe(cfg, _tmp):
+        return sum(isinstance(m, kind) for m in build_model(cfg).modules())
+
+    return probe
+
+
+def stem_and_body(cfg, _tmp):
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    return model.s1.b1.f.a.weight.detach().flatten().tolist()
+
+
+def multiplier(cfg, _tmp):
+    return build_model(cfg).s1.b1.f.shared_scalar.scale.item()
+
+
+def dropout_rate(cfg, _tmp):
+    return getattr(build_model(cfg).head.dropout, "p", None)
+
+
+def batch(split: str) -> Callable:
+    def probe(cfg, _tmp):
+        images, labels = next(iter(build_loader(cfg, split)))
+        return images.shape, images.sum().item()
+
+    return probe
+
+
+def pixels_of_folder(cfg, tmp):
+    for name, color in (("one", 10), ("two", 200)):
+        make_folder(tmp / name, (color, 0, 0))
+    cfg = load_cfg(None, ["DATASET.ROOT", str(tmp / cfg.DATASET.ROOT), "DATASET.NAME", "mine", *TINY[2:]])
+    return np.asarray(next(iter(build_loader(cfg, "val")))[0]).mean()
+
+
+def classes_found(cfg, tmp):
+    for name, kind in (("pets", "cat"), ("birds", "owl")):
+        (tmp / name / "val" / kind).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp / name / "val" / kind / "1.png")
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", cfg.DATASET.NAME, "DATASET.IMAGE_SIZE", 8]
+    return build_loader(load_cfg(None, opts), "val").classes
+
+
+def workers(cfg, tmp):
+    make_folder(tmp, 10)
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.NUM_WORKERS", cfg.DATASET.NUM_WORKERS]
+    return build_loader(load_cfg(None, opts), "val")._batches.num_workers
+
+
+def download(cfg, tmp):
+    """Torchvision's class is given an address that nobody answers: only a try to fetch says so."""
+    import torchvision.datasets as tv
+
+    before, tv.CIFAR10.url = tv.CIFAR10.url, "http://127.0.0.1:9/nothing.tar.gz"
+    try:
+        opts = ["DATASET.ROOT", str(tmp), "DATASET.DOWNLOAD", cfg.DATASET.DOWNLOAD]
+        with pytest.raises(UserError) as error:
+            build_loader(load_cfg(None, [*CIFAR, *opts]), "val")
+        return "cannot be fetched" in str(error.value)
+    finally:
+        tv.CIFAR10.url = before
+
+
+def a_run(read: Callable) -> Callable:
+    def probe(cfg, tmp):
+        opts = [item for pair in flat(cfg).items() for item in pair]
+        folder = run_training(load_cfg(None, [*opts, "OUTPUT_DIR", str(tmp / "out")]), "probe")
+        return read(folder)
+
+    return probe
+
+
+def epochs(folder):
+    return len(folder.metrics.read_text().splitlines())
+
+
+def progress_lines(folder):
+    return folder.log.read_text().count(", step ")
+
+
+def deterministic(_folder):
+    found = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(False)
+    return found
+
+
+def penalty_computed(folder):
+    return '"penalty": 0.0,' in folder.metrics.read_text()
+
+
+# key: (what tells its values apart, one value, another, other keys for both)
+PROBES: dict[str, tuple] = {
+    "DATASET.ROOT": (pixels_of_folder, "one", "two", []),
+    "DATASET.NAME": (classes_found, "pets", "birds", []),
+    "DATASET.NUM_CLASSES": (lambda cfg, _: build_model(cfg).head.fc.out_features, 10, 12, CIFAR),
+    "DATASET.NUM_WORKERS": (workers, 0, 1, []),
+    "DATASET.DOWNLOAD": (download, False, True, CIFAR),
+    "DATASET.IMAGE_SIZE": (batch("val"), 8, 16, TINY),
+    "DATASET.MEAN": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
+    "DATASET.STD": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
+    "SOLVER.BASE_LR": (rates, 0.1, 0.2, []),
+    "SOLVER.LR_MILESTONES": (rates, [2], [3], []),
+    "SOLVER.LR_GAMMA": (rates, 0.1, 0.2, ["SOLVER.LR_MILESTONES", [2]]),
+    "SOLVER.WEIGHT_DECAY": (optimiser_group("weight_decay"), 0.1, 0.2, CIFAR),
+    "SOLVER.MOMENTUM": (optimiser_group("momentum"), 0.8, 0.9, CIFAR),
+    "SOLVER.DAMPENING": (optimiser_group("dampening"), False, True, CIFAR),
+    "SOLVER.NESTEROV": (optimiser_group("nesterov"), False, True, CIFAR),
+    "SOLVER.TRAIN_BATCH_SIZE": (batch("train"), 16, 32, TINY),
+    "SOLVER.TEST_BATCH_SIZE": (batch("val"), 16, 32, TINY),
+    "SOLVER.MAX_EPOCHS": (a_run(epochs), 1, 2, TINY),
+    "SOLVER.WARMUP": (rates, False, True, []),
+    "SOLVER.WARMUP_EPOCH": (rates, 4, 5, ["SOLVER.WARMUP", True]),
+    "SOLVER.WARMUP_FACTOR": (rates, 0.2, 0.3, ["SOLVER.WARMUP", True]),
+    "ISON.DEPTH": (modules(nn.Conv2d), 20, 26, CIFAR),
+    "ISON.ORTHO_COEFF": (a_run(penalty_computed), 0.0, 1e-4, TINY),
+    "ISON.HAS_BN": (modules(nn.BatchNorm2d), False, True, CIFAR),
+    "ISON.HAS_ST": (modules(nn.Conv2d), False, True, CIFAR),
+    "ISON.SReLU": (modules(SReLU), False, True, CIFAR),
+    "ISON.DIRAC_INIT": (stem_and_body, False, True, CIFAR),
+    "ISON.DELTA_ORTHOGONAL": (stem_and_body, False, True, CIFAR),
+    "ISON.HAS_RES_MULTIPLIER": (modules(ResMultiplier), False, True, [*CIFAR, "ISON.HAS_ST", True]),
+    "ISON.RES_MULTIPLIER": (multiplier, 0.0, 1.0, [*CIFAR, *RES]),
+    "ISON.DROPOUT": (dropout_rate, False, True, [*CIFAR, "ISON.DROPOUT_RATE", 0.5]),
+    "ISON.DROPOUT_RATE": (dropout_rate, 0.4, 0.5, [*CIFAR, "ISON.DROPOUT", True]),
+    "ISON.TRANS_FUN": (modules(nn.Conv2d), "basic_transform", "bottleneck_transform", CIFAR),
+    "RUNTIME.SEED": (batch("train"), 0, 1, TINY),
+    "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
+    "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
+    "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),
+}
+
+
+def test_every_key_has_a_probe():
+    assert set(PROBES) == set(flat(default_cfg()))
+
+
+@pytest.mark.parametrize("key", list(PROBES))
+def test_the_key_changes_something(key, tmp_path, monkeypatch):
+    monkeypatch.setattr(isonet.training.log, "PLAIN_LINE_SECONDS", 0.0)  # else a short run shows no progress line
+    probe, one, other, opts = PROBES[key]
+    found = []
+    for value in (one, other):
+        folder = tmp_path / f"value{len(found)}"
+        folder.mkdir()
+        found.append(probe(load_cfg(None, [*opts, key, value]), folder))
+    assert found[0] != found[1]

@@ -1,0 +1,76 @@
+"""FLOPs against the reference, against the networks' closed form, and against a counted real step."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import NUMERICS, REFERENCE, REPO, options
+from isonet import build_model, load_cfg, ortho_penalty
+from isonet.tools.flops import count_flops, format_table
+
+FLOPS = json.loads((REFERENCE / "flops.json").read_text())
+
+
+@pytest.mark.parametrize("name", list(FLOPS))
+def test_reference_counts(name):
+    count = count_flops(load_cfg(None, options(NUMERICS[name]["config"])))
+    expected = FLOPS[name]
+    assert count.params == expected["params"]
+    assert count.macs == expected["macs_conv_linear"]
+    assert count.flops == 2 * count.macs
+    assert count.input == expected["input"]
+    assert count.penalty_macs == expected["penalty_macs_half_offsets"]
+    assert count.penalty_macs_published == expected["penalty_macs_reference"]
+
+
+def test_stages_add_up_and_have_their_shapes():
+    count = count_flops(load_cfg(REPO / "configs/IN1k-RISO50.yaml"))
+    assert [(s.name, s.shape) for s in count.stages] == [
+        ("stem", [64, 56, 56]), ("s1", [256, 56, 56]), ("s2", [512, 28, 28]), ("s3", [1024, 14, 14]),
+        ("s4", [2048, 7, 7]), ("head", [1000]),
+    ]  # fmt: skip
+    assert sum(s.macs for s in count.stages) == count.macs
+    assert sum(s.params for s in count.stages) == count.params
+    assert count.stages[0].macs == 112 * 112 * 64 * 3 * 7 * 7
+
+
+@pytest.mark.parametrize("config", ["cifar10_ISO29", "cifar10_RISO56", "cifar10_RES56"])
+def test_a_training_step_costs_what_its_operators_cost(config):
+    """Count a real forward and backward pass, on the CPU, with batch norm's and SReLU's own operators in it."""
+    cfg = load_cfg(REPO / f"configs/{config}.yaml", ["SOLVER.TRAIN_BATCH_SIZE", 2])
+    count, model = count_flops(cfg), build_model(cfg)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert count.network_step_macs == counter.get_total_flops() // 2
+    if cfg.ISON.ORTHO_COEFF == 0:
+        assert count.penalty_share == count.penalty_step_macs == 0
+    else:
+        assert count.penalty_step_macs > 2 * count.penalty_macs
+        assert 0 < count.penalty_share < 1
+
+
+def test_the_penalty_is_counted_as_it_is_computed():
+    """One evaluation of the penalty with gradients off, on real weights."""
+    cfg = load_cfg(REPO / "configs/cifar10_ISO56.yaml")
+    model = build_model(cfg)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        ortho_penalty(model)
+    assert count_flops(cfg).penalty_macs == counter.get_total_flops() // 2
+
+
+def test_the_table_names_every_figure():
+    count = count_flops(load_cfg(REPO / "configs/cifar10_ISO29.yaml"))
+    table = format_table(count)
+    for figure in (count.params, count.macs, count.flops, count.penalty_macs, count.penalty_macs_published):
+        assert f"{figure:,}" in table
+
+
+def test_counting_imports_neither_torchvision_nor_the_data():
+    code = "import sys, isonet.tools.flops; sys.exit(any(m.split('.')[0] == 'torchvision' or m == 'isonet.data' for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPO, check=False).returncode == 0

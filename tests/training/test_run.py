@@ -1,0 +1,162 @@
+"""Whole runs on the digits: what they leave, resuming, repeating, refusing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import TINY
+from isonet import load_cfg
+from isonet.checkpoint import read_checkpoint, save_checkpoint
+from isonet.config import flat, parse_cfg
+from isonet.errors import CheckpointError, ConfigError, DataError, NonFiniteError
+from isonet.training.run import LATEST, run_training
+
+DROPOUT = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]  # draws from the global random stream
+
+
+def cfg(tmp_path, *opts):
+    return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])
+
+
+def rows(folder):
+    """The metrics of a run without those that are time."""
+    timing = {"images_per_second", "data_wait_seconds", "seconds"}
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in folder.metrics.open()]
+
+
+def assert_same(a, b):
+    """Two nested states, to the bit."""
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
+def state(folder):
+    found = read_checkpoint(folder.latest)
+    return {key: found[key] for key in ("model", "optimizer", "random", "epoch", "best_top1", "best_epoch")}
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    """An uninterrupted run of three epochs."""
+    return run_training(cfg(tmp_path_factory.mktemp("runs"), "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "whole")
+
+
+def test_a_run_leaves_everything_that_is_needed_to_understand_it(three_epochs):
+    folder = three_epochs
+    found = rows(folder)
+    assert [row["epoch"] for row in found] == [1, 2, 3]
+    assert set(found[0]) == {
+        "epoch", "learning_rate", "cross_entropy", "penalty", "train_top1", "train_top5", "top1", "top5", "val_loss",
+    }  # fmt: skip
+    assert found[-1]["cross_entropy"] < found[0]["cross_entropy"]
+    best = max(found, key=lambda row: row["top1"])
+    assert read_checkpoint(folder.best)["epoch"] == best["epoch"]
+    latest = read_checkpoint(folder.latest)
+    assert latest["epoch"] == 3
+    assert not any(name.startswith("module.") for name in latest["model"])
+    assert latest["classes"] == [str(digit) for digit in range(10)]
+    assert flat(parse_cfg(latest["config"], "checkpoint")) == flat(load_cfg(folder.config))
+    assert json.loads(folder.versions.read_text())["torch"] == torch.__version__
+    assert "epoch 3/3" in folder.log.read_text()
+
+
+def test_the_same_seed_gives_the_same_run_to_the_bit_and_another_does_not(three_epochs, tmp_path):
+    again = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "again")
+    assert_same(state(again), state(three_epochs))
+    assert rows(again) == rows(three_epochs)
+    other = run_training(cfg(tmp_path, *DROPOUT, "RUNTIME.SEED", 1), "other")
+    assert rows(other)[0] != rows(three_epochs)[0]
+
+
+@pytest.mark.parametrize("how", ["latest", "file", "folder"])
+def test_a_resumed_run_is_the_run_that_would_have_been(three_epochs, tmp_path, how):
+    folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *DROPOUT), "part")
+    with folder.metrics.open("a") as file:
+        file.write('{"epoch": 3, "killed before it was saved": 1}\n')
+    torch.manual_seed(999)  # what happened in between does not matter
+    resume = {"latest": LATEST, "file": str(folder.latest), "folder": str(folder.path)}[how]
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "part", resume=resume)
+    assert_same(state(folder), state(three_epochs))
+    assert rows(folder) == rows(three_epochs)
+    assert "another value" not in folder.log.read_text()
+
+
+def test_resuming_into_a_new_folder_and_with_other_keys(three_epochs, tmp_path):
+    changed = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4, *DROPOUT, "SOLVER.BASE_LR", 0.01)
+    folder = run_training(changed, "branch", resume=str(three_epochs.latest))
+    assert [row["epoch"] for row in rows(folder)] == [1, 2, 3, 4]
+    assert rows(folder)[:3] == rows(three_epochs)
+    assert "another value of SOLVER.BASE_LR 0.05 -> 0.01" in folder.log.read_text()
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(three_epochs):
+    before = {file.name: file.read_bytes() for file in three_epochs.path.iterdir()}
+    config = cfg(three_epochs.path.parent.parent, *DROPOUT)
+    with pytest.raises(CheckpointError, match=r"already holds a run.*--resume.*--overwrite"):
+        run_training(config, "whole")
+    with pytest.raises(CheckpointError, match="give one of them"):
+        run_training(config, "whole", resume=LATEST, overwrite=True)
+    with pytest.raises(ConfigError):  # a mistake found later does not cost the old run either
+        run_training(cfg(three_epochs.path.parent.parent, "ISON.DEPTH", 9), "whole", overwrite=True)
+    with pytest.raises(DataError):
+        run_training(cfg(three_epochs.path.parent.parent, "DATASET.NUM_CLASSES", 9), "whole", overwrite=True)
+    assert {file.name: file.read_bytes() for file in three_epochs.path.iterdir()} == before
+
+
+def test_overwrite_starts_afresh(tmp_path):
+    folder = run_training(cfg(tmp_path), "a")
+    (folder.path / "notes.txt").write_text("mine")
+    run_training(cfg(tmp_path, "RUNTIME.SEED", 5), "a", overwrite=True)
+    assert len(rows(folder)) == 1
+    assert "SEED: 5" in folder.config.read_text()
+    assert (folder.path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("resume", "words"),
+    [(LATEST, "no checkpoint to resume"), ("gone.pt", "no checkpoint to resume"), ("weights.pt", "lacks optimizer")],
+)
+def test_what_cannot_be_resumed_is_explained(tmp_path, monkeypatch, resume, words):
+    monkeypatch.chdir(tmp_path)
+    from isonet import build_model
+
+    config = cfg(tmp_path)
+    save_checkpoint(tmp_path / "weights.pt", {"model": build_model(config).state_dict()})
+    with pytest.raises(CheckpointError, match=words):
+        run_training(config, "new", resume=resume)
+
+
+def test_another_network_is_not_resumed(three_epochs, tmp_path):
+    with pytest.raises(CheckpointError, match="belongs to another network"):
+        run_training(cfg(tmp_path, "ISON.DEPTH", 14), "deeper", resume=str(three_epochs.latest))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_path):
+    folder = run_training(cfg(tmp_path), "a")
+    good = folder.latest.read_bytes()
+    with pytest.raises(NonFiniteError) as error:
+        run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, "SOLVER.BASE_LR", 1e5), "a", resume=LATEST)
+    for word in ("epoch 2, step ", "rate of 100000", str(folder.latest), "SOLVER.BASE_LR"):
+        assert word in str(error.value)
+    assert folder.latest.read_bytes() == good
+    assert len(rows(folder)) == 1
+
+
+def test_an_output_dir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="OUTPUT_DIR"):
+        run_training(cfg(tmp_path / "file"), "a")

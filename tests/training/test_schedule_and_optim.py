@@ -1,0 +1,70 @@
+"""The learning rate of every epoch and the three groups of parameters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import REFERENCE, REPO
+from isonet import SReLU, build_model, load_cfg
+from isonet.models import ResMultiplier
+from isonet.training import build_optimizer, learning_rate_at, set_learning_rate
+
+SCHEDULES = json.loads((REFERENCE / "lr_schedule.json").read_text())
+CONFIG_OF = {"IN1k": "IN1k-RISO18.yaml", "CIFAR": "cifar10_ISO110.yaml"}
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES), ids=lambda name: name.split()[0])
+def test_every_epoch_of_the_published_schedules_to_the_bit(name):
+    cfg = load_cfg(REPO / "configs" / CONFIG_OF[name.split()[0]])
+    optimizer = build_optimizer(build_model(cfg), cfg)
+    expected = SCHEDULES[name]["lr_by_epoch_from_1"]
+    assert len(expected) == cfg.SOLVER.MAX_EPOCHS
+    for epoch, rates in enumerate(expected, start=1):
+        set_learning_rate(optimizer, learning_rate_at(cfg, epoch))
+        assert [group["lr"] for group in optimizer.param_groups] == rates, epoch
+
+
+def test_warm_up_starts_at_its_factor_and_ends_at_the_full_rate():
+    opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 5, "SOLVER.WARMUP_FACTOR", 0.6]
+    rates = [learning_rate_at(load_cfg(None, opts), epoch) for epoch in range(1, 7)]
+    assert rates == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+
+
+def test_the_rate_grows_with_the_number_of_gpus():
+    cfg = load_cfg(None, ["SOLVER.BASE_LR", 0.1])
+    assert learning_rate_at(cfg, 1, num_gpus=4) == pytest.approx(0.4)
+
+
+RISO = ["DATASET.NAME", "CIFAR10", "ISON.DEPTH", 20, "ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True]
+
+
+def test_groups_hold_every_parameter_once_by_type_of_module():
+    cfg = load_cfg(None, [*RISO, "SOLVER.WEIGHT_DECAY", 0.5])
+    model = build_model(cfg)
+    groups = {group["name"]: group for group in build_optimizer(model, cfg).param_groups}
+    ids = {name: {id(p) for p in group["params"]} for name, group in groups.items()}
+    assert ids["shifts"] == {id(m.srelu_bias) for m in model.modules() if isinstance(m, SReLU)}
+    assert ids["multipliers"] == {id(m.scale) for m in model.modules() if isinstance(m, ResMultiplier)}
+    assert sum(map(len, ids.values())) == len(list(model.parameters()))
+    assert set.union(*ids.values()) == {id(p) for p in model.parameters()}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        "shifts": 0.0, "weights": 0.5, "multipliers": 0.5,
+    }  # fmt: skip
+    assert {name: group["lr_scale"] for name, group in groups.items()} == {
+        "shifts": 1.0, "weights": 1.0, "multipliers": 0.1,
+    }  # fmt: skip
+
+
+def test_a_name_does_not_decide_a_group():
+    class Odd(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.srelu_bias = torch.nn.Linear(2, 2)
+            self.act = SReLU(2)
+
+    cfg = load_cfg()
+    groups = {group["name"]: group["params"] for group in build_optimizer(Odd(), cfg).param_groups}
+    assert (len(groups["shifts"]), len(groups["weights"]), len(groups["multipliers"])) == (1, 2, 0)

@@ -1,0 +1,120 @@
+"""The step, the sums over an epoch, evaluation, devices."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from isonet import SReLU, ortho_penalty
+from isonet.errors import DeviceError
+from isonet.training import evaluate, train_step
+from isonet.training.devices import parse_gpu_ids, pick_devices
+from isonet.training.epoch import NonFiniteLossError, train_epoch
+
+CPU = torch.device("cpu")
+
+
+def small_network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), SReLU(6), nn.Conv2d(6, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(6, 7))  # fmt: skip
+
+
+def batches(sizes, classes=7):
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, classes, (n,), generator=generator))
+        for n in sizes
+    ]
+
+
+def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
+    model, twin = small_network(), small_network()
+    ((images, labels),) = batches([5])
+    out = train_step(model, model, torch.optim.SGD(model.parameters(), 0.1), images, labels, ortho_coeff=0.01)
+
+    cross_entropy, penalty = F.cross_entropy(twin(images), labels), ortho_penalty(twin)
+    (cross_entropy + 0.01 * penalty).backward()
+    assert out.cross_entropy.item() == pytest.approx(cross_entropy.item())
+    assert out.penalty.item() == pytest.approx(penalty.item())
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.detach(), q.detach() - 0.1 * q.grad)
+
+
+def test_an_epochs_means_weigh_each_image_alike():
+    model = small_network()
+    data = batches([4, 4, 2])
+    seen = []
+    means = train_epoch(model, model, torch.optim.SGD(model.parameters(), 0.0), data, CPU, 0.1, 2,
+                        lambda step, found: seen.append((step, found)))  # fmt: skip
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    logits = model(images).detach()
+    assert means["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert means["train_top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
+    assert means["penalty"] == pytest.approx(ortho_penalty(model).item(), rel=1e-6)
+    assert [(step, found is not None) for step, found in seen] == [(1, False), (2, True), (3, False)]
+
+
+def test_evaluation_against_one_pass_over_everything():
+    model = small_network().train()
+    data = batches([5, 5, 3])
+    found = evaluate(model, data, CPU)
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    with torch.no_grad():
+        logits = model(images)
+    ranks = (logits >= logits.gather(1, labels[:, None])).sum(1)  # 1 for the first guess
+    assert found.images == 13
+    assert found.top1 == pytest.approx(100 * (ranks <= 1).double().mean().item())
+    assert found.top5 == pytest.approx(100 * (ranks <= 5).double().mean().item())
+    assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert model.training
+
+
+def test_top5_of_fewer_than_five_classes_is_all():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    assert evaluate(model, batches([4], classes=3), CPU).top5 == 100.0
+
+
+def test_evaluation_turns_dropout_and_gradients_off():
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 7))
+    assert evaluate(model, batches([6]), CPU).loss == evaluate(model, batches([6]), CPU).loss
+    assert model[2].weight.grad is None
+
+
+def test_the_step_of_a_loss_that_is_not_finite_is_named():
+    model = small_network()
+    data = batches([2] * 9)
+    data[4][0][0, 0, 0, 0] = float("inf")
+    with pytest.raises(NonFiniteLossError) as error:
+        train_epoch(model, model, torch.optim.SGD(model.parameters(), 0.1), data, CPU, 0.1, 4, lambda *_: None)
+    assert error.value.step == 5
+
+
+def test_gpu_ids():
+    assert parse_gpu_ids("7,1") == [7, 1]
+    for wrong in ("", "a", "0,,1", "-1", "0.5", "0;1"):
+        with pytest.raises(DeviceError, match="separated by commas"):
+            parse_gpu_ids(wrong)
+    with pytest.raises(DeviceError, match="twice"):
+        parse_gpu_ids("1,0,1")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible")
+def test_without_a_gpu_it_is_the_cpu_with_a_warning_if_one_was_asked_for(caplog):
+    with caplog.at_level(logging.WARNING):
+        assert pick_devices(None) == [CPU]
+        assert not caplog.records
+        assert pick_devices("7,1") == [CPU]
+    assert "no CUDA device is visible" in caplog.text
+    with pytest.raises(DeviceError):
+        pick_devices("all")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
+def test_an_id_that_does_not_exist_lists_those_that_do():
+    with pytest.raises(DeviceError, match="no GPU 99; visible are 0"):
+        pick_devices("0,99")
