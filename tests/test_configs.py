@@ -62,6 +62,7 @@ def test_the_authors_advice_for_cifar10_at_depth_110():
     cfg = flat(load_cfg(REPO / "configs" / "cifar10_ISO110.yaml"))
     expected = {
         "SOLVER.BASE_LR": 0.005, "SOLVER.MAX_EPOCHS": 300, "SOLVER.LR_MILESTONES": [120, 240],
-        "SOLVER.TRAIN_BATCH_SIZE": 128, "SOLVER.WARMUP_EPOCH": 10, "SOLVER.WARMUP_FACTOR": 0.1, "ISON.ORTHO_COEFF": 1e-4,
+        "SOLVER.TRAIN_BATCH_SIZE": 128, "SOLVER.WARMUP_EPOCH": 10, "SOLVER.WARMUP_FACTOR": 0.1,
+        "ISON.ORTHO_COEFF": 1e-4,
     }  # fmt: skip
     assert {key: cfg[key] for key in expected} == expected

@@ -65,7 +65,7 @@ def dropout_rate(cfg, _tmp):
 
 def batch(split: str) -> Callable:
     def probe(cfg, _tmp):
-        images, labels = next(iter(build_loader(cfg, split)))
+        images, _ = next(iter(build_loader(cfg, split)))
         return images.shape, images.sum().item()
 
     return probe
