@@ -167,7 +167,12 @@ PROBES: dict[str, tuple] = {
     "ISON.RES_MULTIPLIER": (multiplier, 0.0, 1.0, [*CIFAR, *RES]),
     "ISON.DROPOUT": (dropout_rate, False, True, [*CIFAR, "ISON.DROPOUT_RATE", 0.5]),
     "ISON.DROPOUT_RATE": (dropout_rate, 0.4, 0.5, [*CIFAR, "ISON.DROPOUT", True]),
-    "ISON.TRANS_FUN": (modules(nn.Conv2d), "basic_transform", "bottleneck_transform", CIFAR),
+    "ISON.TRANS_FUN": (
+        lambda cfg, _: build_model(cfg).head.fc.in_features,
+        "basic_transform",
+        "bottleneck_transform",
+        CIFAR,
+    ),
     "RUNTIME.SEED": (batch("train"), 0, 1, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
     "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),

@@ -30,7 +30,6 @@ class _TerminalHandler(logging.Handler):
 def log_to_terminal() -> None:
     """Show the project's log on standard output, warnings marked as such."""
     _replace_handlers(_TerminalHandler, _TerminalHandler(), _LevelFormatter("%(message)s"))
-    log.setLevel(logging.INFO)
     log.propagate = False
 
 
@@ -52,6 +51,7 @@ def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler, for
         old.close()
     handler.setFormatter(formatter)
     log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 class EpochDisplay:

@@ -122,7 +122,8 @@ def test_published_checkpoints_give_their_logits(name):
     stored = json.loads((REFERENCE / f"{name}.logits.json").read_text())
     model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
     load_weights(model, REFERENCE / f"{name}.pt")
-    images = torch.from_numpy(np.random.RandomState(11001).standard_normal((8, 3, 32, 32)).astype(np.float32))
+    seed = int(stored["input"].split("RandomState(")[1].split(")")[0])
+    images = torch.from_numpy(np.random.RandomState(seed).standard_normal((8, 3, 32, 32)).astype(np.float32))
     with torch.no_grad():
         logits = model.eval()(images)
     torch.testing.assert_close(logits, torch.tensor(stored["logits"]), rtol=1e-5, atol=1e-5)
