@@ -24,7 +24,9 @@ EXAMPLES = """\
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = make_parser(__doc__, EXAMPLES)
+    parser = make_parser(
+        __doc__, EXAMPLES, gpus_help="taken for likeness with train.py, e.g. --gpus 0,1; counting needs no GPU"
+    )
     parser.add_argument(
         "--output",
         metavar="NAME",

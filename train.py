@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace the run of this name, e.g. after a false start"
+        "--overwrite", action="store_true", help="replace the run of this name, e.g. --output first-try --overwrite"
     )
     args = parser.parse_intermixed_args(argv)
     if args.resume in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint

@@ -69,6 +69,7 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME = CfgNode()
     cfg.RUNTIME.SEED = 0  # of initialisation, order, augmentation and dropout
     cfg.RUNTIME.DETERMINISTIC = False  # refuse GPU kernels whose result varies from run to run
+    cfg.RUNTIME.TF32 = False  # GPU convolutions with 10 bits of mantissa: faster, not the published float32
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
     cfg.OUTPUT_DIR = "./outputs/cls"  # runs lie in OUTPUT_DIR/DATASET.NAME/<--output>/
@@ -85,23 +86,24 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
     cfg = default_cfg()
     if path is not None:
         _merge(cfg, _flatten(_read_yaml(Path(path))), source=str(path))
-    if len(opts) % 2:
-        raise ConfigError(f"overrides come as KEY VALUE pairs, but {opts[-1]!r} has no value")
-    _merge(cfg, zip(opts[::2], opts[1::2], strict=True), source="the command line")
-    return _checked(cfg)
+    return _checked(_override(cfg, opts))
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
     """The frozen config of YAML text, such as a checkpoint carries, with ``opts`` merged on top."""
     cfg = default_cfg()
     _merge(cfg, _flatten(_parse_yaml(text, source)), source)
-    _merge(cfg, zip(opts[::2], opts[1::2], strict=True), source="the command line")
-    return _checked(cfg)
+    return _checked(_override(cfg, opts))
 
 
 def image_size(cfg: CfgNode) -> int:
     """Side in pixels of the square images that the network is fed."""
     return cfg.DATASET.IMAGE_SIZE or _OWN_IMAGE_SIZE.get(cfg.DATASET.NAME, _FOLDER_IMAGE_SIZE)
+
+
+def uses_small_images(cfg: CfgNode) -> bool:
+    """Whether images are at most 64 pixels: CIFAR networks, CIFAR augmentation, kept in memory."""
+    return image_size(cfg) <= 64
 
 
 def flat(cfg: CfgNode) -> dict[str, Any]:
@@ -141,6 +143,13 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _override(cfg: CfgNode, opts: Sequence[Any]) -> CfgNode:
+    if len(opts) % 2:
+        raise ConfigError(f"overrides come as KEY VALUE pairs, but {opts[-1]!r} has no value")
+    _merge(cfg, zip(opts[::2], opts[1::2], strict=True), source="the command line")
+    return cfg
 
 
 def _merge(cfg: CfgNode, pairs: Any, source: str) -> None:

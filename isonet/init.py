@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +22,10 @@ def delta_init_(module: nn.Module, orthogonal: bool = False) -> nn.Module:
     for _, conv in named_convs(module):
         if is_7x7_stem(conv):
             continue
-        centre = int(np.ravel_multi_index([k // 2 for k in conv.kernel_size], conv.kernel_size))
+        centre: tuple[slice | int, ...] = (slice(None), slice(None), *(k // 2 for k in conv.kernel_size))
         conv.weight.zero_()
         for kernel in conv.weight.chunk(conv.groups):  # (out / groups, in / groups, *kernel), a view
-            tap = kernel.flatten(2)[:, :, centre]
+            tap = kernel[centre]
             tap.copy_(_random_orthogonal(tap) if orthogonal else torch.eye(*tap.shape))
         if conv.bias is not None:
             conv.bias.zero_()

@@ -35,8 +35,8 @@ def ortho_penalty(module: nn.Module) -> Tensor:
     """The penalty of all convolutions of ``module``, summed, without its coefficient.
 
     A 7x7 stem and convolutions that read 3 channels are left out, as in the paper. Takes 1-d to 3-d
-    convolutions with any stride, dilation and groups; returns a scalar in the weights' type, which is
-    0 for a module without a penalised convolution. Never computed in reduced precision by autocast.
+    convolutions with any stride, dilation and groups; returns a scalar, 0 for a module without a
+    penalised convolution, in the weights' type but never below float32, whatever autocast says.
     Raises ``ValueError`` for transposed convolutions.
     """
     penalties = [total for _, total in _penalties_by_shape(module)]

@@ -13,6 +13,7 @@ from torch import nn
 import isonet.training.log
 from conftest import TINY
 from isonet import SReLU, build_model, load_cfg
+from isonet.checkpoint import read_checkpoint
 from isonet.config import default_cfg, flat
 from isonet.data import build_loader
 from isonet.errors import UserError
@@ -129,8 +130,8 @@ def deterministic(_folder):
     return found
 
 
-def penalty_computed(folder):
-    return '"penalty": 0.0,' in folder.metrics.read_text()
+def weights(folder):
+    return read_checkpoint(folder.latest)["model"]["head.fc.weight"].tolist()
 
 
 # key: (what tells its values apart, one value, another, other keys for both)
@@ -157,7 +158,7 @@ PROBES: dict[str, tuple] = {
     "SOLVER.WARMUP_EPOCH": (rates, 4, 5, ["SOLVER.WARMUP", True]),
     "SOLVER.WARMUP_FACTOR": (rates, 0.2, 0.3, ["SOLVER.WARMUP", True]),
     "ISON.DEPTH": (modules(nn.Conv2d), 20, 26, CIFAR),
-    "ISON.ORTHO_COEFF": (a_run(penalty_computed), 0.0, 1e-4, TINY),
+    "ISON.ORTHO_COEFF": (a_run(weights), 1e-4, 1e-2, TINY),
     "ISON.HAS_BN": (modules(nn.BatchNorm2d), False, True, CIFAR),
     "ISON.HAS_ST": (modules(nn.Conv2d), False, True, CIFAR),
     "ISON.SReLU": (modules(SReLU), False, True, CIFAR),
@@ -173,7 +174,8 @@ PROBES: dict[str, tuple] = {
         "bottleneck_transform",
         CIFAR,
     ),
-    "RUNTIME.SEED": (batch("train"), 0, 1, TINY),
+    "RUNTIME.SEED": (a_run(weights), 0, 1, [*TINY, "SOLVER.BASE_LR", 0.0]),
+    "RUNTIME.TF32": (a_run(lambda _: torch.backends.cudnn.allow_tf32), False, True, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
     "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
     "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),

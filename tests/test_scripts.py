@@ -6,7 +6,6 @@ import json
 import shutil
 
 import pytest
-import torch
 from PIL import Image
 
 from conftest import REFERENCE, REPO, SHARED_DATA, TINY, run_script
@@ -18,9 +17,10 @@ QUICK = TINY[4:]  # depth 8, one epoch
 def test_train_resume_test_and_flops_on_digits(tmp_path):
     trained = run_script("train.py", "--cfg", DIGITS, "--gpus", "1,2", "--output", "mine.pt", *QUICK, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
-    if not torch.cuda.is_available():
-        assert "no CUDA device is visible: --gpus 1,2 is ignored" in trained.stdout
+    warning = "no CUDA device is visible: --gpus 1,2 is ignored"
     folder = tmp_path / "outputs/cls/digits/mine.pt"
+    assert warning in trained.stdout
+    assert warning in (folder / "log.txt").read_text()
     assert "run in outputs/cls/digits/mine.pt" in trained.stdout
     assert "\r" not in trained.stdout + trained.stderr  # no bar where the output is a file
 
@@ -96,6 +96,7 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path):
         ("train.py", ["--cfg", DIGITS, "--gpus", "first"], ["--gpus takes ids"]),
         ("train.py", ["--cfg", REPO / "configs/cifar10_ISO110.yaml"], ["CIFAR10 is missing", "DATASET.DOWNLOAD True"]),
         ("test.py", ["--ckpt", "gone.pt"], ["no checkpoint gone.pt"]),
+        ("test.py", ["--ckpt", REFERENCE / "cifar10_ISO20.pt", "ISON.DROPOUT"], ["has no value"]),
         ("test.py", ["--ckpt", REFERENCE / "cifar10_ISO20.pt"], ["carries no config", "--cfg"]),
         ("test.py", ["--cfg", DIGITS, "--ckpt", REFERENCE / "cifar10_RISO20.pt"], ["another network", "unexpected"]),
         ("flopscount_iso.py", ["--cfg", DIGITS, "ISON.DEPTH", "9"], ["6n+2"]),
@@ -117,9 +118,10 @@ def test_debug_shows_the_traceback(tmp_path):
 
 @pytest.mark.parametrize("script", ["train.py", "test.py", "flopscount_iso.py"])
 def test_help_explains_every_option_with_an_example(script):
-    help_text = run_script(script, "--help", cwd=REPO).stdout
-    options = {word for word in help_text.split() if word.startswith("--")}
-    options = {option.strip(",.()[]") for option in options}
-    assert {"--cfg", "--gpus", "--debug"} <= options
-    assert "examples:" in help_text
-    assert f"python {script} --cfg" in help_text
+    help_text = " ".join(run_script(script, "--help", cwd=REPO).stdout.split())
+    described, examples = help_text.split("examples:")
+    assert f"python {script} --cfg" in examples
+    entries = described.split(" options: ")[1].split(" --")[1:]
+    assert {"cfg", "gpus", "debug"} <= {entry.split()[0] for entry in entries}
+    for entry in [*entries, described.split(" positional arguments: ")[1].split(" options: ")[0]]:
+        assert "e.g. " in entry or entry.startswith("help "), entry

@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from isonet.config import image_size
+from isonet.config import image_size, uses_small_images
 from isonet.data.memory import Batch, CropFlip, MemoryLoader
 from isonet.data.sources import ImageSource, cifar, digits, image_folder
 from isonet.data.workers import WorkerLoader, decode_all
@@ -23,7 +23,6 @@ from isonet.errors import DataError
 
 log = logging.getLogger("isonet")
 
-SMALL = 64  # pixels; up to here images are cropped like CIFAR's and kept in memory
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images; a larger set is read by workers
 EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, over the crop
 
@@ -63,14 +62,15 @@ def build_loader(cfg: CfgNode, split: str, num_gpus: int = 1, classes: Sequence[
     batch_size = (cfg.SOLVER.TRAIN_BATCH_SIZE if train else cfg.SOLVER.TEST_BATCH_SIZE) * num_gpus
     augment = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
 
-    if size <= SMALL and len(source.labels) * size * size * 3 <= MEMORY_LIMIT:
+    small = uses_small_images(cfg)
+    if small and len(source.labels) * size * size * 3 <= MEMORY_LIMIT:
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
         images = decode_all(source, _to_square(size), size, _num_workers(cfg), progress)
         return MemoryLoader(
             images, source.labels, source.classes, batch_size, mean, std, augment, shuffle=train, seed=cfg.RUNTIME.SEED
         )
     transform = transforms.Compose(
-        [*_image_transforms(size, augment), transforms.ToTensor(), transforms.Normalize(mean, std)]
+        [*_image_transforms(size, small, augment), transforms.ToTensor(), transforms.Normalize(mean, std)]
     )
     return WorkerLoader(
         source, transform, batch_size, shuffle=train, seed=cfg.RUNTIME.SEED, num_workers=_num_workers(cfg)
@@ -92,7 +92,7 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
     if cfg.DATASET.NAME == "digits":
         mean, std = _DIGITS_STATS
     else:
-        mean, std = _CIFAR_STATS if image_size(cfg) <= SMALL else _IMAGENET_STATS
+        mean, std = _CIFAR_STATS if uses_small_images(cfg) else _IMAGENET_STATS
     return tuple(cfg.DATASET.MEAN) or mean, tuple(cfg.DATASET.STD) or std
 
 
@@ -115,9 +115,9 @@ def _to_square(size: int) -> transforms.Compose:
     return transforms.Compose([transforms.Resize(size, InterpolationMode.BILINEAR), transforms.CenterCrop(size)])
 
 
-def _image_transforms(size: int, augment: CropFlip | None) -> list:
+def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> list:
     flip = [transforms.RandomHorizontalFlip()] if augment and augment.flip else []
-    if size <= SMALL:
+    if small:
         crop = [transforms.RandomCrop(size, augment.padding)] if augment else []
         return [_to_square(size), *crop, *flip]
     if augment:

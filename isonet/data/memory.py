@@ -40,16 +40,17 @@ class MemoryLoader:
         shuffle: bool,
         seed: int,
     ) -> None:
-        self.images = images  # uint8 (N, H, W, 3)
         self.labels = torch.tensor(labels)
         self.classes = classes
         self.batch_size = batch_size
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
         self.augment = augment
         self.sampler = EpochSampler(len(labels), shuffle, seed)
-        # uint8 (N, H + 2p, W + 2p, 3); black, like torchvision's RandomCrop, and so before the mean is taken off
-        p = augment.padding if augment else 0
-        self._framed = F.pad(images, (0, 0, p, p, p, p))
+        self.height, self.width = images.shape[1:3]
+        if augment:  # a black frame, like torchvision's RandomCrop, and so before the mean is taken off
+            p = augment.padding
+            images = F.pad(images, (0, 0, p, p, p, p))
+        self.images = images  # uint8 (N, H + 2p, W + 2p, 3)
 
     @property
     def num_images(self) -> int:
@@ -77,12 +78,11 @@ class MemoryLoader:
         return torch.cat([corner, flip], dim=1)
 
     def _crop(self, index: Tensor, crops: Tensor) -> Tensor:
-        height, width = self.images.shape[1:3]
         top, left, flip = crops.unbind(1)
-        rows = top[:, None] + torch.arange(height)  # (N, H)
-        columns = torch.arange(width).expand(len(index), -1)
-        columns = left[:, None] + torch.where(flip[:, None] == 1, width - 1 - columns, columns)  # (N, W)
-        return self._framed[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        rows = top[:, None] + torch.arange(self.height)  # (N, H)
+        columns = torch.arange(self.width).expand(len(index), -1)
+        columns = left[:, None] + torch.where(flip[:, None] == 1, self.width - 1 - columns, columns)  # (N, W)
+        return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _normalise(self, images: Tensor) -> Tensor:
         scaled = images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)

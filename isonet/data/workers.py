@@ -41,7 +41,8 @@ class _AugmentedImages(Dataset):
         except DataError as error:
             return _Failure(str(error))
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            torch.manual_seed(stream_seed(self.seed, "augment", epoch, index))
+            # Not torch.manual_seed, which would seed every GPU as well
+            torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
             return self.transform(image), self.source.labels[index]
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.config import image_size
+from isonet.config import uses_small_images
 from isonet.errors import ConfigError
 from isonet.init import delta_init_, normal_init_
 from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
 from isonet.models.isonet import Architecture, ISONet
 from isonet.models.layers import LayerFactory
-
-CIFAR_MAX_SIZE = 64  # pixels; larger images get the ImageNet network
 
 TRANSFORMS: dict[str, Transform] = {"basic_transform": BasicTransform, "bottleneck_transform": BottleneckTransform}
 EXPANSION = {"basic_transform": 1, "bottleneck_transform": 4}  # a stage's width over that of its 3x3 convs
@@ -42,15 +40,14 @@ def assemble(cfg: CfgNode) -> ISONet:
         shortcuts=ison.HAS_ST,
         multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
     )
-    arch = architecture(ison.DEPTH, ison.TRANS_FUN, image_size(cfg))
+    arch = architecture(ison.DEPTH, ison.TRANS_FUN, imagenet=not uses_small_images(cfg))
     return ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, ison.DROPOUT_RATE if ison.DROPOUT else 0.0)
 
 
-def architecture(depth: int, transform: str, size: int) -> Architecture:
-    """Stages of the network of ``depth`` for images of ``size`` pixels; ``ConfigError`` where there is none."""
+def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
+    """Stages of the network of ``depth``, of the ImageNet or CIFAR family; ``ConfigError`` where there is none."""
     if transform not in TRANSFORMS:
         raise ConfigError(f"ISON.TRANS_FUN {transform!r} is unknown; choose from {', '.join(TRANSFORMS)}")
-    imagenet = size > CIFAR_MAX_SIZE
     base = (64, 128, 256, 512) if imagenet else (16, 32, 64)
     return Architecture(
         transform=TRANSFORMS[transform],
@@ -89,7 +86,7 @@ def _cifar_depths(depth: int, transform: str) -> tuple[int, ...]:
     if rest or n < 1:
         near = [per_n * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
         raise ConfigError(
-            f"ISON.DEPTH {depth} with ISON.TRANS_FUN {transform} must be {per_n}n+2 for images up to "
-            f"{CIFAR_MAX_SIZE} px; the nearest are {near[0]} and {near[1]}"
+            f"ISON.DEPTH {depth} with ISON.TRANS_FUN {transform} must be {per_n}n+2 for images up to 64 px; "
+            f"the nearest are {near[0]} and {near[1]}"
         )
     return (n, n, n)

@@ -11,13 +11,14 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.checkpoint import load_state, read_checkpoint, weights_of
-from isonet.config import default_cfg, load_cfg, parse_cfg
+from isonet.config import image_size, load_cfg, parse_cfg
 from isonet.data import build_loader
+from isonet.data.build import statistics
 from isonet.errors import CheckpointError, UserError
 from isonet.models import build_model
 from isonet.run_folder import find_checkpoint
 from isonet.training import Evaluation, evaluate
-from isonet.training.devices import describe, pick_devices, spread
+from isonet.training.devices import describe, pick_devices, set_precision, spread
 
 log = logging.getLogger("isonet")
 
@@ -31,11 +32,14 @@ def evaluate_checkpoint(
     cfg_path: a config file; None: the config that the checkpoint carries.
     Raises ``UserError`` for everything that the user can put right.
     """
-    cfg = load_cfg(cfg_path, opts) if cfg_path else default_cfg()
+    cfg = load_cfg(cfg_path, opts)
     path = find_checkpoint(cfg, ckpt)
     state = read_checkpoint(path)
     if cfg_path is None:
         cfg = _own_config(state, path, opts)
+    else:
+        _warn_of_other_images(state, path, cfg)
+    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     model = build_model(cfg)
     load_state(model, weights_of(state, path), path)
     devices = pick_devices(gpus)
@@ -60,6 +64,17 @@ def _own_config(state: dict[str, Any], path: Path, opts: Sequence[Any]) -> CfgNo
     if not isinstance(state.get("config"), str):
         raise CheckpointError(f"{path}: carries no config; name the one it was trained with by --cfg")
     return parse_cfg(state["config"], f"{path} (its config)", opts)
+
+
+def _warn_of_other_images(state: dict[str, Any], path: Path, cfg: CfgNode) -> None:
+    """The network would run on images of another size or scale, and only be worse."""
+    if not isinstance(state.get("config"), str):
+        return
+    trained = parse_cfg(state["config"], f"{path} (its config)")
+    pairs = {"size": (image_size(trained), image_size(cfg)), "mean and std": (statistics(trained), statistics(cfg))}
+    for what, (before, now) in pairs.items():
+        if before != now:
+            log.warning("%s was trained on images of %s %s, and is evaluated on %s", path, what, before, now)
 
 
 def _epoch_note(state: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -28,8 +27,6 @@ from isonet.errors import UserError
 from isonet.models import ISONet
 from isonet.models.build import assemble
 from isonet.ortho import ortho_penalty, penalised_convs
-
-log = logging.getLogger("isonet")
 
 
 @dataclass(frozen=True)

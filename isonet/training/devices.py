@@ -62,12 +62,17 @@ def describe(devices: list[torch.device]) -> str:
     return ", ".join(f"{device} ({torch.cuda.get_device_name(device)})" for device in devices)
 
 
-def seed_everything(seed: int, deterministic: bool) -> None:
-    """Seed Python, NumPy and torch; with ``deterministic`` refuse GPU kernels whose result varies."""
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def set_precision(deterministic: bool, tf32: bool) -> None:
+    """Choose GPU kernels: with ``deterministic`` none whose result varies, without ``tf32`` full float32."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = tf32  # torch allows it by default; matrix products are float32 by default

@@ -27,7 +27,7 @@ class Evaluation:
         return asdict(self)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which the threads of DataParallel do not inherit
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Evaluation:
     """Run ``model``, in evaluation mode and back, over all ``batches``. Waits for the device once, at the end."""
     was_training = model.training

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 import time
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,26 @@ def log_to_terminal() -> None:
     log.propagate = False
 
 
+def keep_for_file() -> None:
+    """Remember what is logged until ``log_to_file`` knows where to write it."""
+    memory = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
+    _replace_handlers(MemoryHandler, memory, _LevelFormatter())
+
+
 def log_to_file(path: Path) -> None:
-    """Append the project's log, with times, to ``path`` from now on, and to no other file."""
+    """Append the project's log, with times, to ``path``: what ``keep_for_file`` remembered, and all from now on."""
     handler = logging.FileHandler(path, encoding="utf-8")
     _replace_handlers(logging.FileHandler, handler, _LevelFormatter("%(asctime)s %(message)s"))
+    for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
+        memory.setTarget(handler)
+        memory.close()
+        log.removeHandler(memory)
+
+
+def note_failure(path: Path, error: Exception) -> None:
+    """Write an error, which the script prints by itself, to the end of ``path`` as well."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
 
 
 class _LevelFormatter(logging.Formatter):

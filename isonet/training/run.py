@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +14,18 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.checkpoint import save_checkpoint
+from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.data import Loader, build_loader
-from isonet.errors import CheckpointError, NonFiniteError
+from isonet.errors import CheckpointError, NonFiniteError, UserError
 from isonet.models import build_model
 from isonet.run_folder import RunFolder, run_folder
-from isonet.training.devices import describe, pick_devices, seed_everything, spread
+from isonet.training.devices import describe, pick_devices, seed_everything, set_precision, spread
 from isonet.training.epoch import NonFiniteLossError, train_epoch
 from isonet.training.evaluate import evaluate
-from isonet.training.log import EpochDisplay, log_to_file, versions
+from isonet.training.log import EpochDisplay, keep_for_file, log_to_file, note_failure, versions
 from isonet.training.optim import build_optimizer, set_learning_rate
 from isonet.training.schedule import learning_rate_at
-from isonet.training.state import Progress, changed_keys, pack_state, restore_state
+from isonet.training.state import Progress, changes, pack_state, restore_state
 
 log = logging.getLogger("isonet")
 
@@ -44,23 +46,31 @@ def run_training(
     overwrite: remove a run that the folder already holds.
     Raises ``UserError`` for everything that the user can put right.
     """
+    keep_for_file()
     folder = run_folder(cfg, output)
     resume_from = _checkpoint_to_resume(folder, resume, overwrite)
     devices = pick_devices(gpus)
-    seed_everything(cfg.RUNTIME.SEED, cfg.RUNTIME.DETERMINISTIC)
+    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
+    seed_everything(cfg.RUNTIME.SEED)
     model = build_model(cfg)
     train_loader = build_loader(cfg, "train", len(devices))
     val_loader = build_loader(cfg, "val", len(devices), train_loader.classes)
+    forward = spread(model, devices)
+    optimizer = build_optimizer(model, cfg)
+    progress = restore_state(resume_from, model, optimizer, devices) if resume_from else Progress()
 
+    # Whatever can be wrong with the request was found above: from here on the folder is this run's
     _open_folder(folder, cfg, overwrite)
     log.info("training %s on %s", _title(cfg, model), describe(devices))
     log.info("%d images for training, %d for validation", train_loader.num_images, val_loader.num_images)
-    forward = spread(model, devices)
-    optimizer = build_optimizer(model, cfg)
-    run = _Run(cfg, folder, model, forward, optimizer, devices, train_loader, val_loader, Progress())
-    if resume_from:
-        run.resume(resume_from)
-    run.fit()
+    run = _Run(cfg, folder, model, forward, optimizer, devices, train_loader, val_loader, progress)
+    try:
+        if resume_from:
+            run.take_over(resume_from)
+        run.fit()
+    except UserError as error:
+        note_failure(folder.log, error)
+        raise
     return folder
 
 
@@ -76,13 +86,19 @@ class _Run:
     val_loader: Loader
     progress: Progress
 
-    def resume(self, path: Path) -> None:
-        for change in changed_keys(path, self.cfg):
+    def take_over(self, path: Path) -> None:
+        """Bring the folder to where the resumed checkpoint was: its metrics and its best."""
+        for change in changes(path, self.cfg, self.devices):
             log.warning("resuming with another value of %s", change)
-        self.progress = restore_state(path, self.model, self.optimizer)
         # A run that was killed may have logged more than it saved
         rows = "".join(json.dumps(row) + "\n" for row in self.progress.history)
         self.folder.metrics.write_text(rows, encoding="utf-8")
+        if not self.folder.best.exists():
+            best = RunFolder(path.parent).best
+            if best.is_file() and read_checkpoint(best).get("epoch") == self.progress.best_epoch:
+                shutil.copyfile(best, self.folder.best)
+            else:  # the next epoch is the best there is
+                self.progress.best_top1, self.progress.best_epoch = -1.0, 0
         log.info("resuming %s after epoch %d", path, self.progress.epoch)
 
     def fit(self) -> None:
@@ -121,6 +137,8 @@ class _Run:
         finally:
             display.close()
         found = evaluate(self.forward, self.val_loader, device)
+        if not math.isfinite(found.loss):  # the last step's update is not in the training loss yet
+            raise NonFiniteError(self._non_finite_message(epoch, len(self.train_loader), rate))
         row = {"epoch": epoch, "learning_rate": rate, **trained,
                "top1": found.top1, "top5": found.top5, "val_loss": found.loss,
                "seconds": time.perf_counter() - start}  # fmt: skip
@@ -134,12 +152,12 @@ class _Run:
 
     def _save(self, row: dict[str, float]) -> None:
         improved = self.progress.record(row)
-        state = pack_state(self.model, self.optimizer, self.progress, self.cfg, self.train_loader.classes)
+        state = pack_state(self.model, self.optimizer, self.progress, self.cfg, self.train_loader.classes, self.devices)
         if improved:  # first, so that the latest never claims a best that is not there
             save_checkpoint(self.folder.best, state)
         save_checkpoint(self.folder.latest, state)
         with self.folder.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def _non_finite_message(self, epoch: int, step: int, rate: float) -> str:
         safe = (
@@ -157,9 +175,9 @@ def _checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
         raise CheckpointError("--resume goes on with a run and --overwrite removes it: give one of them")
     if resume is None:
         if folder.holds_a_run() and not overwrite:
+            go_on = "go on with it with --resume, " if folder.latest.exists() else "which had saved nothing yet: "
             raise CheckpointError(
-                f"{folder.path} already holds a run: go on with it with --resume, replace it with --overwrite, "
-                "or choose another --output"
+                f"{folder.path} already holds a run: {go_on}replace it with --overwrite, or choose another --output"
             )
         return None
     if resume == LATEST:
@@ -167,9 +185,12 @@ def _checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     else:
         path = RunFolder(Path(resume)).latest if Path(resume).is_dir() else Path(resume)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no checkpoint to resume; leave --resume out to start the run")
-    if folder.holds_a_run() and resume != LATEST and path.resolve().parent != folder.path.resolve():
-        raise CheckpointError(f"{folder.path} holds another run than {path}: choose another --output to resume into")
+        how = "--overwrite starts afresh" if folder.holds_a_run() else "leave --resume out to start the run"
+        raise CheckpointError(f"{path}: no checkpoint to resume; {how}")
+    if folder.holds_a_run() and path.resolve() != folder.latest.resolve():
+        raise CheckpointError(
+            f"{folder.path} holds a run that {path} is not the latest of: choose another --output to resume it into"
+        )
     return path
 
 

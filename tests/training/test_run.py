@@ -140,9 +140,56 @@ def test_what_cannot_be_resumed_is_explained(tmp_path, monkeypatch, resume, word
         run_training(config, "new", resume=resume)
 
 
-def test_another_network_is_not_resumed(three_epochs, tmp_path):
+def test_another_network_is_not_resumed_and_leaves_no_trace(three_epochs, tmp_path):
+    before = {file.name: file.read_bytes() for file in three_epochs.path.iterdir()}
     with pytest.raises(CheckpointError, match="belongs to another network"):
         run_training(cfg(tmp_path, "ISON.DEPTH", 14), "deeper", resume=str(three_epochs.latest))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match="belongs to another network"):
+        run_training(cfg(three_epochs.path.parent.parent, "ISON.DEPTH", 14), "whole", resume=LATEST)
+    assert {file.name: file.read_bytes() for file in three_epochs.path.iterdir()} == before
+
+
+def test_resuming_into_a_new_folder_brings_the_best_along(three_epochs, tmp_path):
+    config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT)
+    folder = run_training(config, "copy", resume=str(three_epochs.latest))
+    assert folder.best.read_bytes() == three_epochs.best.read_bytes()
+    (tmp_path / "alone.pt").write_bytes(three_epochs.latest.read_bytes())
+    more = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4, "SOLVER.BASE_LR", 0.0, *DROPOUT)
+    folder = run_training(more, "alone", resume=str(tmp_path / "alone.pt"))
+    assert read_checkpoint(folder.best)["epoch"] == 4
+
+
+def test_an_older_checkpoint_does_not_rewind_its_own_folder(tmp_path):
+    config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2)
+    folder = run_training(config, "a")
+    (folder.path / "old.pt").write_bytes(folder.best.read_bytes())
+    with pytest.raises(CheckpointError, match="choose another --output"):
+        run_training(config, "a", resume=str(folder.path / "old.pt"))
+    assert len(rows(folder)) == 2
+
+
+def test_a_run_that_saved_nothing_is_replaced_not_resumed(tmp_path):
+    with pytest.raises(NonFiniteError):
+        run_training(cfg(tmp_path, "SOLVER.BASE_LR", 1e5), "a")
+    with pytest.raises(CheckpointError, match=r"saved nothing yet: replace it with --overwrite"):
+        run_training(cfg(tmp_path), "a")
+    with pytest.raises(CheckpointError, match="--overwrite starts afresh"):
+        run_training(cfg(tmp_path), "a", resume=LATEST)
+
+
+def test_a_resumed_run_takes_the_optimiser_settings_of_its_config(three_epochs, tmp_path):
+    changed = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4, *DROPOUT, "SOLVER.WEIGHT_DECAY", 0.5, "SOLVER.MOMENTUM", 0.1)
+    folder = run_training(changed, "branch", resume=str(three_epochs.latest))
+    group = read_checkpoint(folder.latest)["optimizer"]["param_groups"][1]
+    assert (group["weight_decay"], group["momentum"]) == (0.5, 0.1)
+
+
+def test_a_divergence_in_the_last_step_is_not_saved(tmp_path):
+    one_step = ["ISON.DEPTH", 20, "SOLVER.TRAIN_BATCH_SIZE", 1437, "SOLVER.BASE_LR", 1e6]
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 1, .*nothing was saved"):
+        run_training(cfg(tmp_path, *one_step), "a")
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_path):
@@ -153,6 +200,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_nothing_of_it(tmp_pat
     for word in ("epoch 2, step ", "rate of 100000", str(folder.latest), "SOLVER.BASE_LR"):
         assert word in str(error.value)
     assert folder.latest.read_bytes() == good
+    assert str(error.value) in folder.log.read_text()
     assert len(rows(folder)) == 1
 
 

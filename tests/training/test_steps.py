@@ -103,7 +103,6 @@ def test_gpu_ids():
         parse_gpu_ids("1,0,1")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is visible")
 def test_without_a_gpu_it_is_the_cpu_with_a_warning_if_one_was_asked_for(caplog):
     with caplog.at_level(logging.WARNING):
         assert pick_devices(None) == [CPU]
@@ -112,9 +111,3 @@ def test_without_a_gpu_it_is_the_cpu_with_a_warning_if_one_was_asked_for(caplog)
     assert "no CUDA device is visible" in caplog.text
     with pytest.raises(DeviceError):
         pick_devices("all")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is visible")
-def test_an_id_that_does_not_exist_lists_those_that_do():
-    with pytest.raises(DeviceError, match="no GPU 99; visible are 0"):
-        pick_devices("0,99")
