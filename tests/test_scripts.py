@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -118,10 +119,10 @@ def test_debug_shows_the_traceback(tmp_path):
 
 @pytest.mark.parametrize("script", ["train.py", "test.py", "flopscount_iso.py"])
 def test_help_explains_every_option_with_an_example(script):
-    help_text = " ".join(run_script(script, "--help", cwd=REPO).stdout.split())
-    described, examples = help_text.split("examples:")
+    described, examples = run_script(script, "--help", cwd=REPO).stdout.split("examples:")
     assert f"python {script} --cfg" in examples
-    entries = described.split(" options: ")[1].split(" --")[1:]
-    assert {"cfg", "gpus", "debug"} <= {entry.split()[0] for entry in entries}
-    for entry in [*entries, described.split(" positional arguments: ")[1].split(" options: ")[0]]:
-        assert "e.g. " in entry or entry.startswith("help "), entry
+    positional, options = described.split("positional arguments:")[1].split("options:")
+    entries = [positional, *re.split(r"\n  (?=-)", options)[1:]]
+    assert {"--cfg", "--gpus", "--debug"} <= {entry.split()[0] for entry in entries}
+    for entry in entries:
+        assert "e.g." in entry or entry.startswith("-h, --help"), entry
