@@ -20,7 +20,8 @@ def plain_float32():
     """Convolutions without oneDNN, whose kernels round differently.
 
     The difference is within float32, but in the plain ResNet it carries exactly one ReLU input (of
-    s2.b2.relu, 7e-7 from zero) across zero, which moves the gradient norms of some batch norms by 3e-3. In float64 they agree to 1e-5 (below).
+    s2.b2.relu, 7e-7 from zero) across zero, which moves the gradient norms of some batch norms by 3e-3.
+    In float64 they agree to 1e-5 (below).
     """
     return torch.backends.mkldnn.flags(enabled=False)
 
