@@ -9,48 +9,65 @@ G[0] is the identity and every other G[d] is 0, and the penalty is
 
     1/2 * sum over d of  || G[d] - [d = 0] I ||_F^2.
 
-Since G[-d] is the transpose of G[d], only half of the offsets are computed, and only over the taps
-where the kernel and its shifted copy overlap.
+This module says which convolutions it is taken of; ``isonet.gram`` computes it.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
+from isonet.gram import LARGEST, ConvShape, gram_penalty
 
-Overlaps = list[list[tuple[int, int]]]
+# Multiply-accumulates of one pair of taps from which a kernel keeps the whole machine busy by itself
+_WORTH_THE_MACHINE = 1 << 22
+
+
+class OrthoPenalty:
+    """The penalty of a module's convolutions, with the plan of its computation made once.
+
+    Calling it gives the sum over all convolutions, without its coefficient: a scalar, in the weights'
+    type but never below float32, whatever autocast and TF32 settings say; 0 for a module without a
+    penalised convolution. It reads the weights that the module holds at that time; after a
+    convolution was added, exchanged or moved to another device, make a new one.
+
+    A 7x7 stem and convolutions that read 3 channels are left out, as in the paper. Takes 1-d to 3-d
+    convolutions with any stride, dilation and groups; raises ``ValueError`` for transposed ones.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = [name for name, _ in penalised_convs(module)]
+        self.groups = list(_groups(module))
+        self.nothing = torch.zeros((), device=next((p.device for p in module.parameters()), None))
+
+    def __call__(self) -> Tensor:
+        terms = [values.sum() for _, values in self._penalties()]
+        return torch.stack(terms).sum() if terms else self.nothing.clone()
+
+    def per_conv(self) -> dict[str, Tensor]:
+        """The terms of the sum: a scalar for each penalised convolution, in the network's order."""
+        terms = {}
+        for names, values in self._penalties():
+            terms.update(zip(names, values, strict=True))
+        return {name: terms[name] for name in self.names}
+
+    def _penalties(self) -> Iterator[tuple[Iterable[str], Tensor]]:
+        for shape, convs in self.groups:
+            yield convs, gram_penalty(shape, [conv.weight for conv in convs.values()])
 
 
 def ortho_penalty(module: nn.Module) -> Tensor:
-    """The penalty of all convolutions of ``module``, summed, without its coefficient.
-
-    A 7x7 stem and convolutions that read 3 channels are left out, as in the paper. Takes 1-d to 3-d
-    convolutions with any stride, dilation and groups; returns a scalar, 0 for a module without a
-    penalised convolution, in the weights' type but never below float32, whatever autocast says.
-    Raises ``ValueError`` for transposed convolutions.
-    """
-    penalties = [total for _, total in _penalties_by_shape(module)]
-    if not penalties:
-        return torch.zeros((), device=next((p.device for p in module.parameters()), None))
-    return torch.stack([total.sum() for total in penalties]).sum()
+    """The penalty of all convolutions of ``module``: one call of ``OrthoPenalty``, which tells the rest."""
+    return OrthoPenalty(module)()
 
 
 def ortho_penalty_per_conv(module: nn.Module) -> dict[str, Tensor]:
     """The terms of ``ortho_penalty``: a scalar for each penalised convolution, in the network's order."""
-    terms = {
-        name: term for names, total in _penalties_by_shape(module) for name, term in zip(names, total, strict=True)
-    }
-    return {name: terms[name] for name, _ in penalised_convs(module)}
+    return OrthoPenalty(module).per_conv()
 
 
 def penalised_convs(module: nn.Module) -> Iterator[tuple[str, Conv]]:
@@ -60,93 +77,26 @@ def penalised_convs(module: nn.Module) -> Iterator[tuple[str, Conv]]:
             yield name, conv
 
 
-def gram_penalty(weight: Tensor, stride: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """The penalty of each kernel in a stack: (N, out, in, *kernel) -> (N,)."""
-    if weight.shape[2] < weight.shape[1]:
-        weight = weight.transpose(1, 2)  # the side with fewer channels; (N, C, D, *kernel) from here on
-    taps = weight.flatten(3).movedim(3, 0).contiguous()  # (taps, N, C, D)
-    return _GramPenalty.apply(taps, overlaps(tuple(weight.shape[3:]), tuple(stride), tuple(dilation)))
+def shape_of(conv: Conv) -> ConvShape:
+    """What the cost of its penalty follows from."""
+    kernel, stride, dilation = tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation)
+    return ConvShape(conv.out_channels, conv.in_channels, kernel, stride, dilation, conv.groups)
 
 
-class _GramPenalty(torch.autograd.Function):
-    """The sum over offsets and its gradient, in closed form.
-
-    With E[d] = G[d] - [d = 0] I, the gradient at tap t is  sum over all d of 2 E[d] W[t - d];  the half
-    of the offsets that is not computed contributes 2 E[d]^T W[t + d].
-    """
-
-    @staticmethod
-    def forward(ctx: Any, taps: Tensor, pairs_by_offset: Overlaps) -> Tensor:
-        penalty = taps.new_zeros(taps.shape[1])
-        grad = torch.zeros_like(taps) if ctx.needs_input_grad[0] else None
-        for pairs in pairs_by_offset:
-            at_zero = pairs[0][0] == pairs[0][1]
-            error = _gram(taps, pairs)
-            if at_zero:
-                error.diagonal(dim1=1, dim2=2).sub_(1)
-            penalty += error.square().sum((1, 2)) * (0.5 if at_zero else 1.0)  # twice a half: d and -d
-            if grad is None:
-                continue
-            for shifted, resting in pairs:
-                grad[shifted].baddbmm_(error, taps[resting], alpha=2)
-                if not at_zero:
-                    grad[resting].baddbmm_(error.mT, taps[shifted], alpha=2)
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        return penalty
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_penalty: Tensor) -> tuple[Tensor, None]:
-        (grad,) = ctx.saved_tensors
-        return grad * grad_penalty[:, None, None], None
-
-
-def _gram(taps: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
-    """Sum over pairs of taps of one times the other's transpose: (N, C, C)."""
-    gram = torch.bmm(taps[pairs[0][0]], taps[pairs[0][1]].mT)
-    for shifted, resting in pairs[1:]:
-        gram = torch.baddbmm(gram, taps[shifted], taps[resting].mT)
-    return gram
-
-
-@functools.cache
-def overlaps(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]) -> Overlaps:
-    """For zero and one offset of each opposite pair, the pairs of taps (flat indices) that lie that far apart.
-
-    A tap lies ``dilation`` pixels from its neighbour, and two outputs lie a multiple of ``stride``
-    pixels apart, so an offset counts where its length in pixels is such a multiple on every axis.
-    """
-    positions = {tap: i for i, tap in enumerate(itertools.product(*map(range, kernel)))}
-    axes = [
-        [d for d in range(1 - k, k) if d * step % jump == 0]
-        for k, jump, step in zip(kernel, stride, dilation, strict=True)
-    ]
-    zero = (0,) * len(kernel)
-    plan = []
-    for offset in itertools.product(*axes):
-        if offset >= zero:  # true of exactly one in each opposite pair
-            moved = {tap: tuple(t + d for t, d in zip(tap, offset, strict=True)) for tap in positions}
-            plan.append([(positions[moved[tap]], i) for tap, i in positions.items() if moved[tap] in positions])
-    return plan
-
-
-def _full_precision(device: torch.device) -> AbstractContextManager:
-    """Autocast switched off; the meta device has none."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
-
-
-def _penalties_by_shape(module: nn.Module) -> Iterator[tuple[list[str], Tensor]]:
-    """Names and penalties of the convolutions of each shape: layers of one shape are one product."""
-    groups: dict[tuple, dict[str, Conv]] = defaultdict(dict)
+def _groups(module: nn.Module) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
+    """Convolutions to be computed together: those of one shape, as far as that pays and memory allows."""
+    alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
     for name, conv in penalised_convs(module):
-        weight = conv.weight
-        groups[weight.shape, conv.groups, conv.stride, conv.dilation, weight.dtype, weight.device][name] = conv
-    for (shape, n_groups, stride, dilation, _, device), convs in groups.items():
-        with _full_precision(device):
-            stack = torch.stack([conv.weight for conv in convs.values()])
-            stack = stack.to(torch.promote_types(stack.dtype, torch.float32))
-            # Each group is a convolution of its own: (layers * groups, out / groups, in / groups, *kernel)
-            stack = stack.reshape(-1, shape[0] // n_groups, *shape[1:])
-            penalty = gram_penalty(stack, stride, dilation)
-            yield list(convs), penalty.reshape(-1, n_groups).sum(1)
+        alike[shape_of(conv), conv.weight.dtype, conv.weight.device][name] = conv
+    for (shape, _, _), convs in alike.items():
+        together = _how_many_together(shape)
+        names = list(convs)
+        for start in range(0, len(names), together):
+            yield shape, {name: convs[name] for name in names[start : start + together]}
+
+
+def _how_many_together(shape: ConvShape) -> int:
+    if shape.groups * shape.narrow**2 * shape.wide >= _WORTH_THE_MACHINE:
+        return 1
+    taps = torch.Size(shape.kernel).numel()
+    return max(1, LARGEST // (shape.groups * (taps * shape.narrow) ** 2))

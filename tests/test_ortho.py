@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+import isonet.gram
 from isonet import ortho_penalty, ortho_penalty_per_conv
-from isonet.ortho import gram_penalty
+from isonet.gram import ConvShape, by_convolution, by_offset, by_one_product, fastest, full_precision, gram_penalty
+from isonet.ortho import OrthoPenalty, shape_of
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -78,6 +80,16 @@ CASES = [
 ]
 
 
+METHODS = [by_offset, by_one_product, by_convolution]
+
+
+@pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
+def method(request, monkeypatch):
+    """Each of the three ways to compute the same sum, whichever is the fastest here."""
+    monkeypatch.setattr(isonet.gram, "fastest", lambda *_: request.param)
+
+
+@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize(("dims", "w_in", "w_out", "kernel", "options"), CASES)
 def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options):
     torch.manual_seed(0)
@@ -86,12 +98,55 @@ def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options)
     assert ortho_penalty(conv).item() == pytest.approx(dense_penalty(conv), rel=1e-5)
 
 
+@pytest.mark.usefixtures("method")
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("w_in", "w_out"), [(3, 2), (2, 3)])
-def test_gradient_against_finite_differences(stride, w_in, w_out):
+@pytest.mark.parametrize(("w_in", "w_out"), [(6, 4), (4, 6)])
+def test_gradient_against_finite_differences(stride, w_in, w_out, groups):
     torch.manual_seed(0)
-    weight = torch.randn(2, w_out, w_in, 3, 3, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: gram_penalty(w, (stride, stride), (1, 1)), (weight,))
+    shape = ConvShape(w_out, w_in, (3, 2), (stride, 1), (1, 1), groups)
+    weights = [torch.randn(w_out, w_in // groups, 3, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(lambda *w: gram_penalty(shape, w), weights)
+
+
+def test_each_way_is_the_fastest_somewhere():
+    def way(width, kernel, layers=1, cuda=False):
+        return fastest(shape_of(nn.Conv2d(width, width, kernel)), layers, cuda)
+
+    assert way(512, 3) is way(64, 3, layers=17) is way(64, 1) is by_offset
+    assert way(16, 3, layers=17) is way(512, 3, cuda=True) is by_one_product
+    assert way(4, 31) is by_convolution
+
+
+def test_a_plan_follows_the_weights_and_channels_last_changes_nothing():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 1))
+    penalty = OrthoPenalty(net)
+    before = penalty().item()
+    assert penalty().item() == before
+    net.to(memory_format=torch.channels_last)
+    assert penalty().item() == pytest.approx(before, rel=1e-6)
+    with torch.no_grad():
+        net[0].weight.mul_(2)
+    assert penalty().item() == pytest.approx(sum(dense_penalty(conv) for conv in net), rel=1e-5)
+
+
+def test_layers_of_one_shape_are_computed_together_and_wide_ones_alone():
+    narrow = OrthoPenalty(nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(5)), nn.Conv2d(8, 8, 3, stride=2)))
+    assert [len(convs) for _, convs in narrow.groups] == [5, 1]
+    wide = OrthoPenalty(nn.Sequential(*(nn.Conv2d(256, 256, 3) for _ in range(2))))
+    assert [len(convs) for _, convs in wide.groups] == [1, 1]
+
+
+def test_products_are_exact_whatever_the_process_allows_and_its_choice_is_left_alone():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(ZeroDivisionError), full_precision(torch.device("cpu")):
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            raise ZeroDivisionError
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_gradient_through_a_module():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,20 +15,41 @@ class SReLU(nn.Module):
     Takes and returns (N, C, H, W). The shift starts at -1, so that a normalised signal passes almost
     unchanged. Where ``x == b`` the gradient belongs to the shift and not to the input: ties are
     common after the delta initialisation, and sharing them would train another network.
+
+    inplace: overwrite the input, which nothing else may need.
     """
 
-    def __init__(self, channels: int, shift: float = -1.0) -> None:
+    def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False) -> None:
         super().__init__()
         self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
-        if not torch.is_grad_enabled():
-            return torch.maximum(x, shift)  # one pass; its gradient at ties would be another
-        return torch.where(x <= shift, shift, x)
+        if torch.is_grad_enabled():
+            return _SReLU.apply(x, shift)
+        return torch.maximum(x, shift, out=x) if self.inplace else torch.maximum(x, shift)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}"
+
+
+class _SReLU(torch.autograd.Function):
+    """One pass forward. Keeps its output, which the next layer keeps anyway, and so costs no memory of its own."""
+
+    @staticmethod
+    def forward(x: Tensor, shift: Tensor) -> Tensor:
+        return torch.maximum(x, shift)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        output, shift = ctx.saved_tensors
+        grad_x = grad * (output > shift)  # false at ties
+        return grad_x, (grad - grad_x).sum((0, 2, 3), keepdim=True)
 
 
 class ResMultiplier(nn.Module):

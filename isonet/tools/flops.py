@@ -28,7 +28,8 @@ from isonet.config import image_size
 from isonet.errors import UserError
 from isonet.models import ISONet
 from isonet.models.build import assemble
-from isonet.ortho import overlaps, penalised_convs
+from isonet.gram import overlaps
+from isonet.ortho import penalised_convs, shape_of
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,10 @@ def _penalty_macs(model: ISONet) -> tuple[int, int]:
     """
     value = gradient = 0
     for _, conv in penalised_convs(model):
-        plan = overlaps(tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation))
-        pairs = sum(len(pairs) for pairs in plan)
-        at_zero = math.prod(conv.kernel_size)  # pairs of a tap with itself: one product in the gradient, others two
-        narrow, wide = sorted((conv.in_channels // conv.groups, conv.out_channels // conv.groups))
-        product = conv.groups * narrow * narrow * wide
+        shape = shape_of(conv)
+        pairs = sum(len(pairs) for pairs in overlaps(shape.kernel, shape.step))
+        at_zero = math.prod(shape.kernel)  # pairs of a tap with itself: one product in the gradient, others two
+        product = shape.groups * shape.narrow**2 * shape.wide
         value += product * pairs
         gradient += product * (2 * pairs - at_zero)
     return value, gradient
