@@ -70,6 +70,12 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.SEED = 0  # of initialisation, order, augmentation and dropout
     cfg.RUNTIME.DETERMINISTIC = False  # refuse GPU kernels whose result varies from run to run
     cfg.RUNTIME.TF32 = False  # GPU convolutions with 10 bits of mantissa: faster, not the published float32
+    cfg.RUNTIME.AMP = "off"  # bf16: autocast; fp16: autocast with gradient scaling; the penalty stays float32
+    cfg.RUNTIME.CHANNELS_LAST = False  # images and weights in NHWC order in memory; sums in another order
+    cfg.RUNTIME.COMPILE = False  # torch.compile the network: minutes at the start, faster steps; one GPU, or the CPU
+    cfg.RUNTIME.INPUT = "auto"  # memory: images of up to 64 px held on the device; workers: read by processes
+    cfg.RUNTIME.DECODER = "pil"  # torch: JPEG read by workers with torchvision, faster, pixels differ by 0.03 of 255
+    cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
     cfg.OUTPUT_DIR = "./outputs/cls"  # runs lie in OUTPUT_DIR/DATASET.NAME/<--output>/
@@ -169,6 +175,8 @@ def _merge(cfg: CfgNode, pairs: Any, source: str) -> None:
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """``value`` in the type of ``default``; text is read as on a command line, so ``1e-4`` is a float."""
     wanted = type(default)
+    if wanted is str and value is False and key in _CHOICES:
+        value = "off"  # which YAML reads as a boolean
     try:
         if isinstance(value, str) and wanted is not str:
             value = {"true": True, "false": False}.get(value.lower(), value) if wanted is bool else _literal(value)
@@ -204,6 +212,13 @@ def _type_name(key: str, wanted: type) -> str:
     return {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[wanted]
 
 
+_CHOICES = {
+    "RUNTIME.AMP": ("off", "bf16", "fp16"),
+    "RUNTIME.INPUT": ("auto", "workers", "memory"),
+    "RUNTIME.DECODER": ("pil", "torch"),
+}
+
+
 def _checked(cfg: CfgNode) -> CfgNode:
     """Freeze ``cfg`` after checking each key's range and the relations between keys."""
     values = flat(cfg)
@@ -211,6 +226,9 @@ def _checked(cfg: CfgNode) -> CfgNode:
         if not low <= values[key] <= high:
             limits = f"at least {low}" if high == _INF else f"between {low} and {high}"
             raise ConfigError(f"{key} must be {limits}, got {values[key]}")
+    for key, choices in _CHOICES.items():
+        if values[key] not in choices:
+            raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {values[key]!r}")
     for wrong, message in _contradictions(cfg):
         if wrong:
             raise ConfigError(message)
@@ -238,6 +256,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "ISON.RES_MULTIPLIER": (-1e6, 1e6),
     "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
     "RUNTIME.SEED": (0, 2**63 - 1),
+    "RUNTIME.PROFILE": (0, 1000),
     "RUNTIME.LOG_EVERY": (1, _INF),
 }
 
@@ -267,4 +286,8 @@ def _contradictions(cfg: CfgNode) -> Iterator[tuple[bool, str]]:
     yield (
         data.NAME in ("", ".", "..") or "/" in data.NAME or "\\" in data.NAME,
         f"DATASET.NAME is the name of one folder under DATASET.ROOT, got {data.NAME!r}",
+    )
+    yield (
+        cfg.RUNTIME.INPUT == "memory" and not uses_small_images(cfg),
+        f"RUNTIME.INPUT memory holds images of up to 64 pixels, and these have {image_size(cfg)}: use auto or workers",
     )

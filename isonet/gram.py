@@ -63,7 +63,7 @@ Overlaps = tuple[tuple[tuple[int, int], ...], ...]
 
 @functools.cache
 def overlaps(kernel: tuple[int, ...], step: tuple[int, ...]) -> Overlaps:
-    """For zero, first, and one offset of each opposite pair, the pairs of taps (flat indices) that lie that far apart."""
+    """Pairs of taps (flat indices) by their offset: zero, first, and one offset of each opposite pair."""
     positions = {tap: i for i, tap in enumerate(itertools.product(*map(range, kernel)))}
     axes = [[d for d in range(1 - k, k) if d % every == 0] for k, every in zip(kernel, step, strict=True)]
     zero = (0,) * len(kernel)
@@ -86,7 +86,6 @@ def gram_penalty(shape: ConvShape, weights: Sequence[Tensor]) -> Tensor:
 
 
 class _GramPenalty(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx: Any, shape: ConvShape, *weights: Tensor) -> Tensor:
         with full_precision(weights[0].device):
@@ -244,5 +243,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 def _rounding_backends() -> list[Any]:
     """Where torch 2.9 and later keep what float32 products may be rounded to; none before."""
-    backends = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv]
-    return backends if all(hasattr(backend, "fp32_precision") for backend in backends) else []
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        return []
+    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
+    parts = ((torch.backends.cuda, "matmul"), (gpu, "conv"), (cpu, "matmul"), (cpu, "conv"))
+    return [getattr(backend, part) for backend, part in parts]

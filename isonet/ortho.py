@@ -50,7 +50,7 @@ class OrthoPenalty:
 
     def per_conv(self) -> dict[str, Tensor]:
         """The terms of the sum: a scalar for each penalised convolution, in the network's order."""
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for names, values in self._penalties():
             terms.update(zip(names, values, strict=True))
         return {name: terms[name] for name in self.names}

@@ -45,6 +45,11 @@ class RunFolder:
         """Versions of what the run used, as JSON."""
         return self.path / "versions.json"
 
+    @property
+    def profile(self) -> Path:
+        """Where the time of some steps went, if RUNTIME.PROFILE asked."""
+        return self.path / "profile.txt"
+
     def holds_a_run(self) -> bool:
         return any(file.exists() for file in self._files())
 
@@ -54,7 +59,7 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [self.latest, self.best, self.config, self.log, self.metrics, self.versions]
+        return [self.latest, self.best, self.config, self.log, self.metrics, self.versions, self.profile]
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:

@@ -20,6 +20,7 @@ from isonet.errors import UserError
 from isonet.models import ResMultiplier
 from isonet.run_folder import run_folder
 from isonet.training import build_optimizer, learning_rate_at
+from isonet.training.devices import place
 from isonet.training.run import run_training
 
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 20]
@@ -116,6 +117,40 @@ def a_run(read: Callable) -> Callable:
     return probe
 
 
+def input_loader(cfg, tmp):
+    make_folder(tmp, 10)
+    opts = [
+        "DATASET.ROOT",
+        str(tmp),
+        "DATASET.NAME",
+        "mine",
+        "DATASET.IMAGE_SIZE",
+        32,
+        "RUNTIME.INPUT",
+        cfg.RUNTIME.INPUT,
+    ]
+    return type(build_loader(load_cfg(None, opts), "val"))
+
+
+def images_in_memory(cfg, _tmp):
+    images, _ = next(iter(build_loader(cfg, "val")))
+    return images.stride()
+
+
+def pixels_of_jpeg(cfg, tmp):
+    folder = tmp / "mine" / "val" / "a"
+    folder.mkdir(parents=True)
+    noise = torch.randint(0, 256, (300, 400, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.numpy()).save(folder / "1.jpg")
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.NUM_WORKERS", 0]
+    images, _ = next(iter(build_loader(load_cfg(None, [*opts, "RUNTIME.DECODER", cfg.RUNTIME.DECODER]), "val")))
+    return images.sum().item()
+
+
+def compiled(cfg, _tmp):
+    return type(place(build_model(cfg), [torch.device("cpu")], compiled=cfg.RUNTIME.COMPILE))
+
+
 def epochs(folder):
     return len(folder.metrics.read_text().splitlines())
 
@@ -176,6 +211,12 @@ PROBES: dict[str, tuple] = {
     ),
     "RUNTIME.SEED": (a_run(weights), 0, 1, [*TINY, "SOLVER.BASE_LR", 0.0]),
     "RUNTIME.TF32": (a_run(lambda _: torch.backends.cudnn.allow_tf32), False, True, TINY),
+    "RUNTIME.AMP": (a_run(weights), "off", "bf16", TINY),
+    "RUNTIME.CHANNELS_LAST": (images_in_memory, False, True, TINY),
+    "RUNTIME.COMPILE": (compiled, False, True, CIFAR),
+    "RUNTIME.INPUT": (input_loader, "memory", "workers", []),
+    "RUNTIME.DECODER": (pixels_of_jpeg, "pil", "torch", []),
+    "RUNTIME.PROFILE": (a_run(lambda folder: folder.profile.exists()), 0, 2, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
     "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
     "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),

@@ -10,13 +10,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from torchvision import transforms
-from torchvision.transforms import InterpolationMode
+import torch
+from torchvision.transforms import v2
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 from isonet.config import image_size, uses_small_images
 from isonet.data.memory import Batch, CropFlip, MemoryLoader
+from isonet.data.pixels import Normalise
 from isonet.data.sources import ImageSource, cifar, digits, image_folder
 from isonet.data.workers import WorkerLoader, decode_all
 from isonet.errors import DataError
@@ -32,7 +33,10 @@ _DIGITS_STATS = ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))  # of the 1,437 t
 
 
 class Loader(Protocol):
-    """Batches of (images, labels), each image once an epoch: float32 (N, 3, H, W), normalised, and int64 (N,)."""
+    """Batches of (images, labels), each image once an epoch: float32 (N, 3, H, W), normalised, and int64 (N,).
+
+    They lie on the first of the loader's devices, in the memory format that the config asks for.
+    """
 
     classes: Sequence[str]
 
@@ -47,34 +51,41 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
 
-def build_loader(cfg: CfgNode, split: str, num_gpus: int = 1, classes: Sequence[str] | None = None) -> Loader:
+def build_loader(
+    cfg: CfgNode,
+    split: str,
+    devices: Sequence[torch.device] = (torch.device("cpu"),),
+    classes: Sequence[str] | None = None,
+) -> Loader:
     """The loader of ``split``, "train" (shuffled, augmented) or "val", for the data set that ``cfg`` names.
 
-    Batches hold the config's images per GPU times ``num_gpus``. ``classes`` gives the order of labels
-    where an image folder has no training part to tell it. Raises ``DataError`` for a data set that is
-    missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``.
+    Batches hold the config's images per GPU for all of ``devices``, and lie on the first. ``classes``
+    gives the order of labels where an image folder has no training part to tell it. Raises
+    ``DataError`` for a data set that is missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``.
     """
     train = split == "train"
     source = build_source(cfg, split, classes)
     _check_classes(cfg, source, split)
     size = image_size(cfg)
-    mean, std = statistics(cfg)
-    batch_size = (cfg.SOLVER.TRAIN_BATCH_SIZE if train else cfg.SOLVER.TEST_BATCH_SIZE) * num_gpus
+    normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
+    batch_size = (cfg.SOLVER.TRAIN_BATCH_SIZE if train else cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     augment = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
+    seed, workers = cfg.RUNTIME.SEED, _num_workers(cfg)
 
-    small = uses_small_images(cfg)
-    if small and len(source.labels) * size * size * 3 <= MEMORY_LIMIT:
+    if _in_memory(cfg, len(source.labels)):
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
-        images = decode_all(source, _to_square(size), size, _num_workers(cfg), progress)
-        return MemoryLoader(
-            images, source.labels, source.classes, batch_size, mean, std, augment, shuffle=train, seed=cfg.RUNTIME.SEED
-        )
-    transform = transforms.Compose(
-        [*_image_transforms(size, small, augment), transforms.ToTensor(), transforms.Normalize(mean, std)]
-    )
-    return WorkerLoader(
-        source, transform, batch_size, shuffle=train, seed=cfg.RUNTIME.SEED, num_workers=_num_workers(cfg)
-    )
+        images = decode_all(source, _to_square(size), size, workers, progress)
+        return MemoryLoader(images, source.labels, source.classes, batch_size, normalise, augment, train, seed)
+    transform = _image_transforms(size, uses_small_images(cfg), augment)
+    as_tensor = cfg.RUNTIME.DECODER == "torch"
+    return WorkerLoader(source, transform, normalise, batch_size, train, seed, workers, as_tensor)
+
+
+def _in_memory(cfg: CfgNode, num_images: int) -> bool:
+    """Whether images are held as bytes, 4 a pixel, or read by workers whenever they are needed."""
+    if cfg.RUNTIME.INPUT != "auto":
+        return cfg.RUNTIME.INPUT == "memory"
+    return uses_small_images(cfg) and num_images * image_size(cfg) ** 2 * 4 <= MEMORY_LIMIT
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
@@ -110,16 +121,17 @@ def _check_classes(cfg: CfgNode, source: ImageSource, split: str) -> None:
         log.warning("%s: %d classes for a network of %d: labels count from 0 in sorted order", where, found, expected)
 
 
-def _to_square(size: int) -> transforms.Compose:
+def _to_square(size: int) -> v2.Compose:
     """Resize the shorter side and cut out the centre; leaves an image of the right size as it is."""
-    return transforms.Compose([transforms.Resize(size, InterpolationMode.BILINEAR), transforms.CenterCrop(size)])
+    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
 
-def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> list:
-    flip = [transforms.RandomHorizontalFlip()] if augment and augment.flip else []
+def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Compose:
+    """An image, PIL or tensor, to one of ``size`` pixels square. Interpolation is bilinear."""
+    flip = [v2.RandomHorizontalFlip()] if augment and augment.flip else []
     if small:
-        crop = [transforms.RandomCrop(size, augment.padding)] if augment else []
-        return [_to_square(size), *crop, *flip]
+        crop = [v2.RandomCrop(size, augment.padding)] if augment else []
+        return v2.Compose([_to_square(size), *crop, *flip])
     if augment:
-        return [transforms.RandomResizedCrop(size), *flip]
-    return [transforms.Resize(round(size * EVAL_RESIZE)), transforms.CenterCrop(size)]
+        return v2.Compose([v2.RandomResizedCrop(size), *flip])
+    return v2.Compose([v2.Resize(round(size * EVAL_RESIZE)), v2.CenterCrop(size)])

@@ -1,4 +1,4 @@
-"""Small images: decoded once, kept as bytes, augmented a batch at a time."""
+"""Small images: decoded once, kept as bytes on the device, augmented there a batch at a time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochSampler, generator
 
 Batch = tuple[Tensor, Tensor]
@@ -23,9 +24,10 @@ class CropFlip:
 
 
 class MemoryLoader:
-    """Batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,).
+    """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
-    Each image's crop and flip in an epoch follow from the seed, the epoch and the image alone.
+    ``images`` are uint8 (N, H, W, 3). Each image's crop and flip in an epoch follow from the seed, the
+    epoch and the image alone.
     """
 
     def __init__(
@@ -34,23 +36,24 @@ class MemoryLoader:
         labels: Sequence[int],
         classes: Sequence[str],
         batch_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalise: Normalise,
         augment: CropFlip | None,
         shuffle: bool,
         seed: int,
     ) -> None:
-        self.labels = torch.tensor(labels)
+        self.device = normalise.device
+        self.labels = torch.tensor(labels, device=self.device)
         self.classes = classes
         self.batch_size = batch_size
-        self.mean, self.std = torch.tensor(mean), torch.tensor(std)
+        self.normalise = normalise
         self.augment = augment
         self.sampler = EpochSampler(len(labels), shuffle, seed)
         self.height, self.width = images.shape[1:3]
-        if augment:  # a black frame, like torchvision's RandomCrop, and so before the mean is taken off
-            p = augment.padding
-            images = F.pad(images, (0, 0, p, p, p, p))
-        self.images = images  # uint8 (N, H + 2p, W + 2p, 3)
+        p = augment.padding if augment else 0
+        # A black frame, like torchvision's RandomCrop, and so before the mean is taken off. A fourth channel
+        # makes a pixel one number of 4 bytes, which is moved in one go
+        self.pixels = F.pad(images, (0, 1, p, p, p, p)).to(self.device).view(torch.int32).flatten()
+        self.framed = self.height + 2 * p, self.width + 2 * p
 
     @property
     def num_images(self) -> int:
@@ -63,27 +66,26 @@ class MemoryLoader:
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        crops = self._draw_crops()
-        for index in self.sampler.order().split(self.batch_size):
-            images = self._crop(index, crops[index]) if crops is not None else self.images[index]
-            yield self._normalise(images), self.labels[index]
+        crops = self._draw_crops().to(self.device)
+        for index in self.sampler.order().to(self.device).split(self.batch_size):
+            yield self.normalise(self._crop(index, crops[index])), self.labels[index]
 
-    def _draw_crops(self) -> Tensor | None:
+    def _draw_crops(self) -> Tensor:
         """For each image of the set its crop's top, its left, and whether it is flipped: (N, 3) int64."""
         if self.augment is None:
-            return None
+            return torch.zeros(self.num_images, 3, dtype=torch.int64)
         rng = generator(self.sampler.seed, "augment", self.sampler.epoch)
         corner = torch.randint(2 * self.augment.padding + 1, (self.num_images, 2), generator=rng)
         flip = torch.randint(2, (self.num_images, 1), generator=rng) * int(self.augment.flip)
         return torch.cat([corner, flip], dim=1)
 
     def _crop(self, index: Tensor, crops: Tensor) -> Tensor:
-        top, left, flip = crops.unbind(1)
-        rows = top[:, None] + torch.arange(self.height)  # (N, H)
-        columns = torch.arange(self.width).expand(len(index), -1)
-        columns = left[:, None] + torch.where(flip[:, None] == 1, self.width - 1 - columns, columns)  # (N, W)
-        return self.images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-    def _normalise(self, images: Tensor) -> Tensor:
-        scaled = images.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
-        return scaled.permute(0, 3, 1, 2).contiguous()
+        """uint8 (n, H, W, 3): from each image of ``index`` the part that its row of ``crops`` says."""
+        height, width = self.framed
+        top, left, flip = crops[:, :, None].unbind(1)  # (n, 1)
+        columns = torch.arange(self.width, device=self.device)
+        columns = left + torch.where(flip == 1, self.width - 1 - columns, columns)  # (n, W)
+        rows = top + torch.arange(self.height, device=self.device)  # (n, H)
+        first = (index[:, None] * height + rows) * width  # of each row, in the flat list of pixels
+        place = first[:, :, None] + columns[:, None, :]
+        return self.pixels[place].view(torch.uint8).unflatten(2, (self.width, 4))[..., :3]

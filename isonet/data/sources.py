@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from isonet.errors import DataError
 
@@ -29,6 +32,9 @@ class ImageSource(Protocol):
     def read(self, index: int) -> Image.Image:
         """The image as RGB; ``DataError`` if it cannot be read."""
 
+    def read_tensor(self, index: int) -> Tensor:
+        """The image as uint8 (3, H, W), JPEG decoded by torchvision; ``DataError`` if it cannot be read."""
+
 
 @dataclass(frozen=True)
 class ArraySource:
@@ -40,6 +46,9 @@ class ArraySource:
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
+
+    def read_tensor(self, index: int) -> Tensor:
+        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,15 @@ class FolderSource:
             raise DataError(
                 f"{path}: cannot be read as an image ({type(error).__name__}: {error}); mend or remove it"
             ) from None
+
+    def read_tensor(self, index: int) -> Tensor:
+        path = self.paths[index]
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            try:
+                return decode_jpeg(read_file(str(path)), ImageReadMode.RGB)
+            except (OSError, RuntimeError):
+                pass  # such as a PNG of that name: Pillow knows, or says what is wrong
+        return torch.from_numpy(np.array(self.read(index))).permute(2, 0, 1)
 
 
 def digits(split: str) -> ArraySource:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from isonet.data.memory import Batch
+from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochSampler, stream_seed
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
 
 _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have started
+
+
+Transform = Callable[[Any], Image.Image | Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,23 +32,29 @@ class _Failure:
 
 
 class _AugmentedImages(Dataset):
-    """Images by (epoch, index), each augmented from a random stream of its own."""
+    """Images by (epoch, index) as bytes, each augmented from a random stream of its own."""
 
-    def __init__(self, source: ImageSource, transform: Callable[[Image.Image], Tensor], seed: int) -> None:
+    def __init__(self, source: ImageSource, transform: Transform, seed: int, as_tensor: bool) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
+        self.read = source.read_tensor if as_tensor else source.read
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | _Failure:
         epoch, index = key
         try:
-            image = self.source.read(index)
+            image = self.read(index)
         except DataError as error:
             return _Failure(str(error))
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             # Not torch.manual_seed, which would seed every GPU as well
             torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
-            return self.transform(image), self.source.labels[index]
+            return _bytes(self.transform(image)), self.source.labels[index]
+
+
+def _bytes(image: Image.Image | Tensor) -> Tensor:
+    """uint8 (H, W, 3)"""
+    return image.permute(1, 2, 0).contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
 def _collate(items: list) -> list | Tensor | _Failure:
@@ -52,27 +63,34 @@ def _collate(items: list) -> list | Tensor | _Failure:
 
 
 class WorkerLoader:
-    """Batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,)."""
+    """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
+
+    Processes read and augment; what they hand over is bytes. transform: an image to one of the batch's
+    size, PIL or, ``as_tensor``, uint8 (3, H, W).
+    """
 
     def __init__(
         self,
         source: ImageSource,
-        transform: Callable[[Image.Image], Tensor],
+        transform: Transform,
+        normalise: Normalise,
         batch_size: int,
         shuffle: bool,
         seed: int,
         num_workers: int,
+        as_tensor: bool = False,
     ) -> None:
+        self.normalise = normalise
         self.classes: Sequence[str] = source.classes
         self.num_images = len(source.labels)
         self.sampler = EpochSampler(self.num_images, shuffle, seed)
         self._batches = DataLoader(
-            _AugmentedImages(source, transform, seed),
+            _AugmentedImages(source, transform, seed, as_tensor),
             batch_size=batch_size,
             sampler=self.sampler,
             num_workers=num_workers,
             collate_fn=_collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=normalise.device.type == "cuda",
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each epoch would draw a worker seed from the global one
         )
@@ -84,7 +102,8 @@ class WorkerLoader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _unless_failed(self._batches)
+        for pixels, labels in _unless_failed(self._batches):
+            yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
 
 
 class _Pixels(Dataset):
@@ -102,7 +121,7 @@ class _Pixels(Dataset):
             image = self.source.read(index)
         except DataError as error:
             return _Failure(str(error))
-        return torch.from_numpy(np.array(self.resize(image)))
+        return _bytes(self.resize(image))
 
 
 def decode_all(

@@ -15,20 +15,17 @@ class SReLU(nn.Module):
     Takes and returns (N, C, H, W). The shift starts at -1, so that a normalised signal passes almost
     unchanged. Where ``x == b`` the gradient belongs to the shift and not to the input: ties are
     common after the delta initialisation, and sharing them would train another network.
-
-    inplace: overwrite the input, which nothing else may need.
     """
 
-    def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False) -> None:
+    def __init__(self, channels: int, shift: float = -1.0) -> None:
         super().__init__()
         self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
-        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
         shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
         if torch.is_grad_enabled():
             return _SReLU.apply(x, shift)
-        return torch.maximum(x, shift, out=x) if self.inplace else torch.maximum(x, shift)
+        return torch.maximum(x, shift)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}"

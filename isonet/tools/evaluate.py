@@ -18,7 +18,8 @@ from isonet.errors import CheckpointError, UserError
 from isonet.models import build_model
 from isonet.run_folder import find_checkpoint
 from isonet.training import Evaluation, evaluate
-from isonet.training.devices import describe, pick_devices, set_precision, spread
+from isonet.training.amp import Amp
+from isonet.training.devices import describe, pick_devices, place, set_precision
 
 log = logging.getLogger("isonet")
 
@@ -44,9 +45,10 @@ def evaluate_checkpoint(
     load_state(model, weights_of(state, path), path)
     devices = pick_devices(gpus)
     classes = state.get("classes")
-    loader = build_loader(cfg, "val", len(devices), classes if isinstance(classes, list) else None)
+    loader = build_loader(cfg, "val", devices, classes if isinstance(classes, list) else None)
     log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
-    return evaluate(spread(model, devices), loader, devices[0]), path
+    forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+    return evaluate(forward, loader, devices[0], Amp(cfg.RUNTIME.AMP, devices[0])), path
 
 
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:

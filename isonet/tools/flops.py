@@ -26,9 +26,9 @@ from yacs.config import CfgNode
 
 from isonet.config import image_size
 from isonet.errors import UserError
+from isonet.gram import overlaps
 from isonet.models import ISONet
 from isonet.models.build import assemble
-from isonet.gram import overlaps
 from isonet.ortho import penalised_convs, shape_of
 
 

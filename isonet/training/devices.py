@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import random
+import shutil
+from typing import cast
 
 import numpy as np
 import torch
@@ -47,12 +50,36 @@ def parse_gpu_ids(text: str) -> list[int]:
     return [int(part) for part in ids]
 
 
-def spread(model: nn.Module, devices: list[torch.device]) -> nn.Module:
-    """Move ``model`` to the first device; returns it, or a wrapper that divides each batch over all of them."""
+def place(
+    model: nn.Module, devices: list[torch.device], channels_last: bool = False, compiled: bool = False
+) -> nn.Module:
+    """Move ``model`` to the first device; returns it, or a wrapper that compiles it or spreads batches over devices.
+
+    channels_last: keep its 4-d weights in NHWC order.
+    compiled: run it through ``torch.compile``, as one graph, on a GPU replayed as a CUDA graph. That is
+    made at the first batch of each shape, in training and in evaluation. Raises ``DeviceError`` where it
+    cannot work: with several GPUs, and without the compiler that it calls.
+    """
     model.to(devices[0])
-    if devices[0].type == "cuda":
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    on_gpu = devices[0].type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(devices[0])
+    if compiled:
+        _check_compiler(devices)
+        mode = "reduce-overhead" if on_gpu else "default"
+        return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, mode=mode))
     return nn.DataParallel(model, device_ids=devices) if len(devices) > 1 else model
+
+
+def _check_compiler(devices: list[torch.device]) -> None:
+    if len(devices) > 1:
+        raise DeviceError(f"RUNTIME.COMPILE works on one GPU, and here are {len(devices)}: name one by --gpus")
+    if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):
+        raise DeviceError("RUNTIME.COMPILE needs the package triton, which is missing: install it, or set it False")
+    if devices[0].type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
+        raise DeviceError("RUNTIME.COMPILE needs a C++ compiler, and neither g++ nor clang++ is there: set it False")
 
 
 def describe(devices: list[torch.device]) -> str:

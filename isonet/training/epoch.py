@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from isonet.training.step import EpochSums, train_step
+from isonet.training.step import EpochSums, StepOutput
 
 
 class NonFiniteLossError(Exception):
@@ -38,17 +38,16 @@ class TimedBatches:
 
 
 def train_epoch(
-    forward: nn.Module,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    step: Callable[[Tensor, Tensor], StepOutput],
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device,
-    ortho_coeff: float,
     log_every: int,
     on_step: Callable[[int, dict[str, float] | None], None],
 ) -> dict[str, float]:
-    """Train on every batch once; returns the means over the epoch, its speed, and the seconds spent waiting for data.
+    """Take a step of ``model`` on every batch, all of which lie on ``device``.
 
+    Returns the means over the epoch, its speed, and the seconds spent waiting for data.
     ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as well.
     Raises ``NonFiniteLossError`` at the first such look, or at the end, after a loss that was not finite.
     """
@@ -57,10 +56,7 @@ def train_epoch(
     batches = TimedBatches(batches)
     start = time.perf_counter()
     for images, labels in batches:
-        images = images.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        output = train_step(forward, model, optimizer, images, labels, ortho_coeff)
-        sums.add(output, labels)
+        sums.add(step(images, labels), labels)
         looks = sums.steps % log_every == 0
         on_step(sums.steps, _finite_means(sums) if looks else None)
 

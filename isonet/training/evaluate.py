@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isonet.training.amp import Amp
 from isonet.training.step import count_correct
 
 
@@ -28,8 +29,14 @@ class Evaluation:
 
 
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel do not inherit
-def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Evaluation:
-    """Run ``model``, in evaluation mode and back, over all ``batches``. Waits for the device once, at the end."""
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, amp: Amp | None = None
+) -> Evaluation:
+    """Run ``model``, in evaluation mode and back, over all ``batches``, which lie on ``device``.
+
+    Waits for the device once, at the end.
+    """
+    amp = amp or Amp("off", device)
     was_training = model.training
     model.eval()
     loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -37,9 +44,9 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
     images = 0
     start = time.perf_counter()
     for inputs, labels in batches:
-        inputs = inputs.to(device, non_blocking=True)
-        labels = labels.to(device, non_blocking=True)
-        logits = model(inputs)
+        with amp.autocast():
+            logits = model(inputs)
+        logits = logits.float()
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += count_correct(logits, labels)
         images += len(labels)

@@ -39,6 +39,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
         momentum=solver.MOMENTUM,
         dampening=float(solver.DAMPENING),
         nesterov=solver.NESTEROV,
+        fused=cfg.RUNTIME.AMP == "fp16" or None,  # else the scaler waits for the device to see whether to step
     )
     set_learning_rate(optimizer, solver.BASE_LR)
     return optimizer

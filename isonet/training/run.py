@@ -19,13 +19,16 @@ from isonet.data import Loader, build_loader
 from isonet.errors import CheckpointError, NonFiniteError, UserError
 from isonet.models import build_model
 from isonet.run_folder import RunFolder, run_folder
-from isonet.training.devices import describe, pick_devices, seed_everything, set_precision, spread
+from isonet.training.amp import Amp
+from isonet.training.devices import describe, pick_devices, place, seed_everything, set_precision
 from isonet.training.epoch import NonFiniteLossError, train_epoch
 from isonet.training.evaluate import evaluate
 from isonet.training.log import EpochDisplay, keep_for_file, log_to_file, note_failure, versions
 from isonet.training.optim import build_optimizer, set_learning_rate
+from isonet.training.profile import StepProfile
 from isonet.training.schedule import learning_rate_at
 from isonet.training.state import Progress, changes, pack_state, restore_state
+from isonet.training.step import TrainStep
 
 log = logging.getLogger("isonet")
 
@@ -53,17 +56,18 @@ def run_training(
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     seed_everything(cfg.RUNTIME.SEED)
     model = build_model(cfg)
-    train_loader = build_loader(cfg, "train", len(devices))
-    val_loader = build_loader(cfg, "val", len(devices), train_loader.classes)
-    forward = spread(model, devices)
+    train_loader = build_loader(cfg, "train", devices)
+    val_loader = build_loader(cfg, "val", devices, train_loader.classes)
+    forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+    amp = Amp(cfg.RUNTIME.AMP, devices[0])
     optimizer = build_optimizer(model, cfg)
-    progress = restore_state(resume_from, model, optimizer, devices) if resume_from else Progress()
+    progress = restore_state(resume_from, model, optimizer, amp, devices) if resume_from else Progress()
 
     # Whatever can be wrong with the request was found above: from here on the folder is this run's
     _open_folder(folder, cfg, overwrite)
     log.info("training %s on %s", _title(cfg, model), describe(devices))
     log.info("%d images for training, %d for validation", train_loader.num_images, val_loader.num_images)
-    run = _Run(cfg, folder, model, forward, optimizer, devices, train_loader, val_loader, progress)
+    run = _Run(cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress)
     try:
         if resume_from:
             run.take_over(resume_from)
@@ -79,8 +83,9 @@ class _Run:
     cfg: CfgNode
     folder: RunFolder
     model: nn.Module
-    forward: nn.Module  # model, or its wrapper over several GPUs
+    forward: nn.Module  # model, or it compiled, or its wrapper over several GPUs
     optimizer: torch.optim.Optimizer
+    amp: Amp
     devices: list[torch.device]
     train_loader: Loader
     val_loader: Loader
@@ -104,16 +109,17 @@ class _Run:
     def fit(self) -> None:
         """Train until MAX_EPOCHS, saving after each epoch."""
         start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
+        step = TrainStep(self.forward, self.model, self.optimizer, self.cfg.ISON.ORTHO_COEFF, self.amp)
         if self.progress.epoch >= max_epochs:
             log.info("nothing to do: %d of %d epochs are finished", self.progress.epoch, max_epochs)
         for epoch in range(self.progress.epoch + 1, max_epochs + 1):
-            self._save(self._epoch(epoch))
+            self._save(self._epoch(epoch, step))
         log.info(
             "best top-1 %.2f %% in epoch %d, %.0f s, run in %s",
             self.progress.best_top1, self.progress.best_epoch, time.perf_counter() - start, self.folder.path,
         )  # fmt: skip
 
-    def _epoch(self, epoch: int) -> dict[str, float]:
+    def _epoch(self, epoch: int, step: TrainStep) -> dict[str, float]:
         """Train and evaluate one epoch; returns its row of metrics."""
         cfg, device = self.cfg, self.devices[0]
         rate = learning_rate_at(cfg, epoch, len(self.devices))
@@ -121,22 +127,26 @@ class _Run:
         self.train_loader.set_epoch(epoch)
         display = EpochDisplay(epoch, cfg.SOLVER.MAX_EPOCHS, len(self.train_loader))
 
-        def on_step(step: int, means: dict[str, float] | None) -> None:
+        profile = StepProfile(cfg.RUNTIME.PROFILE if epoch == 1 else 0, device)
+
+        def on_step(number: int, means: dict[str, float] | None) -> None:
+            profile.step()
             display.advance()
             if means:
-                display.show(step, means)
+                display.show(number, means)
 
         start = time.perf_counter()
         try:
-            trained = train_epoch(
-                self.forward, self.model, self.optimizer, self.train_loader, device,
-                cfg.ISON.ORTHO_COEFF, cfg.RUNTIME.LOG_EVERY, on_step,
-            )  # fmt: skip
+            with profile:
+                trained = train_epoch(self.model, step, self.train_loader, device, cfg.RUNTIME.LOG_EVERY, on_step)
         except NonFiniteLossError as error:
             raise NonFiniteError(self._non_finite_message(epoch, error.step, rate)) from None
         finally:
             display.close()
-        found = evaluate(self.forward, self.val_loader, device)
+        if profile.table:
+            self.folder.profile.write_text(profile.table + "\n", encoding="utf-8")
+            log.info("where the time of %d steps went: %s", cfg.RUNTIME.PROFILE, self.folder.profile)
+        found = evaluate(self.forward, self.val_loader, device, self.amp)
         if not math.isfinite(found.loss):  # the last step's update is not in the training loss yet
             raise NonFiniteError(self._non_finite_message(epoch, len(self.train_loader), rate))
         row = {"epoch": epoch, "learning_rate": rate, **trained,
@@ -152,7 +162,9 @@ class _Run:
 
     def _save(self, row: dict[str, float]) -> None:
         improved = self.progress.record(row)
-        state = pack_state(self.model, self.optimizer, self.progress, self.cfg, self.train_loader.classes, self.devices)
+        state = pack_state(
+            self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader.classes, self.devices
+        )
         if improved:  # first, so that the latest never claims a best that is not there
             save_checkpoint(self.folder.best, state)
         save_checkpoint(self.folder.latest, state)

@@ -16,10 +16,12 @@ from yacs.config import CfgNode
 from isonet.checkpoint import load_state, read_checkpoint, weights_of
 from isonet.config import flat, parse_cfg
 from isonet.errors import CheckpointError
+from isonet.training.amp import Amp
 
 # Keys that a resumed run may change without becoming another run
 _MAY_DIFFER = {
-    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "RUNTIME.LOG_EVERY", "SOLVER.MAX_EPOCHS",
+    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "RUNTIME.LOG_EVERY", "RUNTIME.PROFILE",
+    "SOLVER.MAX_EPOCHS",
 }  # fmt: skip
 
 
@@ -45,6 +47,7 @@ class Progress:
 def pack_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    amp: Amp,
     progress: Progress,
     cfg: CfgNode,
     classes: Sequence[str],
@@ -54,6 +57,7 @@ def pack_state(
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
+        "scaler": amp.scaler.state_dict(),  # empty without fp16
         "epoch": progress.epoch,
         "best_top1": progress.best_top1,
         "best_epoch": progress.best_epoch,
@@ -66,7 +70,7 @@ def pack_state(
 
 
 def restore_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, devices: Sequence[torch.device]
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, devices: Sequence[torch.device]
 ) -> Progress:
     """Put model, optimiser and random streams where the run that wrote ``path`` left them.
 
@@ -80,6 +84,8 @@ def restore_state(
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            amp.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"], devices)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its optimiser or random state does not fit this run ({error})") from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isonet.ortho import ortho_penalty
+from isonet.ortho import OrthoPenalty
+from isonet.training.amp import Amp
 
 TOP_K = 5
 
@@ -22,28 +24,37 @@ class StepOutput:
     penalty: Tensor  # scalar, without its coefficient
 
 
-def train_step(
-    forward: nn.Module,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    ortho_coeff: float,
-) -> StepOutput:
-    """Lower ``cross entropy + ortho_coeff * penalty`` on one batch.
+class TrainStep:
+    """Lowers ``cross entropy + ortho_coeff * penalty`` on one batch after another.
 
-    ``forward`` is ``model`` or a wrapper that spreads it over GPUs. The penalty depends on the weights
+    ``forward`` is ``model`` or a wrapper that spreads or compiles it. The penalty depends on the weights
     alone, so it is taken of ``model``, once; with a coefficient of 0 it is not computed.
     """
-    logits = forward(images)
-    cross_entropy = F.cross_entropy(logits, labels)
-    penalty = ortho_penalty(model) if ortho_coeff > 0 else torch.zeros_like(cross_entropy)
-    loss = cross_entropy + ortho_coeff * penalty
 
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach())
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        ortho_coeff: float,
+        amp: Amp | None = None,
+    ) -> None:
+        self.forward = forward
+        self.optimizer = optimizer
+        self.ortho_coeff = ortho_coeff
+        self.penalty = OrthoPenalty(model) if ortho_coeff > 0 else None
+        self.amp = amp or Amp("off", next(model.parameters()).device)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
+        with self.amp.autocast():
+            logits = self.forward(images)
+        cross_entropy = F.cross_entropy(logits.float(), labels)
+        penalty = self.penalty() if self.penalty else torch.zeros_like(cross_entropy)
+        loss = cross_entropy + self.ortho_coeff * penalty
+
+        self.optimizer.zero_grad(set_to_none=True)
+        self.amp.step(loss, self.optimizer)
+        return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach())
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

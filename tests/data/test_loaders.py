@@ -11,13 +11,15 @@ from conftest import SHARED_DATA
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.memory import CropFlip, MemoryLoader
+from isonet.data.pixels import Normalise
 
-PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1), "shuffle": False, "seed": 0}
+CPU = torch.device("cpu")
 
 
-def loader(images, augment=None, batch_size=4, **changes):
+def loader(images, augment=None, batch_size=4, mean=(0, 0, 0), std=(1, 1, 1), shuffle=False, seed=0):
     labels = list(range(len(images)))
-    return MemoryLoader(images, labels, labels, batch_size, augment=augment, **{**PLAIN, **changes})
+    normalise = Normalise(mean, std, CPU, channels_last=False)
+    return MemoryLoader(images, labels, labels, batch_size, normalise, augment, shuffle, seed)
 
 
 def random_images(n, size=8):
@@ -136,7 +138,7 @@ def test_small_images_of_a_folder_are_resized_once_and_kept(photographs):
     cfg = load_cfg(None, [*photographs, "DATASET.IMAGE_SIZE", 32])
     batches = build_loader(cfg, "val")
     assert isinstance(batches, MemoryLoader)
-    assert batches.images.shape == (4, 32, 32, 3)
+    assert next(iter(batches))[0].shape == (4, 3, 32, 32)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")

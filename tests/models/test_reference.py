@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from conftest import NUMERICS, REFERENCE, options, reference_batch, reference_model
 from isonet import build_model, load_cfg, load_weights, ortho_penalty, ortho_penalty_per_conv
-from isonet.training import build_optimizer, learning_rate_at, set_learning_rate, train_step
+from isonet.training import TrainStep, build_optimizer, learning_rate_at, set_learning_rate
 
 every_network = pytest.mark.parametrize("name", list(NUMERICS))
 
@@ -105,10 +105,11 @@ def test_three_sgd_steps(name):
     optimizer = build_optimizer(model, cfg)
     images, labels = reference_batch(name)
     coeff, losses = record["ortho_coeff_used"], []
+    step = TrainStep(model, model, optimizer, coeff)
     with plain_float32():
         for epoch in (1, 2, 3):
             set_learning_rate(optimizer, learning_rate_at(cfg, epoch))
-            out = train_step(model, model, optimizer, images, labels, coeff)
+            out = step(images, labels)
             losses.append((out.cross_entropy + coeff * out.penalty).item())
         with torch.no_grad():
             logits = model.eval()(images)

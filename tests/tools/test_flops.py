@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import NUMERICS, REFERENCE, REPO, options
 import isonet.gram
+from conftest import NUMERICS, REFERENCE, REPO, options
 from isonet import build_model, load_cfg, ortho_penalty
 from isonet.tools.flops import count_flops, format_table
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
-from isonet.training import evaluate, train_step
+from isonet.training import TrainStep, evaluate
 from isonet.training.devices import parse_gpu_ids, pick_devices
 from isonet.training.epoch import NonFiniteLossError, train_epoch
 
@@ -35,7 +35,7 @@ def batches(sizes, classes=7):
 def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
     model, twin = small_network(), small_network()
     ((images, labels),) = batches([5])
-    out = train_step(model, model, torch.optim.SGD(model.parameters(), 0.1), images, labels, ortho_coeff=0.01)
+    out = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), ortho_coeff=0.01)(images, labels)
 
     cross_entropy, penalty = F.cross_entropy(twin(images), labels), ortho_penalty(twin)
     (cross_entropy + 0.01 * penalty).backward()
@@ -49,8 +49,8 @@ def test_an_epochs_means_weigh_each_image_alike():
     model = small_network()
     data = batches([4, 4, 2])
     seen = []
-    means = train_epoch(model, model, torch.optim.SGD(model.parameters(), 0.0), data, CPU, 0.1, 2,
-                        lambda step, found: seen.append((step, found)))  # fmt: skip
+    step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.0), 0.1)
+    means = train_epoch(model, step, data, CPU, 2, lambda step, found: seen.append((step, found)))
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
     logits = model(images).detach()
     assert means["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
@@ -89,8 +89,9 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named():
     model = small_network()
     data = batches([2] * 9)
     data[4][0][0, 0, 0, 0] = float("inf")
+    step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
     with pytest.raises(NonFiniteLossError) as error:
-        train_epoch(model, model, torch.optim.SGD(model.parameters(), 0.1), data, CPU, 0.1, 4, lambda *_: None)
+        train_epoch(model, step, data, CPU, 4, lambda *_: None)
     assert error.value.step == 5
 
 

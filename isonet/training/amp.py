@@ -1,0 +1,33 @@
+"""Mixed precision: the network in a 16-bit type, the weights, the loss and the penalty in float32."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger("isonet")
+
+_DTYPE = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Amp:
+    """``kind``: off, bf16, or fp16, whose gradients are scaled so that small ones do not vanish."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self.device = device
+        self.dtype = _DTYPE[kind]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+        if self.dtype and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+            log.warning("RUNTIME.AMP %s: this CPU has no 16-bit arithmetic and is many times slower with it", kind)
+
+    def autocast(self) -> torch.autocast:
+        """The context of a forward pass."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
+
+    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """Backward pass and update; with fp16 an update of non-finite gradients is left out."""
+        self.scaler.scale(loss).backward()
+        self.scaler.step(optimizer)
+        self.scaler.update()
