@@ -119,17 +119,8 @@ def a_run(read: Callable) -> Callable:
 
 def input_loader(cfg, tmp):
     make_folder(tmp, 10)
-    opts = [
-        "DATASET.ROOT",
-        str(tmp),
-        "DATASET.NAME",
-        "mine",
-        "DATASET.IMAGE_SIZE",
-        32,
-        "RUNTIME.INPUT",
-        cfg.RUNTIME.INPUT,
-    ]
-    return type(build_loader(load_cfg(None, opts), "val"))
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.IMAGE_SIZE", 32]
+    return type(build_loader(load_cfg(None, [*opts, "RUNTIME.INPUT", cfg.RUNTIME.INPUT]), "val"))
 
 
 def images_in_memory(cfg, _tmp):
@@ -214,7 +205,7 @@ PROBES: dict[str, tuple] = {
     "RUNTIME.AMP": (a_run(weights), "off", "bf16", TINY),
     "RUNTIME.CHANNELS_LAST": (images_in_memory, False, True, TINY),
     "RUNTIME.COMPILE": (compiled, False, True, CIFAR),
-    "RUNTIME.INPUT": (input_loader, "memory", "workers", []),
+    "RUNTIME.INPUT": (input_loader, "memory", "workers", CIFAR),
     "RUNTIME.DECODER": (pixels_of_jpeg, "pil", "torch", []),
     "RUNTIME.PROFILE": (a_run(lambda folder: folder.profile.exists()), 0, 2, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),

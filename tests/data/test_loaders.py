@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +14,7 @@ from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.memory import CropFlip, MemoryLoader
 from isonet.data.pixels import Normalise
+from isonet.errors import DataError
 
 CPU = torch.device("cpu")
 
@@ -143,11 +146,50 @@ def test_small_images_of_a_folder_are_resized_once_and_kept(photographs):
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")
 def test_real_photographs(tmp_path):
-    import tarfile
-
     with tarfile.open(SHARED_DATA / "imagenet-sample-val.tar") as archive:
         archive.extractall(tmp_path, filter="data")
     opts = ["DATASET.ROOT", str(tmp_path), "DATASET.NUM_WORKERS", 2, "SOLVER.TEST_BATCH_SIZE", 64]
     batches = build_loader(load_cfg(None, opts), "val")
     shapes = [tuple(images.shape) for images, _ in batches]
     assert shapes == [(64, 3, 224, 224)] * 3 + [(8, 3, 224, 224)]
+
+
+def test_batches_come_in_the_memory_format_of_the_network():
+    images = random_images(4)
+    normalise = Normalise((0, 0, 0), (1, 1, 1), CPU, channels_last=True)
+    ((batch, _),) = MemoryLoader(images, range(4), range(4), 4, normalise, None, shuffle=False, seed=0)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(batch, next(iter(loader(images)))[0])
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_torchvisions_decoder_is_pillow_up_to_rounding(tmp_path, split):
+    with tarfile.open(SHARED_DATA / "imagenet-sample-val.tar") as archive:
+        members = [m for m in archive.getmembers() if m.isfile()][:20]
+        archive.extractall(tmp_path, members, filter="data")
+    (tmp_path / "ILSVRC2012/train").symlink_to(tmp_path / "ILSVRC2012/val")
+    plain = ["DATASET.MEAN", [0.0, 0.0, 0.0], "DATASET.STD", [1 / 255] * 3]  # pixels from 0 to 255
+
+    def pixels(decoder):
+        opts = ["DATASET.ROOT", str(tmp_path), "DATASET.NUM_WORKERS", 0, "RUNTIME.DECODER", decoder, *plain]
+        return torch.cat([images for images, _ in build_loader(load_cfg(None, opts), split)])
+
+    difference = (pixels("torch") - pixels("pil")).abs()
+    assert 0 < difference.mean() < 0.1
+    assert difference.max() < 3.5
+
+
+def test_other_formats_and_damaged_files_are_pillows_with_torchvisions_decoder_too(photographs, tmp_path):
+    folder = tmp_path / "mine/val"
+    misnamed = next(folder.rglob("*.png"))
+    misnamed.rename(misnamed.with_suffix(".jpg"))
+    opts = ["DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 96]
+    found = [
+        next(iter(build_loader(load_cfg(None, [*photographs, *opts, "RUNTIME.DECODER", d]), "val")))[0]
+        for d in ("pil", "torch")
+    ]
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
+    misnamed.with_suffix(".jpg").write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        next(iter(build_loader(load_cfg(None, [*photographs, *opts, "RUNTIME.DECODER", "torch"]), "val")))

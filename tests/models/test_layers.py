@@ -57,3 +57,12 @@ def test_multiplier_scales():
 def test_convs_have_a_bias_only_with_plain_relu_and_no_batch_norm(srelu, batch_norm, bias):
     layers = LayerFactory(batch_norm=bool(batch_norm), srelu=bool(srelu))
     assert (layers.conv(3, 4, 3).bias is not None) == bias
+
+
+def test_srelu_remembers_its_output_which_the_next_layer_remembers_anyway():
+    net = torch.nn.Sequential(SReLU(3), torch.nn.Conv2d(3, 3, 3))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        net(torch.randn(2, 3, 8, 8, requires_grad=True))
+    large = {t.untyped_storage().data_ptr() for t in kept if t.shape == (2, 3, 8, 8)}
+    assert len(large) == 1

@@ -1,0 +1,141 @@
+"""Speed that is opt-in: it computes the same up to what each key says, or is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import REPO, TINY
+from isonet import build_model, load_cfg, ortho_penalty
+from isonet.errors import ConfigError, DeviceError
+from isonet.training import TrainStep
+from isonet.training.amp import Amp
+from isonet.training.devices import place
+from isonet.training.run import run_training
+
+CPU = torch.device("cpu")
+FAMILIES = ["digits_ISO20", "cifar10_ISO29", "cifar10_RES56", "IN1k-ISO18", "IN1k-RISO50"]
+
+
+def network(*opts):
+    torch.manual_seed(0)
+    model = build_model(load_cfg(REPO / "configs/digits_ISO20.yaml", ["ISON.DEPTH", 8, *opts]))
+    with torch.no_grad():  # away from the ties of the delta initialisation
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model
+
+
+def losses(model, steps=4, amp=None, forward=None, images=None):
+    """Cross entropy and penalty before each of some steps on one batch."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(16, 3, 8, 8, generator=generator) if images is None else images
+    labels = torch.randint(10, (16,), generator=generator)
+    optimizer = torch.optim.SGD(model.parameters(), 0.02)
+    step = TrainStep(forward or model, model, optimizer, 1e-3, amp)
+    found = [step(images, labels) for _ in range(steps)]
+    return torch.stack([torch.stack([out.cross_entropy, out.penalty]) for out in found])
+
+
+@pytest.mark.parametrize("config", FAMILIES)
+def test_the_whole_network_is_one_graph(config):
+    """Traced as ``torch.compile`` would, without generating code: any graph break is an error."""
+    torch._dynamo.reset()
+    model = build_model(load_cfg(REPO / f"configs/{config}.yaml", ["ISON.DROPOUT", False]))
+    size = 64 if config.startswith("IN1k") else 16
+    x = torch.randn(2, 3, size, size)
+    whole = torch.compile(model, fullgraph=True, backend="eager")
+    expected, found = model(x), whole(x)
+    torch.testing.assert_close(found, expected)
+    grads = [torch.autograd.grad(y.square().sum(), list(model.parameters())) for y in (expected, found)]
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_channels_last_and_compiled_steps_are_the_plain_ones():
+    expected = losses(network())
+    model = network()
+    forward = place(model, [CPU], channels_last=True, compiled=True)
+    assert model.s1.b1.f.a.weight.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(losses(model, forward=forward), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("bf16", 0.03), ("fp16", 0.01)])
+def test_mixed_precision_is_close_and_its_penalty_exact(kind, tolerance):
+    expected = losses(network())
+    found = losses(network(), amp=Amp(kind, CPU))
+    assert found[0, 1] == expected[0, 1]  # the penalty of the same weights
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
+
+
+def test_the_gradient_of_the_penalty_is_float32_under_autocast():
+    model, twin = network(), network()
+    with torch.autocast("cpu", torch.bfloat16):
+        ortho_penalty(model).backward()
+    ortho_penalty(twin).backward()
+    assert torch.equal(model.s2.b1.f.a.weight.grad, twin.s2.b1.f.a.weight.grad)
+
+
+def test_with_fp16_a_step_of_overflowing_gradients_is_left_out_and_the_scale_falls():
+    model, amp = network(), Amp("fp16", CPU)
+    before = model.head.fc.weight.clone()
+    images = torch.randn(16, 3, 8, 8)
+    images[0, 0, 0, 0] = float("inf")
+    losses(model, steps=1, amp=amp, images=images)
+    assert torch.equal(model.head.fc.weight, before)
+    assert amp.scaler.get_scale() == 2**15
+
+
+def test_a_cpu_without_16_bit_arithmetic_is_warned_of(caplog, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    Amp("bf16", CPU)
+    assert "many times slower" in caplog.text
+
+
+def test_compiling_is_refused_for_several_gpus_and_without_a_compiler(monkeypatch, tmp_path):
+    with pytest.raises(DeviceError, match="one GPU, and here are 2"):
+        place(network(), [CPU, CPU], compiled=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(DeviceError, match=r"C\+\+ compiler"):
+        place(network(), [CPU], compiled=True)
+
+
+def test_a_run_with_fp16_resumes_with_its_scale(tmp_path):
+    def cfg(epochs, name):
+        opts = ["RUNTIME.AMP", "fp16", "SOLVER.MAX_EPOCHS", epochs, "OUTPUT_DIR", str(tmp_path / name)]
+        return load_cfg(None, [*TINY, *opts])
+
+    def figures(folder):
+        rows = [json.loads(row) for row in folder.metrics.read_text().splitlines()]
+        return [(row["cross_entropy"], row["penalty"], row["val_loss"]) for row in rows]
+
+    whole = run_training(cfg(3, "whole"), "a")
+    run_training(cfg(2, "halves"), "a")
+    halves = run_training(cfg(3, "halves"), "a", resume="")
+    assert figures(whole) == figures(halves)
+
+
+def test_a_profile_names_the_operators(tmp_path):
+    folder = run_training(load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), "RUNTIME.PROFILE", 2]), "a")
+    assert "aten::" in folder.profile.read_text()
+    assert str(folder.profile) in folder.log.read_text()
+
+
+@pytest.mark.parametrize(("key", "value"), [("AMP", "fp8"), ("INPUT", "disk"), ("DECODER", "gd"), ("PROFILE", -1)])
+def test_values_that_do_not_exist_are_refused(key, value):
+    with pytest.raises(ConfigError, match=f"RUNTIME.{key} must be"):
+        load_cfg(None, [f"RUNTIME.{key}", value])
+
+
+def test_off_may_be_written_without_quotes(tmp_path):
+    (tmp_path / "a.yaml").write_text("RUNTIME:\n  AMP: off\n")
+    assert load_cfg(tmp_path / "a.yaml").RUNTIME.AMP == "off"
+
+
+def test_large_images_are_not_held_in_memory():
+    with pytest.raises(ConfigError, match="up to 64 pixels, and these have 224"):
+        load_cfg(None, ["RUNTIME.INPUT", "memory"])
