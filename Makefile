@@ -1,10 +1,11 @@
 # make demo   install, train ISONet-20 on handwritten digits, evaluate it (three minutes on two cores)
 # make test   install, lint, check types, run the tests
+# make bench  speed against the published formulation, short form, a table for each of four questions (five minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --cfg configs/digits_ISO20.yaml --output demo --overwrite
@@ -12,6 +13,15 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
+BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)
+
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.penalty --quick --json outputs/bench/penalty.json
+	$(BIN)/python -m benchmarks.step --quick --json outputs/bench/step.json
+	$(BIN)/python -m benchmarks.evaluate --quick --json outputs/bench/evaluate.json
+	$(BIN)/python -m benchmarks.input --quick --json outputs/bench/input.json $(BENCH_IMAGES)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ accuracy read from the device after every step. Nothing in it is slower than it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,7 @@ class PilImages(Dataset):
         return self.transform(self.source.read(index)), self.source.labels[index]
 
 
-def cifar_transform(mean: tuple, std: tuple) -> transforms.Compose:
+def cifar_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
     """Frame of 4, random crop of 32, flip."""
     return transforms.Compose(
         [
@@ -119,7 +119,7 @@ def cifar_transform(mean: tuple, std: tuple) -> transforms.Compose:
     )
 
 
-def imagenet_transform(mean: tuple, std: tuple) -> transforms.Compose:
+def imagenet_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
     """Random resized crop of 224, flip."""
     return transforms.Compose(
         [

@@ -1,0 +1,104 @@
+"""How long do the penalty and its gradient take?
+
+python -m benchmarks.penalty                      networks, and single kernels of many shapes
+python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a picture (needs matplotlib)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baseline import baseline_penalty
+from benchmarks.common import Row, check_equal, faster, interleave, make_parser, report
+from isonet import build_model, load_cfg
+from isonet.ortho import OrthoPenalty
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+# config: (goal, repetitions)
+NETWORKS = {
+    "IN1k-ISO18": (3.5, 5),
+    "IN1k-ISO34": (3.5, 3),
+    "IN1k-RISO50": (3.0, 3),
+    "cifar10_ISO56": (2.5, 25),
+    "cifar10_ISO110": (2.5, 15),
+}
+QUICK = ("IN1k-ISO18", "cifar10_ISO56")
+# in, out, kernel, stride
+KERNELS = [
+    (16, 16, 3, 1), (16, 32, 3, 2), (32, 32, 3, 1), (64, 64, 3, 1), (64, 128, 3, 2), (128, 128, 3, 1), (256, 256, 3, 1),
+    (512, 512, 3, 1), (256, 512, 3, 2), (64, 64, 1, 1), (64, 256, 1, 1), (256, 512, 1, 2), (1024, 256, 1, 1),
+    (16, 16, 5, 1), (64, 64, 5, 1), (64, 192, 5, 2), (32, 32, 7, 2), (8, 16, 11, 1), (4, 4, 31, 1), (16, 1024, 3, 1),
+]  # fmt: skip
+WIDTHS = (64, 128, 256, 512, 1024)
+DEPTHS = (20, 56, 110, 218, 434, 1202)
+
+
+def run(penalty: Callable[[], Tensor], module: nn.Module) -> Callable[[], Tensor]:
+    """Forward and backward."""
+
+    def forward_backward() -> Tensor:
+        module.zero_grad()
+        value = penalty()
+        value.backward()
+        return value.detach()
+
+    return forward_backward
+
+
+def compare(module: nn.Module, work: str, repeats: int, goal: float | None, device: torch.device) -> Row:
+    module = module.to(device)
+    with torch.no_grad():  # away from the delta initialisation, where the penalty is 0
+        for parameter in module.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    plan = OrthoPenalty(module)
+    variants = [run(lambda: baseline_penalty(module), module), run(plan, module)]
+    check_equal(work, [variants[0]().item()], [variants[1]().item()], 1e-5)
+    gradients = []
+    for variant in variants:
+        variant()
+        gradients.append(torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None]))
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    check_equal(f"{work}, gradient", [0.0], [error.item()], 1e-2)  # of 1e-3: relative 1e-5
+    return faster(work, interleave(variants, repeats, device), goal)
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw time against width and depth")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.manual_seed(0)
+    if args.scaling:
+        scaling(args.scaling, args.json, device)
+        return
+    rows = []
+    for name in QUICK if args.quick else NETWORKS:
+        goal, repeats = NETWORKS[name]
+        model = build_model(load_cfg(CONFIGS / f"{name}.yaml"))
+        rows.append(compare(model, name, args.repeats or (min(repeats, 9) if args.quick else repeats), goal, device))
+    for c_in, c_out, kernel, stride in [] if args.quick else KERNELS:
+        work = f"{c_in} to {c_out}, {kernel}x{kernel}" + (f", stride {stride}" if stride > 1 else "")
+        rows.append(compare(nn.Conv2d(c_in, c_out, kernel, stride), work, args.repeats or 15, None, device))
+    report("penalty, forward and backward", rows, args.json)
+
+
+def scaling(picture: Path, file: Path | None, device: torch.device) -> None:
+    """Single 3x3 kernels by width, CIFAR networks by depth."""
+    kernels = {width: nn.Conv2d(width, width, 3, bias=False) for width in WIDTHS}
+    by_width = [compare(k, f"width {w}", 3 if w > 256 else 7, None, device) for w, k in kernels.items()]
+    by_depth = []
+    for depth in DEPTHS:
+        model = build_model(load_cfg(CONFIGS / "cifar10_ISO56.yaml", ["ISON.DEPTH", depth]))
+        by_depth.append(compare(model, f"depth {depth}", 5, None, device))
+    report("penalty by width and depth", by_width + by_depth, file)
+    from benchmarks.plot import draw_scaling
+
+    draw_scaling(dict(zip(WIDTHS, by_width, strict=True)), dict(zip(DEPTHS, by_depth, strict=True)), picture)
+
+
+if __name__ == "__main__":
+    main()

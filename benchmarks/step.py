@@ -1,0 +1,159 @@
+"""How long does a training step take, and how much memory?
+
+python -m benchmarks.step             the published form against this code, float32 and, where there is hardware, bf16
+python -m benchmarks.step --profile   where the time of a step goes, before and after
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.baseline import baseline_step, published_form_
+from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
+from isonet import build_model, load_cfg
+from isonet.training import TrainStep, build_optimizer
+from isonet.training.amp import Amp
+from isonet.training.devices import place
+from isonet.training.profile import StepProfile
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Case:
+    config: str
+    batch: int
+    size: int
+    amp: str
+    compiled: bool
+    goal: float | None
+    repeats: int
+
+    @property
+    def work(self) -> str:
+        kind = "float32" if self.amp == "off" else self.amp
+        return f"{self.config} batch {self.batch}, {kind}{', compiled' if self.compiled else ''}"
+
+
+ON_CPU = [
+    Case("IN1k-ISO18", 16, 224, "off", False, 2.0, 3),
+    Case("cifar10_ISO56", 128, 32, "off", False, 1.3, 5),
+    Case("IN1k-ISO18", 16, 224, "bf16", False, 3.0, 3),
+    Case("cifar10_ISO56", 128, 32, "bf16", False, 1.6, 5),
+]
+ON_CPU_COMPILED = [
+    Case("IN1k-ISO18", 16, 224, "off", True, None, 3),
+    Case("cifar10_ISO56", 128, 32, "off", True, None, 5),
+]
+ON_GPU = [Case("IN1k-RISO50", 64, 224, "bf16", True, 3.0, 20), Case("cifar10_ISO56", 128, 32, "bf16", True, 5.0, 50)]
+
+
+def baseline(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
+    """The published step on a fixed batch; returns cross entropy and penalty."""
+    model, optimizer, (images, labels), coeff = make(case, device)
+    published_form_(model)
+    return lambda: baseline_step(model, optimizer, images, labels, coeff)[:2]
+
+
+def ours(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
+    model, optimizer, (images, labels), coeff = make(case, device)
+    forward = place(model, [device], channels_last=True, compiled=case.compiled)
+    step = TrainStep(forward, model, optimizer, coeff, Amp(case.amp, device))
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def run() -> tuple[float, ...]:
+        out = step(images, labels)
+        return out.cross_entropy.item(), out.penalty.item()
+
+    return run
+
+
+def make(case: Case, device: torch.device) -> tuple:
+    """The same network, optimiser and batch for both."""
+    torch.manual_seed(0)
+    cfg = load_cfg(CONFIGS / f"{case.config}.yaml", ["ISON.DROPOUT", False])
+    model = build_model(cfg).to(device).train()
+    images = torch.randn(case.batch, 3, case.size, case.size, device=device)
+    labels = torch.randint(cfg.DATASET.NUM_CLASSES, (case.batch,), device=device)
+    return model, build_optimizer(model, cfg), (images, labels), cfg.ISON.ORTHO_COEFF
+
+
+def compare(case: Case, repeats: int, device: torch.device) -> Row:
+    variants = [baseline(case, device), ours(case, device)]
+    for _ in range(2):  # the second step sees the first one's update
+        check_equal(case.work, variants[0](), variants[1](), 1e-5 if case.amp == "off" else 0.05)
+    return faster(case.work, interleave(variants, repeats, device), case.goal)
+
+
+def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection) -> None:
+    """Peak memory in MiB of a process that takes two steps, beyond what importing takes."""
+    device = torch.device("cpu")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = {"baseline": baseline, "ours": ours}[variant](case, device)
+    step()
+    step()
+    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def peak_memory(case: Case, device: torch.device) -> Row:
+    peaks = []
+    for variant in ("baseline", "ours"):
+        if device.type == "cuda":
+            step = {"baseline": baseline, "ours": ours}[variant](case, device)
+            step()
+            torch.cuda.reset_peak_memory_stats(device)
+            step()
+            peaks.append(torch.cuda.max_memory_allocated(device) / 2**20)
+            continue
+        context = multiprocessing.get_context("spawn")
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_peak, args=(variant, case, sender))
+        process.start()
+        peaks.append(receiver.recv())
+        process.join()
+    before, now = peaks
+    return Row(f"peak memory, {case.work}", before, now, before / now, 1 / 0.8, "MiB", f"{now / before:.2f} of it")
+
+
+def profile(cases: list[Case], device: torch.device) -> None:
+    for case in cases:
+        for name, variant in (("before", baseline), ("after", ours)):
+            step = variant(case, device)
+            with StepProfile(3, device) as steps:
+                for _ in range(5):
+                    step()
+                    steps.step()
+            print(f"\n{case.work}, {name}, 3 steps\n{steps.table}")
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
+    parser.add_argument("--compiled", action="store_true", help="on the CPU: with RUNTIME.COMPILE as well")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.profile:
+        profile(ON_GPU if device.type == "cuda" else ON_CPU[:2], device)
+        return
+    cases = ON_GPU if device.type == "cuda" else ON_CPU + (ON_CPU_COMPILED if args.compiled else [])
+    rows = []
+    for case in cases:
+        if case.amp != "off" and not has_16_bit_arithmetic(device):
+            rows.append(Row(case.work, None, None, None, case.goal, "", "not run: no 16-bit arithmetic in this CPU"))
+            continue
+        rows.append(compare(case, args.repeats or (min(case.repeats, 3) if args.quick else case.repeats), device))
+        print(f"{case.work}: {rows[-1].ratio:.2f}", file=sys.stderr)
+    if not args.quick or device.type == "cpu":
+        rows.append(peak_memory(cases[0], device))
+    report("training step", rows, args.json, overrides="RUNTIME.CHANNELS_LAST True")
+
+
+if __name__ == "__main__":
+    main()
