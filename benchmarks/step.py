@@ -7,7 +7,6 @@ python -m benchmarks.step --profile   where the time of a step goes, before and 
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,11 +94,17 @@ def compare(case: Case, repeats: int, device: torch.device) -> Row:
 def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection) -> None:
     """Peak memory in MiB of a process that takes two steps, beyond what importing takes."""
     device = torch.device("cpu")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _high_water()
     step = {"baseline": baseline, "ours": ours}[variant](case, device)
     step()
     step()
-    pipe.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    pipe.send(_high_water() - before)
+
+
+def _high_water() -> float:
+    """The most memory that this process has held, in MiB, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def peak_memory(case: Case, device: torch.device) -> Row:
@@ -116,6 +121,7 @@ def peak_memory(case: Case, device: torch.device) -> Row:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_peak, args=(variant, case, sender))
         process.start()
+        sender.close()  # so that a process that fails ends the wait
         peaks.append(receiver.recv())
         process.join()
     before, now = peaks

@@ -45,8 +45,11 @@ class _SReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         output, shift = ctx.saved_tensors
-        grad_x = grad * (output > shift)  # false at ties
-        return grad_x, (grad - grad_x).sum((0, 2, 3), keepdim=True)
+        above = output - shift  # 0 at ties, too
+        grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
+        # A tensor is reused where nobody asks for second derivatives: new memory costs more than the arithmetic
+        rest = torch.sub(grad, grad_x, out=None if torch.is_grad_enabled() else above)
+        return grad_x, rest.sum((0, 2, 3), keepdim=True)
 
 
 class ResMultiplier(nn.Module):

@@ -31,6 +31,12 @@ def test_srelu_gradient_against_finite_differences():
                                     (x, layer.srelu_bias))  # fmt: skip
 
 
+def test_srelu_has_second_derivatives():
+    layer = SReLU(2).double()
+    x = torch.randn(2, 2, 3, 3, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: layer(x).square(), x)
+
+
 def test_srelu_is_the_same_without_gradients():
     layer = SReLU(3)
     x = torch.randn(4, 3, 5, 5).round(decimals=1)  # with ties
