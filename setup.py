@@ -22,6 +22,7 @@ setup(
         "tqdm>=4.64",
     ],
     extras_require={
+        "plot": ["matplotlib>=3.8"],
         "dev": ["pytest>=8", "ruff>=0.9", "mypy>=1.13", "scikit-learn>=1.3"],
     },
 )

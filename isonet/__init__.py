@@ -7,10 +7,11 @@ from isonet.checkpoint import load_weights
 from isonet.config import load_cfg
 from isonet.init import delta_init_
 from isonet.models import SReLU, build_model
-from isonet.ortho import ortho_penalty, ortho_penalty_per_conv
+from isonet.ortho import OrthoPenalty, ortho_penalty, ortho_penalty_per_conv
 
 __version__ = "0.1.0"
 __all__ = [
+    "OrthoPenalty",
     "SReLU",
     "build_model",
     "delta_init_",

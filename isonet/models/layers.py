@@ -15,17 +15,21 @@ class SReLU(nn.Module):
     Takes and returns (N, C, H, W). The shift starts at -1, so that a normalised signal passes almost
     unchanged. Where ``x == b`` the gradient belongs to the shift and not to the input: ties are
     common after the delta initialisation, and sharing them would train another network.
+
+    inplace: write the result over the input, as ``nn.ReLU(inplace=True)`` does, where nothing else needs it.
     """
 
-    def __init__(self, channels: int, shift: float = -1.0) -> None:
+    def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False) -> None:
         super().__init__()
+        self.inplace = inplace
         self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
 
     def forward(self, x: Tensor) -> Tensor:
         shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
+        inplace = self.inplace and not torch.compiler.is_compiling()  # which plans its memory by itself
         if torch.is_grad_enabled():
-            return _SReLU.apply(x, shift)
-        return torch.maximum(x, shift)
+            return _SReLU.apply(x, shift, inplace)
+        return torch.maximum(x, shift, out=x if inplace else None)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}"
@@ -35,21 +39,24 @@ class _SReLU(torch.autograd.Function):
     """One pass forward. Keeps its output, which the next layer keeps anyway, and so costs no memory of its own."""
 
     @staticmethod
-    def forward(x: Tensor, shift: Tensor) -> Tensor:
-        return torch.maximum(x, shift)
+    def forward(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
+        return torch.maximum(x, shift, out=x if inplace else None)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(output, inputs[1])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        x, shift, inplace = inputs
+        if inplace:
+            ctx.mark_dirty(x)
+        ctx.save_for_backward(output, shift)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         output, shift = ctx.saved_tensors
         above = output - shift  # 0 at ties, too
         grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
         # A tensor is reused where nobody asks for second derivatives: new memory costs more than the arithmetic
         rest = torch.sub(grad, grad_x, out=None if torch.is_grad_enabled() else above)
-        return grad_x, rest.sum((0, 2, 3), keepdim=True)
+        return grad_x, rest.sum((0, 2, 3), keepdim=True), None
 
 
 class ResMultiplier(nn.Module):
@@ -87,7 +94,7 @@ class LayerFactory:
         return nn.BatchNorm2d(width) if self.batch_norm else nn.Identity()
 
     def act(self, width: int) -> nn.Module:
-        return SReLU(width) if self.srelu else nn.ReLU(inplace=True)
+        return SReLU(width, inplace=True) if self.srelu else nn.ReLU(inplace=True)
 
     def scale(self) -> nn.Module:
         return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)

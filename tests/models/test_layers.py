@@ -72,3 +72,20 @@ def test_srelu_remembers_its_output_which_the_next_layer_remembers_anyway():
         net(torch.randn(2, 3, 8, 8, requires_grad=True))
     large = {t.untyped_storage().data_ptr() for t in kept if t.shape == (2, 3, 8, 8)}
     assert len(large) == 1
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_srelu_in_place_is_the_same_and_needs_no_memory(gradients):
+    plain, inplace = SReLU(3), SReLU(3, inplace=True)
+    x = torch.randn(2, 3, 5, 5).round(decimals=1).requires_grad_()
+    with torch.set_grad_enabled(gradients):
+        expected, overwritten = plain(x), x * 1.0
+        found = inplace(overwritten)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == overwritten.data_ptr()
+    if gradients:
+        grads = [
+            torch.autograd.grad(y.square().sum(), [x, s.srelu_bias]) for y, s in ((expected, plain), (found, inplace))
+        ]
+        for a, b in zip(*grads, strict=True):
+            assert torch.equal(a, b)

@@ -39,3 +39,47 @@ def test_an_id_that_does_not_exist_lists_those_that_do(tmp_path, visible):
     result = run_script("train.py", "--cfg", DIGITS, "--gpus", "0,99", cwd=tmp_path, **visible)
     assert result.returncode == 2
     assert "no GPU 99; visible are 0" in result.stderr
+
+
+def test_the_fast_overrides(tmp_path, visible):
+    fast = ["RUNTIME.CHANNELS_LAST", True, "RUNTIME.COMPILE", True, "RUNTIME.AMP", "bf16"]
+    base = ["--cfg", DIGITS, "--gpus", "0", "--output", "a"]
+    trained = run_script("train.py", *base, *TINY[4:-1], 1, *fast, cwd=tmp_path, **visible)
+    assert trained.returncode == 0, trained.stderr
+    tested = run_script("test.py", *base[:4], "--ckpt", "a", *fast, cwd=tmp_path, **visible)
+    assert tested.returncode == 0, tested.stderr
+
+
+STEP_WITHOUT_WAITING = """
+import sys, torch
+from isonet import build_model, load_cfg
+from isonet.data import build_loader
+from isonet.training import TrainStep, build_optimizer
+from isonet.training.amp import Amp
+from isonet.training.devices import place
+from isonet.training.step import EpochSums
+
+device = torch.device("cuda", 0)
+cfg = load_cfg(sys.argv[1], ["RUNTIME.AMP", sys.argv[2]])
+model = build_model(cfg)
+forward = place(model, [device])
+step = TrainStep(forward, model, build_optimizer(model, cfg), 1e-4, Amp(cfg.RUNTIME.AMP, device))
+batches, sums = list(build_loader(cfg, "train", [device])), EpochSums(device)
+step(*batches[0])  # what is made once may wait
+torch.cuda.set_sync_debug_mode("error")
+for images, labels in batches[1:4]:
+    sums.add(step(images, labels), labels)
+"""
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_a_step_never_waits_for_the_device(visible, amp):
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-c", STEP_WITHOUT_WAITING, str(DIGITS), amp]
+    result = subprocess.run(
+        command, cwd=REPO, env={**os.environ, **visible}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr

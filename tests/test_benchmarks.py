@@ -1,0 +1,72 @@
+"""The benchmarks' baseline is the published method: it gives the same penalty, activation and gradients."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.baseline import BaselineSReLU, baseline_penalty, baseline_step, published_form_
+from benchmarks.common import Row, check_equal, interleave, table
+from isonet import SReLU, build_model, load_cfg, ortho_penalty
+from isonet.training import TrainStep
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    opts = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "ISON.HAS_ST", True]
+    model = build_model(load_cfg(None, opts))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+    return model
+
+
+def test_its_penalty_is_the_same_sum(model):
+    assert baseline_penalty(model).item() == pytest.approx(ortho_penalty(model).item(), rel=1e-5)
+
+
+def test_its_srelu_agrees_at_ties_too():
+    layer = SReLU(3)
+    x = torch.randn(2, 3, 4, 4).round().requires_grad_()
+    grads = []
+    for act in (layer, BaselineSReLU(layer.srelu_bias)):
+        y = act(x)
+        grads.append((y.detach(), *torch.autograd.grad((y * torch.arange(4.0)).sum(), [x, layer.srelu_bias])))
+    for ours, published in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, published)
+
+
+def test_its_steps_have_the_same_losses(model):
+    twin = published_form_(copy.deepcopy(model))
+    assert not any(isinstance(module, SReLU) for module in twin.modules())
+    images, labels = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
+    step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.05), 1e-2)
+    optimizer = torch.optim.SGD(twin.parameters(), 0.05)
+    for _ in range(3):
+        out, published = step(images, labels), baseline_step(twin, optimizer, images, labels, 1e-2)
+        assert (out.cross_entropy.item(), out.penalty.item()) == pytest.approx(published[:2], rel=1e-5)
+
+
+def test_other_results_end_a_benchmark():
+    with pytest.raises(SystemExit, match="differ"):
+        check_equal("work", [1.0], [1.1], 1e-2)
+
+
+def test_variants_take_turns():
+    order = []
+    interleave([lambda: order.append("a"), lambda: order.append("b")], 3, torch.device("cpu"))
+    assert order == ["a", "b"] * 4  # the first pair does not count
+
+
+def test_a_row_that_was_not_run_says_so_instead_of_a_figure():
+    assert table([Row("x", None, None, None, 2.0, "", "not run: why")]).endswith("| x |  |  |  |  | 2 | not run: why |")
+
+
+def test_published_form_keeps_every_parameter():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), SReLU(4))
+    before = {name: id(p) for name, p in net.named_parameters()}
+    assert {name: id(p) for name, p in published_form_(net).named_parameters()} == before
