@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.gram import LARGEST, ConvShape, gram_penalty
+from isonet.gram import ConvShape, gram_penalty
 
-# Multiply-accumulates of one pair of taps from which a kernel keeps the whole machine busy by itself
-_WORTH_THE_MACHINE = 1 << 22
+# Elements of the largest intermediate result: 16 MiB of float32, about a processor's cache
+_TOGETHER = 1 << 22
 
 
 class OrthoPenalty:
@@ -45,8 +45,8 @@ class OrthoPenalty:
         self.nothing = torch.zeros((), device=next((p.device for p in module.parameters()), None))
 
     def __call__(self) -> Tensor:
-        terms = [values.sum() for _, values in self._penalties()]
-        return torch.stack(terms).sum() if terms else self.nothing.clone()
+        terms = [values for _, values in self._penalties()]
+        return torch.cat(terms).sum() if terms else self.nothing.clone()
 
     def per_conv(self) -> dict[str, Tensor]:
         """The terms of the sum: a scalar for each penalised convolution, in the network's order."""
@@ -84,7 +84,7 @@ def shape_of(conv: Conv) -> ConvShape:
 
 
 def _groups(module: nn.Module) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
-    """Convolutions to be computed together: those of one shape, as far as that pays and memory allows."""
+    """Convolutions to be computed together: those of one shape, as far as that pays."""
     alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
     for name, conv in penalised_convs(module):
         alike[shape_of(conv), conv.weight.dtype, conv.weight.device][name] = conv
@@ -96,7 +96,6 @@ def _groups(module: nn.Module) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
 
 
 def _how_many_together(shape: ConvShape) -> int:
-    if shape.groups * shape.narrow**2 * shape.wide >= _WORTH_THE_MACHINE:
-        return 1
-    taps = torch.Size(shape.kernel).numel()
-    return max(1, LARGEST // (shape.groups * (taps * shape.narrow) ** 2))
+    """As many as keep the largest intermediate result, the values at all points, near the processor."""
+    values_of_one = shape.points().values.shape[0] * shape.groups * shape.narrow * shape.wide
+    return max(1, _TOGETHER // values_of_one)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-import isonet.gram
+from benchmarks.baseline import penalty_of_weight
 from isonet import ortho_penalty, ortho_penalty_per_conv
-from isonet.gram import ConvShape, by_convolution, by_offset, by_one_product, fastest, full_precision, gram_penalty
+from isonet.gram import ConvShape, full_precision, gram_penalty
 from isonet.ortho import OrthoPenalty, shape_of
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -77,19 +77,16 @@ CASES = [
     (1, 4, 6, 5, {"stride": 2}),
     (3, 2, 4, 2, {"stride": 2}),
     (3, 4, 2, (3, 1, 2), {}),
+    (1, 4, 4, 9, {}),
+    (2, 4, 4, 4, {}),
+    (2, 4, 5, (2, 5), {}),
+    (2, 4, 4, 5, {"stride": 2}),
+    (2, 2, 4, 8, {"stride": 2}),
+    (2, 4, 4, 5, {"groups": 2}),
+    (3, 2, 2, 3, {}),
 ]
 
 
-METHODS = [by_offset, by_one_product, by_convolution]
-
-
-@pytest.fixture(params=METHODS, ids=lambda method: method.__name__)
-def method(request, monkeypatch):
-    """Each of the three ways to compute the same sum, whichever is the fastest here."""
-    monkeypatch.setattr(isonet.gram, "fastest", lambda *_: request.param)
-
-
-@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize(("dims", "w_in", "w_out", "kernel", "options"), CASES)
 def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options):
     torch.manual_seed(0)
@@ -98,24 +95,56 @@ def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options)
     assert ortho_penalty(conv).item() == pytest.approx(dense_penalty(conv), rel=1e-5)
 
 
-@pytest.mark.usefixtures("method")
 @pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [(3, 2), (4, 2), (1, 3)])
 @pytest.mark.parametrize(("w_in", "w_out"), [(6, 4), (4, 6)])
-def test_gradient_against_finite_differences(stride, w_in, w_out, groups):
+def test_gradient_against_finite_differences(stride, kernel, w_in, w_out, groups):
     torch.manual_seed(0)
-    shape = ConvShape(w_out, w_in, (3, 2), (stride, 1), (1, 1), groups)
-    weights = [torch.randn(w_out, w_in // groups, 3, 2, dtype=torch.double, requires_grad=True) for _ in range(2)]
+    shape = ConvShape(w_out, w_in, kernel, (stride, 1), (1, 1), groups)
+    weights = [torch.randn(w_out, w_in // groups, *kernel, dtype=torch.double, requires_grad=True) for _ in range(2)]
     assert torch.autograd.gradcheck(lambda *w: gram_penalty(shape, w), weights)
 
 
-def test_each_way_is_the_fastest_somewhere():
-    def way(width, kernel, layers=1, cuda=False):
-        return fastest(shape_of(nn.Conv2d(width, width, kernel)), layers, cuda)
+def sum_over_offsets(weight: Tensor, stride: int) -> Tensor:
+    """The penalty of a square kernel as it is defined: a Gram matrix for each offset."""
+    narrow = weight if weight.shape[0] <= weight.shape[1] else weight.transpose(0, 1)
+    k, total = weight.shape[2], torch.zeros((), dtype=weight.dtype)
+    for dy, dx in itertools.product([d for d in range(1 - k, k) if d % stride == 0], repeat=2):
+        moved = narrow[:, :, max(dy, 0) : k + min(dy, 0), max(dx, 0) : k + min(dx, 0)]
+        resting = narrow[:, :, max(-dy, 0) : k + min(-dy, 0), max(-dx, 0) : k + min(-dx, 0)]
+        gram = torch.einsum("idyx,jdyx->ij", moved, resting)
+        if dy == dx == 0:
+            gram = gram - torch.eye(len(gram), dtype=weight.dtype)
+        total = total + gram.square().sum() / 2
+    return total
 
-    assert way(512, 3) is way(64, 3, layers=17) is way(64, 1) is by_offset
-    assert way(16, 3, layers=17) is way(512, 3, cuda=True) is by_one_product
-    assert way(4, 31) is by_convolution
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)])
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_float32_rounds_as_little_as_the_published_convolution(kernel, stride, noise):
+    """Near the delta initialisation, where E is a small difference, and far from it; truth is float64."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(64, 96, kernel, stride)
+    nn.init.dirac_(conv.weight)
+    with torch.no_grad():
+        conv.weight.add_(noise * torch.randn_like(conv.weight) / math.sqrt(64 * kernel**2))
+
+    def value_and_gradient(penalty, weight):
+        weight = weight.detach().clone().requires_grad_()
+        value = penalty(weight)
+        return value.item(), torch.autograd.grad(value, weight)[0].double()
+
+    true, true_grad = value_and_gradient(lambda w: sum_over_offsets(w, stride), conv.weight.double())
+
+    def errors(penalty):
+        value, grad = value_and_gradient(penalty, conv.weight)
+        return abs(value - true) / true, ((grad - true_grad).norm() / true_grad.norm()).item()
+
+    ours = errors(lambda w: gram_penalty(shape_of(conv), [w]).sum())
+    published = errors(lambda w: penalty_of_weight(w, stride))
+    assert ours[0] <= max(4 * published[0], 1e-6)
+    assert ours[1] <= 4 * published[1]
 
 
 def test_a_plan_follows_the_weights_and_channels_last_changes_nothing():
@@ -134,7 +163,7 @@ def test_a_plan_follows_the_weights_and_channels_last_changes_nothing():
 def test_layers_of_one_shape_are_computed_together_and_wide_ones_alone():
     narrow = OrthoPenalty(nn.Sequential(*(nn.Conv2d(8, 8, 3) for _ in range(5)), nn.Conv2d(8, 8, 3, stride=2)))
     assert [len(convs) for _, convs in narrow.groups] == [5, 1]
-    wide = OrthoPenalty(nn.Sequential(*(nn.Conv2d(256, 256, 3) for _ in range(2))))
+    wide = OrthoPenalty(nn.Sequential(*(nn.Conv2d(512, 512, 3) for _ in range(2))))
     assert [len(convs) for _, convs in wide.groups] == [1, 1]
 
 
@@ -168,10 +197,15 @@ def test_gradient_through_a_module():
     assert torch.autograd.gradcheck(penalty, weights)
 
 
-def test_an_orthogonal_kernel_costs_nothing():
-    conv = nn.Conv2d(8, 8, 3)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [8, 12])
+def test_the_delta_initialisation_costs_nothing_to_the_bit(width, stride):
+    conv = nn.Conv2d(8, width, 3, stride)
     nn.init.dirac_(conv.weight)
-    assert ortho_penalty(conv).item() == 0
+    penalty = ortho_penalty(conv)
+    penalty.backward()
+    assert penalty.item() == 0
+    assert not conv.weight.grad.any()
 
 
 def test_sum_and_terms_agree_over_layers_of_many_shapes():

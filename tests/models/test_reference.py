@@ -96,14 +96,22 @@ def test_gradients_in_double_precision(name):
         assert norms[key] == pytest.approx(expected, rel=1e-5, abs=1e-9), key
 
 
-@every_network
-def test_three_sgd_steps(name):
+@pytest.mark.parametrize(
+    ("name", "dtype", "tolerance"),
+    [(name, torch.float32, 1e-4) for name in NUMERICS if name != "cifar10_RES20"]
+    + [(name, torch.float64, 1e-5) for name in NUMERICS if name.startswith("cifar10")],
+)
+def test_three_sgd_steps(name, dtype, tolerance):
+    """The plain ResNet in float64 alone: in float32 another of its ReLU inputs crosses zero in the third step on
+    some processors (with AVX-512 but not with AVX2, whatever computes the convolutions), which moves its
+    logits by 1.5e-4."""
     record = NUMERICS[name]
     overrides = ["SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 5]
     cfg = load_cfg(None, options(record["config"]) + overrides)
-    model = reference_model(name).train()
+    model = reference_model(name).to(dtype).train()
     optimizer = build_optimizer(model, cfg)
     images, labels = reference_batch(name)
+    images = images.to(dtype)
     coeff, losses = record["ortho_coeff_used"], []
     step = TrainStep(model, model, optimizer, coeff)
     with plain_float32():
@@ -113,10 +121,10 @@ def test_three_sgd_steps(name):
             losses.append((out.cross_entropy + coeff * out.penalty).item())
         with torch.no_grad():
             logits = model.eval()(images)
-    assert losses == pytest.approx(record["sgd3_losses"], rel=1e-4)
-    assert logits.double().norm().item() == pytest.approx(record["sgd3_logits_norm"], rel=1e-4)
+    assert losses == pytest.approx(record["sgd3_losses"], rel=tolerance)
+    assert logits.double().norm().item() == pytest.approx(record["sgd3_logits_norm"], rel=tolerance)
     expected = torch.tensor(record["sgd3_logits_first8"])
-    assert (logits[:, :8] - expected).norm() <= 1e-4 * expected.norm()
+    assert (logits[:, :8] - expected).norm() <= tolerance * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["cifar10_ISO20", "cifar10_RISO20"])

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import isonet.gram
 from conftest import NUMERICS, REFERENCE, REPO, options
 from isonet import build_model, load_cfg, ortho_penalty
 from isonet.tools.flops import count_flops, format_table
@@ -26,7 +25,7 @@ def test_reference_counts(name):
     assert count.macs == expected["macs_conv_linear"]
     assert count.flops == 2 * count.macs
     assert count.input == expected["input"]
-    assert count.penalty_macs == expected["penalty_macs_half_offsets"]
+    assert count.penalty_macs_half_offsets == expected["penalty_macs_half_offsets"]
     assert count.penalty_macs_published == expected["penalty_macs_reference"]
 
 
@@ -52,34 +51,29 @@ def test_a_training_step_costs_what_its_operators_cost(config):
     if cfg.ISON.ORTHO_COEFF == 0:
         assert count.penalty_share == count.penalty_step_macs == 0
     else:
-        assert count.penalty_step_macs > 2 * count.penalty_macs
+        assert count.penalty_step_macs > 2 * count.penalty_macs > 0
         assert 0 < count.penalty_share < 1
 
 
-@pytest.mark.parametrize("config", ["cifar10_ISO56", "IN1k-RISO18"])
-def test_the_penalty_is_counted_as_it_is_computed(config, monkeypatch):
+@pytest.mark.parametrize("config", ["cifar10_RISO56", "IN1k-RISO18"])
+def test_the_penalty_is_counted_as_it_is_computed(config):
     """One evaluation on real weights, without and with its gradient, by torch's counter."""
-    monkeypatch.setattr(isonet.gram, "fastest", lambda *_: isonet.gram.by_offset)  # narrow kernels: fewer, larger
-
-    def in_place(_target, a, b, **_):  # a form of the product that torch's counter does not know
-        return 2 * a.numel() * b[-1]
 
     def counted(gradient):
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: in_place})
-        with torch.set_grad_enabled(gradient), counter:
+        with torch.set_grad_enabled(gradient), FlopCounterMode(display=False) as counter:
             ortho_penalty(model)
         return counter.get_total_flops() // 2
 
     cfg = load_cfg(REPO / f"configs/{config}.yaml")
     model, count = build_model(cfg), count_flops(cfg)
-    assert count.penalty_macs == counted(gradient=False)
-    assert count.penalty_step_macs == counted(gradient=True)
+    assert counted(gradient=False) == pytest.approx(count.penalty_macs, rel=1e-3)  # the last sums over points
+    assert counted(gradient=True) == pytest.approx(count.penalty_step_macs, rel=1e-3)
 
 
 def test_the_table_names_every_figure():
     count = count_flops(load_cfg(REPO / "configs/cifar10_ISO29.yaml"))
     table = format_table(count)
-    for figure in (count.params, count.macs, count.flops, count.penalty_macs, count.penalty_macs_published):
+    for figure in (count.params, count.macs, count.flops, count.penalty_macs, count.penalty_macs_half_offsets):
         assert f"{figure:,}" in table
 
 
