@@ -16,6 +16,7 @@ from benchmarks.baseline import baseline_penalty
 from benchmarks.common import Row, check_equal, faster, interleave, make_parser, report
 from isonet import build_model, load_cfg
 from isonet.ortho import OrthoPenalty
+from isonet.training.devices import set_precision
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 # config: (goal, repetitions)
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw time against width and depth")
     args = parser.parse_args()
     device = torch.device(args.device)
+    set_precision(deterministic=False, tf32=False)  # else a GPU would compute the baseline in TF32, and another sum
     torch.manual_seed(0)
     if args.scaling:
         scaling(args.scaling, args.json, device)

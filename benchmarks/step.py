@@ -1,7 +1,9 @@
 """How long does a training step take, and how much memory?
 
-python -m benchmarks.step             the published form against this code, float32 and, where there is hardware, bf16
-python -m benchmarks.step --profile   where the time of a step goes, before and after
+python -m benchmarks.step              the published form against this code, float32 and, where there is hardware, bf16
+python -m benchmarks.step --compiled   on the CPU with RUNTIME.COMPILE as well; on a GPU that is always so
+python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's part of its step
+python -m benchmarks.step --profile    where the time of a step goes, before and after
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torchvision
 
 from benchmarks.baseline import baseline_step, published_form_
 from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
 from isonet import build_model, load_cfg
+from isonet.ortho import OrthoPenalty
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place
@@ -52,6 +56,8 @@ ON_CPU_COMPILED = [
     Case("cifar10_ISO56", 128, 32, "off", True, None, 5),
 ]
 ON_GPU = [Case("IN1k-RISO50", 64, 224, "bf16", True, 3.0, 20), Case("cifar10_ISO56", 128, 32, "bf16", True, 5.0, 50)]
+RESNET_ON_CPU = Case("IN1k-RISO50", 16, 224, "off", False, None, 3)
+RESNET_ON_GPU = Case("IN1k-RISO50", 64, 224, "bf16", True, 1.0, 20)
 
 
 def baseline(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
@@ -128,6 +134,33 @@ def peak_memory(case: Case, device: torch.device) -> Row:
     return Row(f"peak memory, {case.work}", before, now, before / now, 1 / 0.8, "MiB", f"{now / before:.2f} of it")
 
 
+def resnet(case: Case, device: torch.device, compiled: bool) -> Callable[[], float]:
+    """A step of torchvision's ResNet-50 with the settings of ``case``; returns its loss."""
+    torch.manual_seed(0)
+    model = torchvision.models.resnet50().train()
+    forward = place(model, [device], channels_last=True, compiled=compiled)
+    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4)
+    step = TrainStep(forward, model, optimizer, 0.0, Amp(case.amp, device))
+    images = torch.randn(case.batch, 3, case.size, case.size, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    labels = torch.randint(1000, (case.batch,), device=device)
+    return lambda: step(images, labels).cross_entropy.item()
+
+
+def against_resnet(case: Case, repeats: int, device: torch.device) -> list[Row]:
+    """Both with all that makes them fast: what normalisation costs, and what the penalty costs in its place."""
+    seconds = interleave([resnet(case, device, case.compiled), ours(case, device)], repeats, device)
+    penalty = OrthoPenalty(make(case, device)[0].to(memory_format=torch.channels_last))
+    (alone,) = interleave([lambda: penalty().backward()], repeats, device)
+    kind = case.work.partition(" ")[2]
+    return [
+        faster(f"ResNet-50 (torchvision) and R-ISONet-50, {kind}", seconds, case.goal),
+        Row(f"penalty, and the step of {case.work}", 1e3 * seconds[1], 1e3 * alone, seconds[1] / alone, 20.0, "ms",
+            f"{100 * alone / seconds[1]:.1f} % of the step"),
+    ]  # fmt: skip
+
+
 def profile(cases: list[Case], device: torch.device) -> None:
     for case in cases:
         for name, variant in (("before", baseline), ("after", ours)):
@@ -142,11 +175,17 @@ def profile(cases: list[Case], device: torch.device) -> None:
 def main() -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
+    parser.add_argument("--resnet", action="store_true", help="against torchvision's ResNet-50 instead")
     parser.add_argument("--compiled", action="store_true", help="on the CPU: with RUNTIME.COMPILE as well")
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.profile:
         profile(ON_GPU if device.type == "cuda" else ON_CPU[:2], device)
+        return
+    if args.resnet:
+        case = RESNET_ON_GPU if device.type == "cuda" else RESNET_ON_CPU
+        rows = against_resnet(case, args.repeats or case.repeats, device)
+        report("R-ISONet-50 and ResNet-50", rows, args.json, overrides="RUNTIME.CHANNELS_LAST True")
         return
     cases = ON_GPU if device.type == "cuda" else ON_CPU + (ON_CPU_COMPILED if args.compiled else [])
     rows = []

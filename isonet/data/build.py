@@ -8,9 +8,10 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 from yacs.config import CfgNode
@@ -126,6 +127,17 @@ def _to_square(size: int) -> v2.Compose:
     return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
 
+class _RandomResizedCrop(v2.RandomResizedCrop):
+    """Torchvision's, but the crop of a tensor is resized in HWC order, in which it was decoded: the same, faster."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not isinstance(inpt, Tensor):
+            return super().transform(inpt, params)
+        top, left, height, width = (params[key] for key in ("top", "left", "height", "width"))
+        crop = inpt[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        return v2.functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)[0]
+
+
 def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Compose:
     """An image, PIL or tensor, to one of ``size`` pixels square. Interpolation is bilinear."""
     flip = [v2.RandomHorizontalFlip()] if augment and augment.flip else []
@@ -133,5 +145,5 @@ def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Co
         crop = [v2.RandomCrop(size, augment.padding)] if augment else []
         return v2.Compose([_to_square(size), *crop, *flip])
     if augment:
-        return v2.Compose([v2.RandomResizedCrop(size), *flip])
+        return v2.Compose([_RandomResizedCrop(size), *flip])
     return v2.Compose([v2.Resize(round(size * EVAL_RESIZE)), v2.CenterCrop(size)])

@@ -60,14 +60,21 @@ class _SReLU(torch.autograd.Function):
 
 
 class ResMultiplier(nn.Module):
-    """A learned scalar on a residual branch (R-ISONet starts it at 0, so that each block is its shortcut)."""
+    """A learned scalar on a residual branch (R-ISONet starts it at 0, so that each block is its shortcut).
 
-    def __init__(self, start: float = 0.0) -> None:
+    inplace: in evaluation write the result over the input; in training the gradient of the scalar needs it.
+    """
+
+    def __init__(self, start: float = 0.0, inplace: bool = False) -> None:
         super().__init__()
+        self.inplace = inplace
         self.scale = nn.Parameter(torch.full((1, 1, 1, 1), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
+        scale = self.scale.view(())  # without dimensions it leaves x its type under autocast
+        if self.inplace and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return x.mul_(scale)
+        return x * scale
 
 
 @dataclass(frozen=True)
@@ -97,4 +104,4 @@ class LayerFactory:
         return SReLU(width, inplace=True) if self.srelu else nn.ReLU(inplace=True)
 
     def scale(self) -> nn.Module:
-        return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)
+        return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier, inplace=True)

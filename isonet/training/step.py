@@ -46,10 +46,11 @@ class TrainStep:
         self.amp = amp or Amp("off", next(model.parameters()).device)
 
     def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
+        # First, so that its working memory is free again when the activations fill theirs
+        penalty = self.penalty() if self.penalty else torch.zeros((), device=images.device)
         with self.amp.autocast():
             logits = self.forward(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
-        penalty = self.penalty() if self.penalty else torch.zeros_like(cross_entropy)
         loss = cross_entropy + self.ortho_coeff * penalty
 
         self.optimizer.zero_grad(set_to_none=True)

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from conftest import SHARED_DATA
 from isonet import load_cfg
 from isonet.data import build_loader
+from isonet.data.build import _image_transforms
 from isonet.data.memory import CropFlip, MemoryLoader
 from isonet.data.pixels import Normalise
 from isonet.errors import DataError
@@ -160,6 +162,19 @@ def test_batches_come_in_the_memory_format_of_the_network():
     ((batch, _),) = MemoryLoader(images, range(4), range(4), 4, normalise, None, shuffle=False, seed=0)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch, next(iter(loader(images)))[0])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["CHW", "HWC"])
+def test_random_resized_crops_of_tensors_are_torchvisions_to_the_bit(order):
+    image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8).permute(order).contiguous()
+    image = image.permute([order.index(axis) for axis in range(3)])  # (3, 70, 90), in that order in memory
+    ours = _image_transforms(48, small=False, augment=CropFlip(0, flip=True))
+    reference = v2.Compose([v2.RandomResizedCrop(48), v2.RandomHorizontalFlip()])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = reference(image)
+        torch.manual_seed(seed)
+        assert torch.equal(ours(image), expected)
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")

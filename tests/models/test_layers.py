@@ -59,6 +59,21 @@ def test_multiplier_scales():
     assert ResMultiplier(0.25)(torch.tensor([4.0])).item() == 1.0
 
 
+def test_multiplier_keeps_the_type_of_its_input_and_rounds_once():
+    layer, x = ResMultiplier(0.3), torch.linspace(-3, 3, 50).to(torch.bfloat16)
+    assert torch.equal(layer(x), (x.float() * 0.3).to(torch.bfloat16))
+
+
+def test_multiplier_in_place_is_the_same_and_spares_what_a_gradient_needs():
+    layer, x = ResMultiplier(0.25, inplace=True), torch.randn(2, 3, 4, 4)
+    expected = x * 0.25
+    assert torch.equal(layer(x), expected)
+    with torch.no_grad():
+        found = layer(x)
+    assert torch.equal(found, expected)
+    assert found.data_ptr() == x.data_ptr()
+
+
 @pytest.mark.parametrize(("srelu", "batch_norm", "bias"), [(1, 0, False), (0, 1, False), (1, 1, False), (0, 0, True)])
 def test_convs_have_a_bias_only_with_plain_relu_and_no_batch_norm(srelu, batch_norm, bias):
     layers = LayerFactory(batch_norm=bool(batch_norm), srelu=bool(srelu))
