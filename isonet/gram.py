@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from isonet.points import Frequencies, RealPoints, points_for
+from isonet.points import Points, points_for
 
 
 class ConvShape(NamedTuple):
@@ -47,7 +47,7 @@ class ConvShape(NamedTuple):
         """
         return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
-    def points(self, like: Tensor | None = None) -> RealPoints | Frequencies:
+    def points(self, like: Tensor | None = None) -> Points:
         """Where its kernels are evaluated, in the type and on the device of ``like`` (None: float32, the CPU)."""
         dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
         return points_for(self.kernel, self.step, dtype, device)
@@ -79,23 +79,24 @@ class _GramPenalty(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_penalty: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
+        layers, groups = len(grad_penalty), ctx.shape.groups
         # (K, layers, groups, C, D), each layer by its share of the incoming gradient
-        grad = grad.unflatten(1, (len(grad_penalty), ctx.shape.groups)) * grad_penalty[:, None, None, None]
+        grad = grad.reshape(-1, layers, groups, *grad.shape[2:]) * grad_penalty.view(-1, 1, 1, 1)
         return None, *(_from_taps(ctx.shape, layer).to(ctx.dtype) for layer in grad.unbind(1))
 
 
 def _stack_taps(shape: ConvShape, weights: Sequence[Tensor]) -> Tensor:
     """(out, in / groups, *kernel) each -> (K, layers * groups, C, D): each group is a convolution of its own."""
+    by_group = (shape.groups, shape.out_channels // shape.groups, shape.in_channels // shape.groups, -1)
     order = (3, 0, 2, 1) if shape.in_channels < shape.out_channels else (3, 0, 1, 2)
-    views = [w.detach().unflatten(0, (shape.groups, -1)).flatten(3).permute(order) for w in weights]
-    taps = torch.stack(views, dim=1).flatten(1, 2)
+    taps = torch.cat([weight.detach().reshape(by_group).permute(order) for weight in weights], dim=1)
     return taps.to(torch.promote_types(taps.dtype, torch.float32))
 
 
 def _from_taps(shape: ConvShape, taps: Tensor) -> Tensor:
     """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel)."""
     order = (1, 3, 2, 0) if shape.in_channels < shape.out_channels else (1, 2, 3, 0)
-    return taps.permute(order).flatten(0, 1).unflatten(2, shape.kernel)
+    return taps.permute(order).reshape(shape.out_channels, -1, *shape.kernel)
 
 
 @contextmanager

@@ -24,31 +24,44 @@ import cmath
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-Axes = tuple[int, ...]  # a whole number for each axis
-# On one axis (a, b) stands for z = a / b, so that (b, a) is 1/z and (1, 0) infinity: of m taps, tap t counts
-# a^t b^(m - 1 - t)
-AxisPoint = tuple[complex, complex]
-Point = tuple[AxisPoint, ...]
+from isonet.polynomials import Axes, AxisPoint, factors, outer, pair_up, powers, taps_of_phase, value_row
 
 # For up to three taps: z = 1, and one of each pair z and 1/z. As tangents of half an angle, all of them lie
-# almost evenly around the circle, and so round no worse than sums over offsets do. With 2 in place of -2 it
-# would be 30 times worse.
+# almost evenly around the circle, and so round little worse than sums over offsets do. With 2 in place of -2
+# it would be 30 times worse.
 _REAL: list[AxisPoint] = [(1, 1), (0, 1), (-2, 1)]
 _MOST_REAL = 27  # points on all axes together; with more, the rounding on one axis is felt on another
+_WORTH_FILLING = 1.5  # with so many times the taps, phases side by side multiply too many zeros
+
+
+class Points(Protocol):
+    """Points for kernels of one size."""
+
+    rows: int  # values in which a kernel is told
+
+    def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+        """The penalty of each kernel of ``taps``, (K, N, C, D) -> (N,), and its gradient where asked."""
+
+    def macs(self, c: int, d: int) -> tuple[int, int]:
+        """Multiply-accumulates for one kernel: of its penalty, and of its gradient."""
 
 
 @functools.lru_cache(maxsize=256)
-def points_for(kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> RealPoints | Frequencies:
+def points_for(kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> Points:
     """Points for kernels of so many taps, of which the offsets that are multiples of ``step`` count."""
-    taps = _taps_of_phase(kernel, step)
-    few = max(taps) <= len(_REAL) and math.prod(2 * m - 1 for m in taps) <= _MOST_REAL
-    return (RealPoints if few else Frequencies)(kernel, step, dtype, device)
+    taps = taps_of_phase(kernel, step)
+    real = max(taps) <= len(_REAL) and math.prod(2 * m - 1 for m in taps) <= _MOST_REAL
+    filled_up = math.prod(m * s for m, s in zip(taps, step, strict=True)) / math.prod(kernel)
+    if math.prod(step) > 1 and (not real or filled_up < _WORTH_FILLING):
+        return PhasesSideBySide(kernel, step, dtype, device)
+    return RealPoints(kernel, step, dtype, device) if real else Frequencies(kernel, dtype, device)
 
 
 class RealPoints:
@@ -56,31 +69,33 @@ class RealPoints:
 
     def __init__(self, kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> None:
         make = functools.partial(torch.tensor, dtype=dtype, device=device)
-        taps = _taps_of_phase(kernel, step)
-        grid = _grid([_REAL[:m] for m in taps])
+        taps = taps_of_phase(kernel, step)
+        grid = pair_up([_REAL[:m] for m in taps])
         self.points = len(grid) // 2 + 1  # with a product: 1, and one of each pair
-        left, right, point = _factors(grid[: self.points], kernel, step)
-        self.products, self.at_one = len(point), point.count(0)
+        left, right, place = factors(grid[: self.points], kernel, step)
+        self.products, self.at_one = len(place), place.count(0)
         self.values = make(np.concatenate([left, right[self.at_one :]]))  # (rows, K): what a tap counts in a value
+        self.twice_values = 2 * self.values
+        self.rows: int = len(self.values)
         # (points, products): 1 where a product belongs to a point; None: each is a point's only one
-        self.phases = make(np.eye(self.points)[:, point]) if self.products > self.points else None
-        of_gram = np.array([_outer(_powers(axis, 2 * m - 1) for axis, m in zip(z, taps, strict=True)) for z in grid])
+        self.phases = make(np.eye(self.points)[:, place]) if self.products > self.points else None
+        of_gram = np.array([outer(powers(axis, 2 * m - 1) for axis, m in zip(z, taps, strict=True)) for z in grid])
         self.identity = make(of_gram[: self.points, len(grid) // 2])  # (points,): what offset zero counts in a value
         self.form = make(np.linalg.inv(of_gram @ of_gram.T)[: self.points])  # M: (points, all points)
         self.share = make([0.5] + [1.0] * (self.points - 1))  # of a point in the penalty: pairs count twice
 
     def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """The penalty of each kernel of ``taps``, (K, N, C, D) -> (N,), and its gradient where asked."""
         _, n, c, d = taps.shape
         parts = [n * x for x in (self.at_one, self.products - self.at_one, self.products - self.at_one)]
         values = (self.values @ taps.flatten(1)).view(-1, c, d)
-        one, left, right = values.split(parts)  # W(1); W(z), W(1/z)
+        one, left, right = values.split_with_sizes(parts)  # W(1); W(z), W(1/z)
 
         error = taps.new_empty(2 * self.points - 1, n, c, c)  # E at 1, z, 1/z
         half = error[: self.points]
         products = half if self.phases is None else taps.new_empty(self.products, n, c, c)
-        for out, a, b in zip(products.flatten(0, 1).split(parts[:2]), (one, left), (one, right), strict=True):
-            torch.bmm(a, b.mT, out=out)
+        at_one, others = products.view(-1, c, c).split_with_sizes(parts[:2])
+        torch.bmm(one, one.mT, out=at_one)
+        torch.bmm(left, right.mT, out=others)
         if self.phases is not None:
             torch.mm(self.phases, products.flatten(1), out=half.flatten(1))
         half.diagonal(dim1=2, dim2=3).sub_(self.identity[:, None, None])
@@ -92,14 +107,15 @@ class RealPoints:
             return penalty, None
         if self.phases is not None:
             slope = self.phases.T @ slope.flatten(1)
-        at_one, others = slope.view(-1, c, c).split(parts[:2])
+        at_one, others = slope.view(-1, c, c).split_with_sizes(parts[:2])
         grad = torch.empty_like(values)
-        for out, a, b in zip(grad.split(parts), (at_one, others, others.mT), (one, right, left), strict=True):
-            torch.bmm(a, b, out=out)
-        return penalty, (2 * self.values.T @ grad.view(-1, n * c * d)).view(taps.shape)
+        grad_one, grad_left, grad_right = grad.split_with_sizes(parts)
+        torch.bmm(at_one, one, out=grad_one)
+        torch.bmm(others, right, out=grad_left)
+        torch.bmm(others.mT, left, out=grad_right)
+        return penalty, (self.twice_values.T @ grad.view(-1, n * c * d)).view(taps.shape)
 
     def macs(self, c: int, d: int) -> tuple[int, int]:
-        """Multiply-accumulates for one kernel: of its penalty, and of its gradient."""
         evaluation, product = self.values.numel() * c * d, c * c * d
         sums = 0 if self.phases is None else self.phases.numel() * c * c
         value = evaluation + self.products * product + sums + self.form.numel() * c * c
@@ -107,97 +123,80 @@ class RealPoints:
 
 
 class Frequencies:
-    """The discrete Fourier transform: points on the unit circle, where 1/z is the conjugate, for all other kernels."""
+    """The discrete Fourier transform: points on the unit circle, where 1/z is the conjugate, for large kernels."""
 
-    def __init__(self, kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, kernel: Axes, dtype: torch.dtype, device: torch.device) -> None:
         make = functools.partial(torch.tensor, dtype=dtype, device=device)
-        sizes = [2 * m - 1 for m in _taps_of_phase(kernel, step)]
+        sizes = [2 * k - 1 for k in kernel]
         roots = [[cmath.exp(1j * math.pi * f / size) for f in range(size // 2 + 1)] for size in sizes]
-        grid = _grid([[(root, root.conjugate()) for root in axis] for axis in roots])
+        grid = pair_up([[(root, root.conjugate()) for root in axis] for axis in roots])
         self.points = len(grid) // 2 + 1
-        rows, _, point = _factors(grid[: self.points], kernel, step)
-        self.phases = point.count(0)  # with taps, and so at each point
-        self.values = make(np.concatenate([rows.real, rows.imag]))  # (2 rows, K)
+        one = (1,) * len(kernel)
+        values = np.array([value_row(z, kernel, step=one, phase=(0,) * len(kernel)) for z in grid[: self.points]])
+        self.values = make(np.concatenate([values.real, values.imag]))  # (2 points, K)
+        self.twice_values = 2 * self.values
+        self.rows: int = len(self.values)
         # M is 1 / number of points (Parseval); a pair counts twice
         self.weight = make([1.0] + [2.0] * (self.points - 1))[:, None, None, None] / len(grid)
 
     def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """The penalty of each kernel of ``taps``, (K, N, C, D) -> (N,), and its gradient where asked."""
         _, n, c, d = taps.shape
         real, imag = (self.values @ taps.flatten(1)).view(2, -1, c, d)
-        # E = W W^H - I: symmetric in its real part, skew in its imaginary one
-        symmetric = torch.bmm(real, real.mT).baddbmm_(imag, imag.mT).view(-1, self.phases, n, c, c).sum(1)
+        # E = W W^H - I, symmetric in its real part, skew in its imaginary one
+        symmetric = torch.bmm(real, real.mT).baddbmm_(imag, imag.mT).view(-1, n, c, c)
         symmetric.diagonal(dim1=2, dim2=3).sub_(1)
-        skew = torch.bmm(imag, real.mT).view(-1, self.phases, n, c, c).sum(1)
+        skew = torch.bmm(imag, real.mT).view(-1, n, c, c)
         skew = skew - skew.mT
         penalty = (self.weight * (symmetric.square() + skew.square())).sum((0, 2, 3)) / 2
         if not with_grad:
             return penalty, None
 
-        symmetric, skew = (self._at_each_phase(self.weight * part) for part in (symmetric, skew))
+        symmetric, skew = ((self.weight * part).flatten(0, 1) for part in (symmetric, skew))  # S
         grad = taps.new_empty(2, *real.shape)
         torch.bmm(symmetric, real, out=grad[0]).baddbmm_(skew, imag, alpha=-1)
         torch.bmm(symmetric, imag, out=grad[1]).baddbmm_(skew, real)
-        return penalty, (2 * self.values.T @ grad.view(-1, n * c * d)).view(taps.shape)
-
-    def _at_each_phase(self, slope: Tensor) -> Tensor:
-        """(points, N, C, C) -> (points * phases * N, C, C)"""
-        return slope[:, None].expand(-1, self.phases, -1, -1, -1).flatten(0, 2)
+        return penalty, (self.twice_values.T @ grad.view(-1, n * c * d)).view(taps.shape)
 
     def macs(self, c: int, d: int) -> tuple[int, int]:
-        """Multiply-accumulates for one kernel: of its penalty, and of its gradient."""
-        evaluation, product = self.values.numel() * c * d, self.points * self.phases * c * c * d
+        evaluation, product = self.values.numel() * c * d, self.points * c * c * d
         return evaluation + 3 * product, evaluation + 4 * product
 
 
-def _taps_of_phase(kernel: Axes, step: Axes) -> list[int]:
-    """On each axis the taps of the longest phase."""
-    return [-(-k // s) for k, s in zip(kernel, step, strict=True)]
+class PhasesSideBySide:
+    """Kernels with a step as kernels without one, whose wider side has the channels of all phases.
 
+    Taps are filled up with zeros to a multiple of the step.
+    """
 
-def _grid(axes: Sequence[Sequence[AxisPoint]]) -> list[Point]:
-    """All points, of axes that give 1 and one of each pair: 1, one of each pair, in the same order the others."""
-    one, *others = itertools.product(*([*axis, *((b, a) for a, b in axis[1:])] for axis in axes))
-    half: dict[Point, None] = {}
-    for z in others:
-        if _inverse(z) not in half:
-            half[z] = None
-    return [one, *half, *map(_inverse, half)]
+    def __init__(self, kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> None:
+        self.kernel, self.step, self.taps = kernel, step, taps_of_phase(kernel, step)
+        self.of_phases = points_for(tuple(self.taps), (1,) * len(kernel), dtype, device)
+        self.rows: int = self.of_phases.rows * math.prod(step)
 
+    def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+        penalty, grad = self.of_phases.penalties(self._split(taps), with_grad)
+        return penalty, None if grad is None else self._join(grad)
 
-def _inverse(z: Point) -> Point:
-    return tuple((b, a) for a, b in z)
+    def macs(self, c: int, d: int) -> tuple[int, int]:
+        return self.of_phases.macs(c, d * math.prod(self.step))
 
+    def _split(self, taps: Tensor) -> Tensor:
+        """(K, N, C, D) -> (taps of a phase, N, C, phases D)"""
+        axes, (_, n, c, d) = len(self.kernel), taps.shape
+        missing = [m * s - k for m, s, k in zip(self.taps, self.step, self.kernel, strict=True)]
+        if any(missing):
+            sides = [0, 0] * 3 + [side for more in reversed(missing) for side in (0, more)]
+            taps = F.pad(taps.view(*self.kernel, n, c, d), sides)
+        tap_and_phase = itertools.chain(*zip(self.taps, self.step, strict=True))  # of the first axis, the second ...
+        taps = taps.view(*tap_and_phase, n, c, d)
+        order = [*range(0, 2 * axes, 2), 2 * axes, 2 * axes + 1, *range(1, 2 * axes, 2), 2 * axes + 2]
+        return taps.permute(order).reshape(math.prod(self.taps), n, c, -1)
 
-def _factors(points: Sequence[Point], kernel: Axes, step: Axes) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """The factors W(z) and W(1/z) of all products, as what each tap counts in them, (products, K), and which
-    point each belongs to. Every phase has a product at a point, but where it vanishes."""
-    left, right, point = [], [], []
-    for (i, z), phase in itertools.product(enumerate(points), itertools.product(*map(range, step))):
-        row, inverse_row = (_row(at, kernel, step, phase) for at in (z, _inverse(z)))
-        if row.any() and inverse_row.any():
-            left.append(row)
-            right.append(inverse_row)
-            point.append(i)
-    return np.array(left), np.array(right), point
-
-
-def _row(z: Point, kernel: Axes, step: Axes, phase: Axes) -> np.ndarray:
-    """What each tap counts in the value of ``phase`` at ``z``: (K,)."""
-    axes = []
-    for point, k, every, first in zip(z, kernel, step, phase, strict=True):
-        powers = _powers(point, -(-k // every))
-        axis = np.zeros(k, powers.dtype)
-        axis[first::every] = powers[: len(axis[first::every])]
-        axes.append(axis)
-    return _outer(axes)
-
-
-def _powers(point: AxisPoint, size: int) -> np.ndarray:
-    a, b = point
-    return np.array([a**t * b ** (size - 1 - t) for t in range(size)])
-
-
-def _outer(axes: Iterable[np.ndarray]) -> np.ndarray:
-    """What holds on each axis, for every tap or offset of all axes."""
-    return functools.reduce(np.kron, axes)
+    def _join(self, taps: Tensor) -> Tensor:
+        """The way back."""
+        axes, (_, n, c, _) = len(self.kernel), taps.shape
+        taps = taps.view(*self.taps, n, c, *self.step, -1)
+        pairs = itertools.chain(*((axis, axes + 2 + axis) for axis in range(axes)))
+        taps = taps.permute(*pairs, axes, axes + 1, 2 * axes + 2)
+        taps = taps.reshape(*(m * s for m, s in zip(self.taps, self.step, strict=True)), n, c, taps.shape[-1])
+        return taps[tuple(slice(k) for k in self.kernel)].flatten(0, axes - 1)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from isonet.points import Frequencies, RealPoints, points_for
+from isonet.points import Frequencies, PhasesSideBySide, RealPoints, points_for
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,6 @@ CPU = torch.device("cpu")
         ((3, 3), (1, 1), 13),
         ((3, 3), (2, 2), 10),  # phases of 2x2, 2x1, 1x2 and 1x1 taps: 5 + 2 + 2 + 1
         ((2, 2), (3, 3), 4),  # no two taps meet, and five of nine phases have none
-        ((5, 5), (2, 2), 34),
     ],
 )
 def test_products_of_real_points(kernel, step, products):
@@ -37,19 +36,33 @@ def test_what_real_points_would_round_goes_to_frequencies(kernel, step):
     assert points.points == (math.prod(2 * k - 1 for k in kernel) + 1) // 2
 
 
-@pytest.mark.parametrize(("kernel", "step"), [((3, 3), (1, 1)), ((3, 3), (2, 2)), ((3, 2), (1, 2)), ((2, 2), (3, 3))])
+@pytest.mark.parametrize("step", [(2, 2), (1, 2), (3, 1)])
+@pytest.mark.parametrize("kernel", [(5, 5), (4, 6), (1, 9)])
+def test_large_kernels_with_a_step_become_kernels_without(kernel, step):
+    assert isinstance(points_for(kernel, step, torch.float32, CPU), PhasesSideBySide)
+
+
+def ways(kernel, step):
+    """Every way that is defined for kernels of this size."""
+    yield RealPoints(kernel, step, torch.double, CPU)
+    yield PhasesSideBySide(kernel, step, torch.double, CPU)
+    if math.prod(step) == 1:
+        yield Frequencies(kernel, torch.double, CPU)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "step"),
+    [((3, 3), (1, 1)), ((3, 3), (2, 2)), ((3, 2), (1, 2)), ((2, 2), (3, 3)), ((3,), (2,)), ((3, 2, 1), (2, 1, 1))],
+)
 @pytest.mark.parametrize("with_grad", [True, False])
-def test_both_kinds_agree(kernel, step, with_grad):
+def test_all_ways_agree(kernel, step, with_grad):
     torch.manual_seed(0)
     taps = torch.randn(math.prod(kernel), 2, 4, 5, dtype=torch.double)
-    real, frequencies = (kind(kernel, step, taps.dtype, CPU) for kind in (RealPoints, Frequencies))
-    expected, expected_grad = real.penalties(taps, with_grad)
-    found, grad = frequencies.penalties(taps, with_grad)
-    torch.testing.assert_close(found, expected)
-    if with_grad:
+    (expected, expected_grad), *others = (points.penalties(taps, with_grad) for points in ways(kernel, step))
+    assert (expected_grad is not None) == with_grad
+    for found, grad in others:
+        torch.testing.assert_close(found, expected)
         torch.testing.assert_close(grad, expected_grad)
-    else:
-        assert grad is expected_grad is None
 
 
 def test_tables_are_made_once():

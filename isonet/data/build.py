@@ -130,12 +130,12 @@ def _to_square(size: int) -> v2.Compose:
 class _RandomResizedCrop(v2.RandomResizedCrop):
     """Torchvision's, but the crop of a tensor is resized in HWC order, in which it was decoded: the same, faster."""
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not isinstance(inpt, Tensor):
-            return super().transform(inpt, params)
-        top, left, height, width = (params[key] for key in ("top", "left", "height", "width"))
-        crop = inpt[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-        return v2.functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)[0]
+    def forward(self, image: Any) -> Any:
+        if not isinstance(image, Tensor):
+            return super().forward(image)
+        top, left, height, width = self.make_params([image]).values()
+        crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        return v2.functional.resize_image(crop, self.size, self.interpolation, antialias=self.antialias)[0]
 
 
 def _image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Compose:
