@@ -93,9 +93,8 @@ class RealPoints:
         error = taps.new_empty(2 * self.points - 1, n, c, c)  # E at 1, z, 1/z
         half = error[: self.points]
         products = half if self.phases is None else taps.new_empty(self.products, n, c, c)
-        at_one, others = products.view(-1, c, c).split_with_sizes(parts[:2])
-        torch.bmm(one, one.mT, out=at_one)
-        torch.bmm(left, right.mT, out=others)
+        torch.bmm(one, one.mT, out=products.view(-1, c, c)[: len(one)])
+        torch.bmm(left, right.mT, out=products.view(-1, c, c)[len(one) :])
         if self.phases is not None:
             torch.mm(self.phases, products.flatten(1), out=half.flatten(1))
         half.diagonal(dim1=2, dim2=3).sub_(self.identity[:, None, None])
@@ -105,6 +104,7 @@ class RealPoints:
         penalty = self.share @ (slope * half).sum((2, 3))
         if not with_grad:
             return penalty, None
+        del error, half, products  # their memory is enough for the gradient
         if self.phases is not None:
             slope = self.phases.T @ slope.flatten(1)
         at_one, others = slope.view(-1, c, c).split_with_sizes(parts[:2])

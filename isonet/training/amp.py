@@ -26,8 +26,11 @@ class Amp:
         """The context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
-    def step(self, loss: Tensor, optimizer: torch.optim.Optimizer) -> None:
-        """Backward pass and update; with fp16 an update of non-finite gradients is left out."""
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to the parameters', scaled with fp16."""
         self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters; with fp16 not if a gradient is not finite."""
         self.scaler.step(optimizer)
         self.scaler.update()

@@ -46,15 +46,18 @@ class TrainStep:
         self.amp = amp or Amp("off", next(model.parameters()).device)
 
     def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
-        # First, so that its working memory is free again when the activations fill theirs
-        penalty = self.penalty() if self.penalty else torch.zeros((), device=images.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        # By itself and first: its working memory is free again when the activations fill theirs
+        penalty = torch.zeros((), device=images.device)
+        if self.penalty:
+            penalty = self.penalty()
+            self.amp.backward(self.ortho_coeff * penalty)
+
         with self.amp.autocast():
             logits = self.forward(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
-        loss = cross_entropy + self.ortho_coeff * penalty
-
-        self.optimizer.zero_grad(set_to_none=True)
-        self.amp.step(loss, self.optimizer)
+        self.amp.backward(cross_entropy)
+        self.amp.step(self.optimizer)
         return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach())
 
 

@@ -1,0 +1,31 @@
+"""Print the tables of stored results, as they stand in README.md beside this file.
+
+python -m benchmarks.tables                      all of benchmarks/results/
+python -m benchmarks.tables outputs/bench/*.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from benchmarks.common import Row, table
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def stored_table(file: Path) -> str:
+    """The rows of a JSON file that a benchmark wrote, in Markdown."""
+    return table([Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]])
+
+
+def main() -> None:
+    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(RESULTS.glob("*.json")):
+        machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
+        print(f"\n{file.stem}\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
+        print(stored_table(file))
+
+
+if __name__ == "__main__":
+    main()
