@@ -1,6 +1,6 @@
 # make demo   install, train ISONet-20 on handwritten digits, evaluate it (three minutes on two cores)
 # make test   install, lint, check types, run the tests
-# make bench  speed against the published formulation, short form, a table for each of four questions (five minutes)
+# make bench  speed against the published formulation, short form, a table for each of four questions (four minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin

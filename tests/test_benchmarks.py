@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.baseline import BaselineSReLU, baseline_penalty, baseline_step, published_form_
 from benchmarks.common import Row, check_equal, interleave, table
+from benchmarks.tables import RESULTS, stored_table
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
 from isonet.training import TrainStep
 
@@ -49,6 +50,11 @@ def test_its_steps_have_the_same_losses(model):
     for _ in range(3):
         out, published = step(images, labels), baseline_step(twin, optimizer, images, labels, 1e-2)
         assert (out.cross_entropy.item(), out.penalty.item()) == pytest.approx(published[:2], rel=1e-5)
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
+def test_the_tables_of_the_readme_are_the_stored_results(file):
+    assert stored_table(file) in (RESULTS.parent / "README.md").read_text()
 
 
 def test_other_results_end_a_benchmark():
