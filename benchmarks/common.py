@@ -72,7 +72,7 @@ def faster(work: str, seconds: Sequence[float], goal: float | None, note: str = 
 def check_equal(work: str, baseline: Sequence[float], ours: Sequence[float], tolerance: float) -> None:
     """Both must have computed the same: relative to the baseline's figures."""
     for a, b in zip(baseline, ours, strict=True):
-        if abs(a - b) > tolerance * max(abs(a), 1e-3):
+        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # nor may one be NaN
             raise SystemExit(f"{work}: the results differ by more than {tolerance}: baseline {baseline}, ours {ours}")
 
 

@@ -25,6 +25,7 @@ def main() -> None:
     parser = make_parser(__doc__ or "")
     parser.add_argument("--depth", type=int, default=20, help="of the CIFAR R-ISONet")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # flushing is a setting of the calling thread alone
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", args.depth, "ISON.HAS_ST",
                           True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0])  # fmt: skip

@@ -96,6 +96,6 @@ def _groups(module: nn.Module) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
 
 
 def _how_many_together(shape: ConvShape) -> int:
-    """As many as keep the largest intermediate result, the values at all points, near the processor."""
+    """As many as keep the largest intermediate result, the values at all points, near the processor; at least one."""
     values_of_one = shape.points().rows * shape.groups * shape.narrow * shape.wide
     return max(1, _TOGETHER // values_of_one)

@@ -37,14 +37,15 @@ from isonet.polynomials import Axes, AxisPoint, factors, outer, pair_up, powers,
 # almost evenly around the circle, and so round little worse than sums over offsets do. With 2 in place of -2
 # it would be 30 times worse.
 _REAL: list[AxisPoint] = [(1, 1), (0, 1), (-2, 1)]
-_MOST_REAL = 27  # points on all axes together; with more, the rounding on one axis is felt on another
-_WORTH_FILLING = 1.5  # with so many times the taps, phases side by side multiply too many zeros
+# Points on all axes together: 3x3 has 25, 2x2x2 has 27; 3x3x3 would have 125 and round 20 times worse than frequencies
+_MOST_REAL = 27
+_WORTH_FILLING = 1.5  # taps filled up to a multiple of the step, over taps: from here on too many zeros are multiplied
 
 
 class Points(Protocol):
     """Points for kernels of one size."""
 
-    rows: int  # values in which a kernel is told
+    rows: int  # values (C, D) that are computed of a kernel
 
     def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
         """The penalty of each kernel of ``taps``, (K, N, C, D) -> (N,), and its gradient where asked."""
@@ -65,7 +66,10 @@ def points_for(kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.devic
 
 
 class RealPoints:
-    """The way of Toom and Cook: real points, for kernels of up to three taps a phase."""
+    """The way of Toom and Cook: real points, for kernels of up to three taps a phase.
+
+    With z = a / b, infinity among them, values are homogeneous: a^t b^(taps - 1 - t) in place of z^t.
+    """
 
     def __init__(self, kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> None:
         make = functools.partial(torch.tensor, dtype=dtype, device=device)

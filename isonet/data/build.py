@@ -133,7 +133,8 @@ class _RandomResizedCrop(v2.RandomResizedCrop):
     def forward(self, image: Any) -> Any:
         if not isinstance(image, Tensor):
             return super().forward(image)
-        top, left, height, width = self.make_params([image]).values()
+        drawn = self.make_params([image])
+        top, left, height, width = (drawn[key] for key in ("top", "left", "height", "width"))
         crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
         return v2.functional.resize_image(crop, self.size, self.interpolation, antialias=self.antialias)[0]
 

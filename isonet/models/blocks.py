@@ -79,4 +79,4 @@ class ResBlock(nn.Module):
         if not self.has_shortcut:
             return self.relu(self.f(x))
         shortcut = self.bn(self.proj(x)) if self.has_proj else x
-        return self.relu(self.f(x).add_(shortcut))  # new memory would cost more than the sum
+        return self.relu(shortcut + self.f(x))

@@ -62,19 +62,32 @@ class _SReLU(torch.autograd.Function):
 class ResMultiplier(nn.Module):
     """A learned scalar on a residual branch (R-ISONet starts it at 0, so that each block is its shortcut).
 
-    inplace: in evaluation write the result over the input; in training the gradient of the scalar needs it.
+    Under autocast the branch stays in 16 bits; the scalar's gradient, a sum over all of it, is float32.
     """
 
-    def __init__(self, start: float = 0.0, inplace: bool = False) -> None:
+    def __init__(self, start: float = 0.0) -> None:
         super().__init__()
-        self.inplace = inplace
         self.scale = nn.Parameter(torch.full((1, 1, 1, 1), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale.view(())  # without dimensions it leaves x its type under autocast
-        if self.inplace and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return x.mul_(scale)
-        return x * scale
+        if x.dtype == self.scale.dtype:
+            return x * self.scale
+        return _ScaleInTypeOfInput.apply(x, self.scale)
+
+
+class _ScaleInTypeOfInput(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return x * scale.view(())  # a tensor without dimensions leaves x its type
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, scale = ctx.saved_tensors
+        return grad * scale.view(()), (grad * x).sum(dtype=scale.dtype).view(scale.shape)
 
 
 @dataclass(frozen=True)
@@ -104,4 +117,4 @@ class LayerFactory:
         return SReLU(width, inplace=True) if self.srelu else nn.ReLU(inplace=True)
 
     def scale(self) -> nn.Module:
-        return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier, inplace=True)
+        return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)

@@ -27,6 +27,8 @@ class StepOutput:
 class TrainStep:
     """Lowers ``cross entropy + ortho_coeff * penalty`` on one batch after another.
 
+    The two terms have a backward pass each, whose gradients add up: hooks on a weight's gradient see both.
+
     ``forward`` is ``model`` or a wrapper that spreads or compiles it. The penalty depends on the weights
     alone, so it is taken of ``model``, once; with a coefficient of 0 it is not computed.
     """
@@ -48,9 +50,8 @@ class TrainStep:
     def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
         self.optimizer.zero_grad(set_to_none=True)
         # By itself and first: its working memory is free again when the activations fill theirs
-        penalty = torch.zeros((), device=images.device)
-        if self.penalty:
-            penalty = self.penalty()
+        penalty = self.penalty() if self.penalty else torch.zeros((), device=images.device)
+        if penalty.requires_grad:  # not without a penalised weight to train
             self.amp.backward(self.ortho_coeff * penalty)
 
         with self.amp.autocast():

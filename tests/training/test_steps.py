@@ -112,3 +112,17 @@ def test_without_a_gpu_it_is_the_cpu_with_a_warning_if_one_was_asked_for(caplog)
     assert "no CUDA device is visible" in caplog.text
     with pytest.raises(DeviceError):
         pick_devices("all")
+
+
+@pytest.mark.parametrize("case", ["no penalised convolution", "all frozen"])
+def test_a_penalty_without_a_weight_to_train_is_only_reported(case):
+    convs = [nn.Conv2d(3, 4, 3)] if case == "no penalised convolution" else [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)]
+    model = nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for conv in convs[1:]:
+        conv.requires_grad_(False)
+    before = convs[0].weight.clone()
+    out = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 1.0)(
+        torch.randn(2, 3, 8, 8), torch.tensor([0, 3])
+    )
+    assert (out.penalty > 0) == (case == "all frozen")
+    assert not torch.equal(convs[0].weight, before)
