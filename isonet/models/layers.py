@@ -55,7 +55,8 @@ class _SReLU(torch.autograd.Function):
         above = output - shift  # 0 at ties, too
         grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
         # A tensor is reused where nobody asks for second derivatives: new memory costs more than the arithmetic
-        rest = torch.sub(grad, grad_x, out=None if torch.is_grad_enabled() else above)
+        reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        rest = torch.sub(grad, grad_x, out=above if reuse else None)
         return grad_x, rest.sum((0, 2, 3), keepdim=True), None
 
 
