@@ -74,7 +74,7 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.CHANNELS_LAST = False  # images and weights in NHWC order in memory; sums in another order
     cfg.RUNTIME.COMPILE = False  # torch.compile the network: minutes at the start, faster steps; one GPU, or the CPU
     cfg.RUNTIME.INPUT = "auto"  # memory: images of up to 64 px held on the device; workers: read by processes
-    cfg.RUNTIME.DECODER = "pil"  # torch: JPEG by torchvision in the workers, faster; pixels differ by 0.03 to 0.2 of 255
+    cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
     cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
 
