@@ -1,11 +1,12 @@
 # make demo   install, train ISONet-20 on handwritten digits, evaluate it (three minutes on two cores)
 # make test   install, lint, check types, run the tests
+# make torture  the long form of the tests under tests/faults: kills, full disks, hostile files (twenty minutes at most)
 # make bench  speed against the published formulation, short form, a table for each of four questions (four minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test torture bench lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --cfg configs/digits_ISO20.yaml --output demo --overwrite
@@ -13,6 +14,9 @@ demo: $(VENV)/installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+torture: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/faults --torture
 
 # Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)

@@ -1,21 +1,21 @@
 """Checkpoints: what is in one, and how it is written and read safely.
 
 A checkpoint of this project is a dictionary with ``model`` (the bare network's weights) and ``config``
-(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.run``).
+(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.state``).
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
+import stat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from isonet.archive import ArchiveError, pack, unpack
 from isonet.errors import CheckpointError
+from isonet.storage import reason, write_file
 
 _WEIGHT_KEYS = ("model", "net", "state_dict")  # ours, the published implementation's, other people's
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
@@ -23,37 +23,30 @@ _SHOWN = 5  # names listed in an error
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` so that at every moment a whole file lies there, the former or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the run from colleagues
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    """Write ``state`` to ``path`` so that at every moment a whole file lies there, the former or the new one.
+
+    Raises ``StorageError``, with the former file intact, where it cannot be written.
+    """
+    write_file(path, pack(state))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dictionary in a checkpoint file, on the CPU. Nothing in the file is ever executed.
 
-    Raises ``CheckpointError`` for a file that is missing, is no checkpoint, or holds other objects
+    Raises ``CheckpointError`` for a file that is missing, damaged, made to harm, or holds other objects
     than tensors, numbers, text and containers of them.
     """
     path = Path(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise CheckpointError(f"{path}: is no file, so no checkpoint")
+        state = unpack(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch raises nearly every kind for a damaged or hostile file
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(
-            f"{path}: not a checkpoint that can be read safely, as plain weights ({type(error).__name__}: {reason})"
-        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from None
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: holds a {type(state).__name__} where a dictionary of weights is expected")
     return state
@@ -63,8 +56,9 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
     """Load a checkpoint file into ``model``, whose device and type stay; returns ``model``.
 
     Takes this project's checkpoints, those of the published implementation (``{"net": ...}``) and a
-    bare state dictionary, with or without ``module.`` before the names. Raises ``CheckpointError``,
-    with ``model`` unchanged, for a file that is not one of these or belongs to another network.
+    bare state dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names. Raises
+    ``CheckpointError``, with ``model`` unchanged, for a file that is not one of these, belongs to
+    another network, or holds values that are not finite.
     """
     load_state(model, weights_of(read_checkpoint(path), path), path)
     return model
@@ -73,15 +67,27 @@ def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
 def weights_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
     """The weights inside a checkpoint, under the names of the bare network."""
     inner: Any = next((state[key] for key in _WEIGHT_KEYS if isinstance(state.get(key), dict)), state)
-    weights = {_bare_name(str(name)): value for name, value in inner.items()}
-    if not weights or not all(isinstance(value, Tensor) for value in weights.values()):
-        keys = ", ".join(str(key) for key in list(state)[:_SHOWN]) or "nothing"
+    named = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not inner or len(named) < len(inner):
+        keys = _first([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
         raise CheckpointError(f"{path}: holds no state dictionary (found {keys})")
+    weights = {_bare_name(name): value for name, value in named.items()}
+    if len(weights) < len(named):
+        twice = [name for name in named if name not in weights]
+        raise CheckpointError(f"{path}: holds some weights twice, with a wrapper's name and without ({_first(twice)})")
     return weights
 
 
 def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     """Copy ``weights`` into ``model``, all or nothing; ``path`` is for the message."""
+    model.load_state_dict(fitted(model, weights, path))
+
+
+def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """``weights`` in the types of ``model``, which they fit: loading them cannot fail.
+
+    Raises ``CheckpointError`` for those of another network and for values that are not finite.
+    """
     own = model.state_dict()
     problems = {
         "missing": [name for name in own if name not in weights],
@@ -95,7 +101,21 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(f"{path}: belongs to another network than the config describes ({found})")
-    model.load_state_dict(weights)
+    converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
+    if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: holds infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
+            "it was saved after training had diverged; use an earlier one"
+        )
+    return converted
+
+
+def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A plain tensor of ``dtype``; from one of the same kind of number only."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_quantized or value.is_complex() or value.is_floating_point() != dtype.is_floating_point:
+        raise CheckpointError(f"{path}: holds {name} as {value.dtype}, which cannot be a weight of type {dtype}")
+    return value.detach().to(dtype)
 
 
 def _bare_name(name: str) -> str:
@@ -105,10 +125,4 @@ def _bare_name(name: str) -> str:
 
 
 def _first(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return ", ".join(name[:80] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -6,20 +6,22 @@ files load unchanged. Only builders read the tree; layers and loops take plain a
 
 from __future__ import annotations
 
-import ast
 import difflib
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml  # comes with yacs
 from yacs.config import CfgNode
 
+from isonet.config_file import flatten, parse_pairs, read_pairs, shown, where
 from isonet.errors import ConfigError
 
 # Side of a square image in pixels, where DATASET.IMAGE_SIZE does not give it.
 _OWN_IMAGE_SIZE = {"CIFAR10": 32, "CIFAR100": 32, "digits": 8}
 _FOLDER_IMAGE_SIZE = 224
+# Of 4 pixels one is left after two halvings, and batch norm has no variance where a batch ends in a single image
+_SMALLEST_IMAGE = 5
 _ITEM_TYPE = {"SOLVER.LR_MILESTONES": int, "DATASET.MEAN": float, "DATASET.STD": float}
 
 
@@ -36,6 +38,7 @@ def default_cfg() -> CfgNode:
     cfg.DATASET.IMAGE_SIZE = 0  # pixels; 0: the set's own (CIFAR 32, digits 8, else 224); up to 64: CIFAR networks
     cfg.DATASET.MEAN = []  # per channel, in [0, 1]; empty: the set's own (folders: ImageNet's, up to 64 px CIFAR's)
     cfg.DATASET.STD = []  # likewise
+    cfg.DATASET.ON_ERROR = "stop"  # at an image that cannot be read; skip: leave it out, count it, list it at the end
 
     cfg.SOLVER = CfgNode()
     cfg.SOLVER.BASE_LR = 0.05  # per GPU: grows with the number of GPUs
@@ -77,6 +80,8 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
     cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
+    cfg.RUNTIME.SAVE_EVERY = 0  # steps between two checkpoints within an epoch; 0: one after each epoch only
+    cfg.RUNTIME.KEEP = 2  # checkpoints to resume from that are kept: latest.pt and the ones before it
 
     cfg.OUTPUT_DIR = "./outputs/cls"  # runs lie in OUTPUT_DIR/DATASET.NAME/<--output>/
     return cfg
@@ -89,17 +94,17 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
     a command line. Raises ``ConfigError`` for a file that cannot be read, an unknown key, a value of
     the wrong type or out of range, and keys that contradict each other.
     """
-    cfg = default_cfg()
+    draft = _Draft()
     if path is not None:
-        _merge(cfg, _flatten(_read_yaml(Path(path))), source=str(path))
-    return _checked(_override(cfg, opts))
+        draft.merge(read_pairs(Path(path)), where(path))
+    return draft.finish(opts)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
     """The frozen config of YAML text, such as a checkpoint carries, with ``opts`` merged on top."""
-    cfg = default_cfg()
-    _merge(cfg, _flatten(_parse_yaml(text, source)), source)
-    return _checked(_override(cfg, opts))
+    draft = _Draft()
+    draft.merge(parse_pairs(text, source), where(source))
+    return draft.finish(opts)
 
 
 def image_size(cfg: CfgNode) -> int:
@@ -114,62 +119,56 @@ def uses_small_images(cfg: CfgNode) -> bool:
 
 def flat(cfg: CfgNode) -> dict[str, Any]:
     """Every key of the tree, dotted, with its value."""
-    return dict(_flatten(cfg))
+    return dict(flatten(cfg))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{path}: a config is a .yaml file; {path.suffix or 'this'} is never executed or guessed")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
-        raise ConfigError(f"{path}: no such config file{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    return _parse_yaml(text, str(path))
+class _Draft:
+    """A config in the making: the tree, and for messages who gave each value."""
 
+    def __init__(self) -> None:
+        self.cfg = default_cfg()
+        self.defaults = flat(self.cfg)
+        self.given_by: dict[str, str] = {}  # dotted key -> file or command line
 
-def _parse_yaml(text: str, source: str) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected KEY: VALUE lines, found {type(tree).__name__}")
-    return tree
+    def merge(self, pairs: Iterable[tuple[Any, Any]], source: str) -> None:
+        for key, value in pairs:
+            if isinstance(key, str) and isinstance(self.cfg.get(key), CfgNode):
+                self._refuse_value_of_node(key, value, source)
+                continue
+            if not isinstance(key, str) or key not in self.defaults:
+                raise ConfigError(f"{source}: {self._unknown(key)}")
+            node_path, _, leaf = key.rpartition(".")
+            node = self.cfg[node_path] if node_path else self.cfg
+            node[leaf] = _coerce(key, value, self.defaults[key], source)
+            self.given_by[key] = source
 
+    def finish(self, opts: Sequence[Any]) -> CfgNode:
+        """The frozen tree after ``KEY VALUE`` pairs and all checks."""
+        if len(opts) % 2:
+            raise ConfigError(f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value")
+        self.merge(zip(opts[::2], opts[1::2], strict=True), source="the command line")
+        for key, message in _faults(self.cfg):
+            source = self.given_by.get(key)
+            raise ConfigError(f"{source}: {key} {message}" if source else f"{key} {message}")
+        self.cfg.freeze()
+        return self.cfg
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    def _refuse_value_of_node(self, key: str, value: Any, source: str) -> None:
+        if value is None or value == {}:  # what is left of a node when all its keys are commented out
+            return
+        keys = " and ".join(f"{key}.{leaf}" for leaf in list(self.cfg[key])[:2])
+        raise ConfigError(f"{source}: {key} holds keys, such as {keys}, and takes no value, got {shown(value)}")
 
-
-def _override(cfg: CfgNode, opts: Sequence[Any]) -> CfgNode:
-    if len(opts) % 2:
-        raise ConfigError(f"overrides come as KEY VALUE pairs, but {opts[-1]!r} has no value")
-    _merge(cfg, zip(opts[::2], opts[1::2], strict=True), source="the command line")
-    return cfg
-
-
-def _merge(cfg: CfgNode, pairs: Any, source: str) -> None:
-    known = flat(cfg)
-    for key, value in pairs:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"the nodes are {', '.join(cfg)}"
-            raise ConfigError(f"{source}: unknown key {key}; {hint}")
-        node_path, _, leaf = key.rpartition(".")
-        node = cfg
-        for part in filter(None, node_path.split(".")):
-            node = node[part]
-        node[leaf] = _coerce(key, value, known[key], source)
+    def _unknown(self, key: Any) -> str:
+        if not isinstance(key, str):
+            return f"a key is text such as ISON.DEPTH, got {shown(key)}"
+        for known in self.defaults:
+            if key.startswith(f"{known}."):
+                return f"{known} takes one value, and no keys such as {shown(key[len(known) + 1 :])} below it"
+        any_case = {known.upper(): known for known in self.defaults}
+        near = difflib.get_close_matches(key[:100].upper(), any_case, n=1, cutoff=0.5)
+        hint = f"did you mean {any_case[near[0]]}?" if near else f"at the top are {', '.join(self.cfg)}"
+        return f"unknown key {key if len(key) <= 60 else shown(key)}; {hint}"
 
 
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
@@ -178,116 +177,165 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     if wanted is str and value is False and key in _CHOICES:
         value = "off"  # which YAML reads as a boolean
     try:
-        if isinstance(value, str) and wanted is not str:
-            value = {"true": True, "false": False}.get(value.lower(), value) if wanted is bool else _literal(value)
-        if wanted is list and isinstance(value, list | tuple):
-            return [_number(item, _ITEM_TYPE[key]) for item in value]
+        if wanted is list:
+            return [_number(item, _ITEM_TYPE[key]) for item in _items(value)]
         if wanted in (int, float):
             return _number(value, wanted)
+        if wanted is bool and isinstance(value, str):
+            value = {"true": True, "false": False}[value.strip().lower()]
         if type(value) is wanted:
             return value
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError, OverflowError):  # OverflowError: no float is as large
         pass
-    raise ConfigError(f"{source}: {key} takes {_type_name(key, wanted)}, got {value!r}")
+    raise ConfigError(f"{source}: {key} takes {_type_name(key, wanted)}, got {shown(value)}")
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text.strip())
-    except SyntaxError:
-        raise ValueError(text) from None
+def _items(value: Any) -> Sequence[Any]:
+    """The items of a list, or of text such as [1, 2]; no Python is evaluated for it."""
+    if isinstance(value, list | tuple):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(value)
+    text = value.strip()
+    if text[:1] + text[-1:] in ("[]", "()"):
+        text = text[1:-1].strip()
+    elif "," not in text:
+        raise ValueError(value)
+    return text.removesuffix(",").split(",") if text else []
 
 
 def _number(value: Any, wanted: type) -> Any:
+    if isinstance(value, str) and len(value) <= _LONGEST_NUMBER:
+        return int(value, 0) if wanted is int else float(value)
     if type(value) is wanted:
         return value
-    if wanted is float and type(value) in (int, str):
+    if wanted is float and type(value) is int:
         return float(value)
     raise TypeError(value)
+
+
+_LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
 
 
 def _type_name(key: str, wanted: type) -> str:
     if wanted is list:
         return f"a list of {_ITEM_TYPE[key].__name__} values such as [1, 2, 3]"
-    return {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[wanted]
+    return {bool: "True or False", int: "a whole number", float: "a number", str: "text (a number in quotes)"}[wanted]
 
 
 _CHOICES = {
     "RUNTIME.AMP": ("off", "bf16", "fp16"),
     "RUNTIME.INPUT": ("auto", "workers", "memory"),
     "RUNTIME.DECODER": ("pil", "torch"),
+    "DATASET.ON_ERROR": ("stop", "skip"),
 }
 
 
-def _checked(cfg: CfgNode) -> CfgNode:
-    """Freeze ``cfg`` after checking each key's range and the relations between keys."""
+def _faults(cfg: CfgNode) -> Iterator[tuple[str, str]]:
+    """Keys out of their range or at odds with others, each with what is wrong with it."""
     values = flat(cfg)
     for key, (low, high) in _RANGES.items():
-        if not low <= values[key] <= high:
-            limits = f"at least {low}" if high == _INF else f"between {low} and {high}"
-            raise ConfigError(f"{key} must be {limits}, got {values[key]}")
+        items = values[key] if isinstance(values[key], list) else [values[key]]
+        if not all(low <= item <= high for item in items):  # nor is nan
+            each = "values " if items is values[key] else ""
+            yield key, f"must be {each}between {low} and {high}, got {shown(values[key])}"
+    for key, value in values.items():
+        if isinstance(value, str) and (fault := _fault_of_text(key, value)):
+            yield key, fault
     for key, choices in _CHOICES.items():
         if values[key] not in choices:
-            raise ConfigError(f"{key} must be one of {', '.join(choices)}, got {values[key]!r}")
-    for wrong, message in _contradictions(cfg):
+            yield key, f"must be one of {', '.join(choices)}, got {shown(values[key])}"
+    for wrong, key, message in _contradictions(cfg):
         if wrong:
-            raise ConfigError(message)
-    cfg.freeze()
-    return cfg
+            yield key, message
 
 
-_INF = float("inf")
+def _fault_of_text(key: str, text: str) -> str:
+    """Why ``text`` can name no file: logs and checkpoints carry it, too. Empty: it can."""
+    for char in text:
+        if unicodedata.category(char) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
+            return f"holds the character {char!a}, which a name must not; got {shown(text)}"
+    if len(text.encode()) > _LONGEST_PATH:
+        return f"must be at most {_LONGEST_PATH} bytes long, got {shown(text)}"
+    if any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
+        return f"must have at most {_LONGEST_NAME} bytes in a name, got {shown(text)}"
+    return ""
+
+
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, of Linux and its file systems
+
 _ALMOST_ONE = 1 - 1e-6
+# Generous, and finite: beyond them lies a slip of the finger, or a number that overflows somewhere
 _RANGES: dict[str, tuple[float, float]] = {
-    "DATASET.NUM_CLASSES": (1, _INF),
-    "DATASET.NUM_WORKERS": (0, _INF),
+    "DATASET.NUM_CLASSES": (1, 1_000_000),
+    "DATASET.NUM_WORKERS": (0, 4096),
     "DATASET.IMAGE_SIZE": (0, 8192),
+    "DATASET.MEAN": (0, 1),
+    "DATASET.STD": (1e-4, 1e4),
     "SOLVER.BASE_LR": (0, 1e6),
+    "SOLVER.LR_MILESTONES": (0, 1_000_000),
     "SOLVER.LR_GAMMA": (0, 1e6),
     "SOLVER.WEIGHT_DECAY": (0, 1e6),
     "SOLVER.MOMENTUM": (0, _ALMOST_ONE),
-    "SOLVER.TRAIN_BATCH_SIZE": (1, _INF),
-    "SOLVER.TEST_BATCH_SIZE": (1, _INF),
-    "SOLVER.MAX_EPOCHS": (1, _INF),
-    "SOLVER.WARMUP_EPOCH": (1, _INF),
+    "SOLVER.TRAIN_BATCH_SIZE": (1, 1_000_000),
+    "SOLVER.TEST_BATCH_SIZE": (1, 1_000_000),
+    "SOLVER.MAX_EPOCHS": (1, 1_000_000),
+    "SOLVER.WARMUP_EPOCH": (1, 1_000_000),
     "SOLVER.WARMUP_FACTOR": (0, 1),
-    "ISON.DEPTH": (1, 100_000),
+    "ISON.DEPTH": (1, 10_000),
     "ISON.ORTHO_COEFF": (0, 1e6),
     "ISON.RES_MULTIPLIER": (-1e6, 1e6),
     "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
     "RUNTIME.SEED": (0, 2**63 - 1),
     "RUNTIME.PROFILE": (0, 1000),
-    "RUNTIME.LOG_EVERY": (1, _INF),
+    "RUNTIME.LOG_EVERY": (1, 1_000_000_000),
+    "RUNTIME.SAVE_EVERY": (0, 1_000_000_000),
+    "RUNTIME.KEEP": (1, 10_000),
 }
 
 
-def _contradictions(cfg: CfgNode) -> Iterator[tuple[bool, str]]:
+def _contradictions(cfg: CfgNode) -> Iterator[tuple[bool, str, str]]:
     data, solver, ison = cfg.DATASET, cfg.SOLVER, cfg.ISON
-    milestones = list(solver.LR_MILESTONES)
+    milestones = solver.LR_MILESTONES
     yield (
-        milestones != sorted(set(milestones)) or any(m < 0 for m in milestones),
-        f"SOLVER.LR_MILESTONES must be epochs in rising order, got {milestones}",
+        milestones != sorted(set(milestones)),
+        "SOLVER.LR_MILESTONES",
+        f"must be epochs in rising order, got {shown(milestones)}",
+    )
+    yield (
+        len(milestones) > 1000,
+        "SOLVER.LR_MILESTONES",
+        f"must be at most 1000 epochs, got {len(milestones)}",
     )
     yield (
         solver.NESTEROV and (solver.MOMENTUM == 0 or solver.DAMPENING),
-        "SOLVER.NESTEROV needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False",
+        "SOLVER.NESTEROV",
+        "needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False",
     )
     yield (
         ison.DELTA_ORTHOGONAL and not ison.DIRAC_INIT,
-        "ISON.DELTA_ORTHOGONAL is a kind of delta initialisation: set ISON.DIRAC_INIT True with it",
+        "ISON.DELTA_ORTHOGONAL",
+        "is a kind of delta initialisation: set ISON.DIRAC_INIT True with it",
     )
     yield (
         ison.HAS_RES_MULTIPLIER and not ison.HAS_ST and ison.RES_MULTIPLIER == 0,
-        "ISON.RES_MULTIPLIER 0 without shortcuts (ISON.HAS_ST) is a network of constant output",
+        "ISON.RES_MULTIPLIER",
+        "0 without shortcuts (ISON.HAS_ST) is a network of constant output",
     )
-    for key, values in (("MEAN", data.MEAN), ("STD", data.STD)):
-        yield len(values) not in (0, 3), f"DATASET.{key} takes three values, one per channel, got {list(values)}"
-    yield any(not v > 0 for v in data.STD), f"DATASET.STD must be above 0, got {list(data.STD)}"
+    for key, values in (("DATASET.MEAN", data.MEAN), ("DATASET.STD", data.STD)):
+        yield len(values) not in (0, 3), key, f"takes three values, one per channel, got {shown(values)}"
     yield (
         data.NAME in ("", ".", "..") or "/" in data.NAME or "\\" in data.NAME,
-        f"DATASET.NAME is the name of one folder under DATASET.ROOT, got {data.NAME!r}",
+        "DATASET.NAME",
+        f"is the name of one folder under DATASET.ROOT, got {shown(data.NAME)}",
+    )
+    yield (
+        0 < data.IMAGE_SIZE < _SMALLEST_IMAGE,
+        "DATASET.IMAGE_SIZE",
+        f"must be 0, which is the data set's own, or at least {_SMALLEST_IMAGE}, got {data.IMAGE_SIZE}",
     )
     yield (
         cfg.RUNTIME.INPUT == "memory" and not uses_small_images(cfg),
-        f"RUNTIME.INPUT memory holds images of up to 64 pixels, and these have {image_size(cfg)}: use auto or workers",
+        "RUNTIME.INPUT",
+        f"memory holds images of up to 64 pixels, and these have {image_size(cfg)}: use auto or workers",
     )

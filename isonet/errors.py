@@ -1,13 +1,15 @@
-"""Mistakes that a user can make, as one family of exceptions with one place that prints them."""
+"""Mistakes and faults that a user can put right, as one family of exceptions with one place that prints them."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
 
-EXIT_USER_ERROR = 2
+# Exit codes of the scripts, listed in README. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
+EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 
 class UserError(Exception):
@@ -22,22 +24,34 @@ class CheckpointError(UserError):
     """A checkpoint or a run folder that cannot be used as asked."""
 
 
+class StorageError(UserError, OSError):
+    """A file that could not be written: no space, no permission, a folder that is gone."""
+
+
 class DataError(UserError):
     """A data set that is missing, incomplete or unreadable."""
 
 
+class WorkerError(UserError):
+    """A process that reads images and died."""
+
+
 class DeviceError(UserError, ValueError):
-    """A device that was asked for and does not exist."""
+    """A device that was asked for and does not exist, or has too little memory."""
 
 
 class NonFiniteError(UserError):
-    """A loss that became infinite or not a number."""
+    """A loss or a gradient that became infinite or not a number."""
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A run that a signal stopped and that saved where it was. The message says how to go on."""
 
 
 def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
-    """Run a script's ``main`` and return its exit code: 0, or 2 after a mistake of the user's.
+    """Run a script's ``main`` and return its exit code.
 
-    A ``UserError`` is printed as one message on standard error; with ``--debug`` its traceback is
+    A ``UserError`` is printed as one line on standard error; with ``--debug`` its traceback is
     shown as well. Every other exception is a defect of ours and keeps its traceback.
     """
     try:
@@ -45,9 +59,20 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except UserError as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except Stopped as stop:
+        print(f"stopped: {printable(stop)}", file=sys.stderr)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # who read our output has gone, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
+        return EXIT_INTERRUPTED
+    return EXIT_DONE
+
+
+def printable(message: object) -> str:
+    """``message`` as one line without control characters: names in hostile files could else command the terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(message))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
+from isonet.checkpoint import save_checkpoint
 from isonet.errors import CheckpointError, ConfigError
+from isonet.storage import link_file
+
+_NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,7 @@ class RunFolder:
 
     @property
     def latest(self) -> Path:
-        """Checkpoint of the last finished epoch."""
+        """The newest checkpoint: another name of the last of ``numbered``."""
         return self.path / "latest.pt"
 
     @property
@@ -37,8 +44,13 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line per epoch."""
+        """One JSON line per epoch: what was computed, and so the same whenever the run is repeated."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """One JSON line per epoch: how long it took."""
+        return self.path / "timing.jsonl"
 
     @property
     def versions(self) -> Path:
@@ -50,6 +62,38 @@ class RunFolder:
         """Where the time of some steps went, if RUNTIME.PROFILE asked."""
         return self.path / "profile.txt"
 
+    @property
+    def skipped(self) -> Path:
+        """Images that were left out since they could not be read, if DATASET.ON_ERROR allowed it."""
+        return self.path / "skipped.txt"
+
+    def numbered(self) -> list[Path]:
+        """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
+        return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
+
+    def resumable(self) -> Iterator[Path]:
+        """The checkpoints to go on from, the newest first."""
+        newest_first = self.numbered()[::-1]
+        if self.latest.is_file():
+            yield self.latest
+        yield from newest_first
+
+    def save(self, state: dict[str, Any], epoch: int, step: int, keep: int) -> Path:
+        """Save ``state``, of ``epoch`` after ``step`` (0: after all of it), as the latest; keep the last ``keep``.
+
+        At every moment ``latest`` is whole. Raises ``StorageError``, with it intact, where nothing can be written.
+        """
+        path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
+        save_checkpoint(path, state)
+        link_file(path, self.latest)
+        for old in self.numbered()[:-keep]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def set_aside(self, damaged: Path) -> None:
+        """Rename a damaged checkpoint, so that it is not counted among those to go on from."""
+        damaged.replace(damaged.with_name(damaged.name + ".damaged"))
+
     def holds_a_run(self) -> bool:
         return any(file.exists() for file in self._files())
 
@@ -59,12 +103,22 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        return [self.latest, self.best, self.config, self.log, self.metrics, self.versions, self.profile]
+        named = [self.latest, self.best, self.config, self.log, self.metrics, self.timing, self.versions, self.profile,
+                 self.skipped]  # fmt: skip
+        return named + self.numbered() + list(self.path.glob("*.pt.damaged"))
+
+
+def _position(numbered: Path) -> tuple[int, int]:
+    """Finished epochs, and steps beyond them."""
+    match = _NUMBERED.fullmatch(numbered.name)
+    assert match
+    epoch, step = int(match[1]), int(match[2] or 0)
+    return (epoch - 1, step) if step else (epoch, 0)
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
     """The folder of the run ``output`` of this config, whether it exists or not."""
-    if not output or output in (".", "..") or "/" in output or "\\" in output:
+    if not output or output in (".", "..") or "/" in output or "\\" in output or not output.isprintable():
         raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r}")
     return RunFolder(Path(cfg.OUTPUT_DIR) / cfg.DATASET.NAME / output)
 
@@ -72,8 +126,11 @@ def run_folder(cfg: CfgNode, output: str) -> RunFolder:
 def find_checkpoint(cfg: CfgNode, ckpt: str) -> Path:
     """The file that ``--ckpt`` means: a checkpoint, a run folder's best, or that of a run of this config."""
     path = Path(ckpt)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--ckpt {ckpt!r:.100}: cannot be looked for ({error!s:.100})") from None
     candidates = [RunFolder(path)]
     if path.name == ckpt:
         candidates.append(run_folder(cfg, ckpt))

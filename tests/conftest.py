@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 # The suite is about the CPU, where results are equal to the bit; test_gpu.py brings the GPUs back
@@ -41,6 +42,43 @@ def _no_leaks():
     log.propagate = True
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--torture", action="store_true", help="the long form of the fault tests (make torture)")
+
+
+@pytest.fixture(scope="session")
+def torture(request) -> bool:
+    """Whether fault tests run in their long form."""
+    return request.config.getoption("--torture")
+
+
+_FAULTS: defaultdict[str, Counter[str]] = defaultdict(Counter)
+
+
+@pytest.fixture
+def tally(request):
+    """Call ``tally(outcome)`` for each fault tried: "survived", or "refused" with one sentence."""
+    return lambda outcome, times=1: _FAULTS[request.path.stem.removeprefix("test_")].update({outcome: times})
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _FAULTS:
+        return
+    seconds = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "nodeid", "").startswith("tests/faults/"):
+                seconds[Path(report.nodeid.split("::")[0]).stem.removeprefix("test_")] += getattr(report, "duration", 0)
+    terminalreporter.section("faults")
+    terminalreporter.write_line(f"{'':28}{'tried':>8}{'survived':>10}{'refused':>9}{'seconds':>9}")
+    rows = {**_FAULTS, "total": sum(_FAULTS.values(), Counter())}
+    for name, counts in rows.items():
+        time = seconds[name] if name != "total" else seconds.total()
+        terminalreporter.write_line(
+            f"{name:28}{counts.total():8}{counts['survived']:10}{counts['refused']:9}{time:9.0f}"
+        )
 
 
 def options(config: dict[str, object]) -> list[object]:

@@ -81,7 +81,7 @@ class Bomb:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
     save({"net": Bomb(tmp_path / "ran")}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint that can be read safely"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         load_weights(network(), tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()
 

@@ -16,7 +16,7 @@ from isonet import SReLU, build_model, load_cfg
 from isonet.checkpoint import read_checkpoint
 from isonet.config import default_cfg, flat
 from isonet.data import build_loader
-from isonet.errors import UserError
+from isonet.errors import DataError, UserError
 from isonet.models import ResMultiplier
 from isonet.run_folder import run_folder
 from isonet.training import build_optimizer, learning_rate_at
@@ -138,6 +138,18 @@ def pixels_of_jpeg(cfg, tmp):
     return images.sum().item()
 
 
+def images_read(cfg, tmp):
+    make_folder(tmp, 10)
+    for name in ("2", "3"):
+        Image.new("RGB", (80, 80)).save(tmp / "mine" / "val" / "a" / f"{name}.png")
+    (tmp / "mine" / "val" / "a" / "3.png").write_bytes(b"no image")
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.ON_ERROR", cfg.DATASET.ON_ERROR]
+    try:
+        return sum(len(labels) for _, labels in build_loader(load_cfg(None, opts), "val"))
+    except DataError:
+        return "stopped"
+
+
 def compiled(cfg, _tmp):
     return type(place(build_model(cfg), [torch.device("cpu")], compiled=cfg.RUNTIME.COMPILE))
 
@@ -148,6 +160,10 @@ def epochs(folder):
 
 def progress_lines(folder):
     return folder.log.read_text().count(", step ")
+
+
+def checkpoints(folder):
+    return [file.name for file in folder.numbered()]
 
 
 def deterministic(_folder):
@@ -169,6 +185,7 @@ PROBES: dict[str, tuple] = {
     "DATASET.DOWNLOAD": (download, False, True, CIFAR),
     "DATASET.IMAGE_SIZE": (batch("val"), 8, 16, TINY),
     "DATASET.MEAN": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
+    "DATASET.ON_ERROR": (images_read, "stop", "skip", []),
     "DATASET.STD": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
     "SOLVER.BASE_LR": (rates, 0.1, 0.2, []),
     "SOLVER.LR_MILESTONES": (rates, [2], [3], []),
@@ -210,6 +227,8 @@ PROBES: dict[str, tuple] = {
     "RUNTIME.PROFILE": (a_run(lambda folder: folder.profile.exists()), 0, 2, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
     "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
+    "RUNTIME.SAVE_EVERY": (a_run(checkpoints), 0, 5, TINY),
+    "RUNTIME.KEEP": (a_run(checkpoints), 1, 3, [*TINY, "RUNTIME.SAVE_EVERY", 5]),
     "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),
 }
 

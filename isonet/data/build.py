@@ -40,14 +40,21 @@ class Loader(Protocol):
     """
 
     classes: Sequence[str]
+    skipped: dict[str, str]  # images left out because they could not be read, with DATASET.ON_ERROR skip: path, reason
+    taken: int  # images of the current epoch's order that were handed over, those skipped and left out included
 
     @property
     def num_images(self) -> int: ...
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, from 1, whose order and augmentation come next."""
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch, from 1, whose order and augmentation come next.
 
-    def __len__(self) -> int: ...
+        skip: the images at the head of its order that were taken before an interruption. After a whole
+        number of batches, those that follow are equal to the bit to the rest of an uninterrupted epoch.
+        """
+
+    def __len__(self) -> int:
+        """The number of batches of the epoch, from ``skip`` on; one of which all images are left out is not given."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -62,7 +69,8 @@ def build_loader(
 
     Batches hold the config's images per GPU for all of ``devices``, and lie on the first. ``classes``
     gives the order of labels where an image folder has no training part to tell it. Raises
-    ``DataError`` for a data set that is missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``.
+    ``DataError`` for a data set that is missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``;
+    so does its iteration. An image that cannot be read is left out instead where ``DATASET.ON_ERROR`` says so.
     """
     train = split == "train"
     source = build_source(cfg, split, classes)
@@ -71,15 +79,15 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     batch_size = (cfg.SOLVER.TRAIN_BATCH_SIZE if train else cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     augment = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
-    seed, workers = cfg.RUNTIME.SEED, _num_workers(cfg)
+    seed, workers, skip = cfg.RUNTIME.SEED, _num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
 
     if _in_memory(cfg, len(source.labels)):
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
-        images = decode_all(source, _to_square(size), size, workers, progress)
-        return MemoryLoader(images, source.labels, source.classes, batch_size, normalise, augment, train, seed)
+        images, failed = decode_all(source, _to_square(size), size, workers, progress, skip)
+        return MemoryLoader(images, source.labels, source.classes, batch_size, normalise, augment, train, seed, failed)
     transform = _image_transforms(size, uses_small_images(cfg), augment)
     as_tensor = cfg.RUNTIME.DECODER == "torch"
-    return WorkerLoader(source, transform, normalise, batch_size, train, seed, workers, as_tensor)
+    return WorkerLoader(source, transform, normalise, batch_size, train, seed, workers, as_tensor, skip)
 
 
 def _in_memory(cfg: CfgNode, num_images: int) -> bool:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isonet.data.faults import Failure
 from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochSampler, generator
 
@@ -27,7 +28,7 @@ class MemoryLoader:
     """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
     ``images`` are uint8 (N, H, W, 3). Each image's crop and flip in an epoch follow from the seed, the
-    epoch and the image alone.
+    epoch and the image alone. failures: images that could not be read and are left out of their batches.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class MemoryLoader:
         augment: CropFlip | None,
         shuffle: bool,
         seed: int,
+        failures: Sequence[Failure] = (),
     ) -> None:
         self.device = normalise.device
         self.labels = torch.tensor(labels, device=self.device)
@@ -48,6 +50,10 @@ class MemoryLoader:
         self.normalise = normalise
         self.augment = augment
         self.sampler = EpochSampler(len(labels), shuffle, seed)
+        self.taken = 0
+        self.skipped = {failed.path: failed.reason for failed in failures}
+        self.readable = torch.ones(len(labels), dtype=torch.bool)  # on the CPU, where the order is drawn
+        self.readable[[failed.index for failed in failures]] = False
         self.height, self.width = images.shape[1:3]
         p = augment.padding if augment else 0
         # A black frame, like torchvision's RandomCrop, and so before the mean is taken off. A fourth channel
@@ -59,16 +65,29 @@ class MemoryLoader:
     def num_images(self) -> int:
         return len(self.labels)
 
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        self.sampler.set_epoch(epoch, skip)
+        self.taken = skip
 
     def __len__(self) -> int:
-        return -(-self.num_images // self.batch_size)
+        return -(-len(self.sampler) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         crops = self._draw_crops().to(self.device)
-        for index in self.sampler.order().to(self.device).split(self.batch_size):
-            yield self.normalise(self._crop(index, crops[index])), self.labels[index]
+        self.taken = self.sampler.skip
+        for index in self._batches():
+            self.taken = min(self.taken + self.batch_size, self.num_images)
+            if len(index):
+                yield self.normalise(self._crop(index, crops[index])), self.labels[index]
+
+    def _batches(self) -> Sequence[Tensor]:
+        """Of each batch to come the indices of its images that could be read."""
+        order = self.sampler.order()
+        sizes = [min(self.batch_size, len(order) - start) for start in range(0, len(order), self.batch_size)]
+        if self.skipped:
+            kept = self.readable[order]
+            order, sizes = order[kept], [int(part.sum()) for part in kept.split(sizes)]
+        return order.to(self.device).split(sizes)
 
     def _draw_crops(self) -> Tensor:
         """For each image of the set its crop's top, its left, and whether it is flipped: (N, 3) int64."""

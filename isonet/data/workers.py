@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,15 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from isonet.data.faults import Failure, LeftOut, failure
 from isonet.data.memory import Batch
 from isonet.data.pixels import Normalise
+from isonet.data.processes import explain_dead_workers, held_stop_signals, outlive_stop_signals, remember_workers
 from isonet.data.random_streams import EpochSampler, stream_seed
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
+
+__all__ = ["WorkerLoader", "decode_all", "explain_dead_workers"]
 
 _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have started
 
@@ -24,11 +27,24 @@ _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have 
 Transform = Callable[[Any], Image.Image | Tensor]
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An image that could not be read, on its way from a worker to the process that reports it."""
+class _Batches(DataLoader):
+    """What ``_collate`` makes of the items, read by workers that outlive the signals which stop a run."""
 
-    message: str
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(dataset, collate_fn=_collate, worker_init_fn=outlive_stop_signals, **options)
+
+    def __iter__(self) -> Any:
+        with held_stop_signals():  # until the workers that start here have learned to outlive them
+            batches = super().__iter__()
+        remember_workers()
+        return batches
+
+
+def _collate(items: list) -> tuple[Any, list[Failure]]:
+    """The items of a batch that could be read, collated, or None if none could; and the failures."""
+    failures = [item for item in items if isinstance(item, Failure)]
+    found = [item for item in items if not isinstance(item, Failure)] if failures else items
+    return default_collate(found) if found else None, failures
 
 
 class _AugmentedImages(Dataset):
@@ -40,12 +56,12 @@ class _AugmentedImages(Dataset):
         self.seed = seed
         self.read = source.read_tensor if as_tensor else source.read
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | _Failure:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | Failure:
         epoch, index = key
         try:
             image = self.read(index)
         except DataError as error:
-            return _Failure(str(error))
+            return failure(index, error)
         with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
             # Not torch.manual_seed, which would seed every GPU as well
             torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
@@ -57,16 +73,11 @@ def _bytes(image: Image.Image | Tensor) -> Tensor:
     return image.permute(1, 2, 0).contiguous() if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
 
 
-def _collate(items: list) -> list | Tensor | _Failure:
-    failure = next((item for item in items if isinstance(item, _Failure)), None)
-    return failure or default_collate(items)
-
-
 class WorkerLoader:
     """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
     Processes read and augment; what they hand over is bytes. transform: an image to one of the batch's
-    size, PIL or, ``as_tensor``, uint8 (3, H, W).
+    size, PIL or, ``as_tensor``, uint8 (3, H, W). skip: leave out images that cannot be read.
     """
 
     def __init__(
@@ -79,31 +90,42 @@ class WorkerLoader:
         seed: int,
         num_workers: int,
         as_tensor: bool = False,
+        skip: bool = False,
     ) -> None:
         self.normalise = normalise
         self.classes: Sequence[str] = source.classes
         self.num_images = len(source.labels)
         self.sampler = EpochSampler(self.num_images, shuffle, seed)
-        self._batches = DataLoader(
+        self.taken = 0
+        self._left_out = LeftOut(self.num_images, skip)
+        self.skipped = self._left_out.skipped
+        self._batches = _Batches(
             _AugmentedImages(source, transform, seed, as_tensor),
             batch_size=batch_size,
             sampler=self.sampler,
             num_workers=num_workers,
-            collate_fn=_collate,
             pin_memory=normalise.device.type == "cuda",
             persistent_workers=num_workers > 0,
             generator=torch.Generator(),  # else each epoch would draw a worker seed from the global one
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        self.sampler.epoch = epoch
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        self.sampler.set_epoch(epoch, skip)
+        self.taken = skip
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for pixels, labels in _unless_failed(self._batches):
-            yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
+        self.taken = self.sampler.skip
+        with explain_dead_workers():
+            for batch, failures in self._batches:
+                size = len(failures) + (len(batch[1]) if batch else 0)
+                self._left_out.note(failures, size)
+                self.taken += size  # not what the workers have read ahead
+                if batch:
+                    pixels, labels = batch
+                    yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
 
 
 class _Pixels(Dataset):
@@ -116,11 +138,11 @@ class _Pixels(Dataset):
     def __len__(self) -> int:
         return len(self.source.labels)
 
-    def __getitem__(self, index: int) -> Tensor | _Failure:
+    def __getitem__(self, index: int) -> Tensor | Failure:
         try:
             image = self.source.read(index)
         except DataError as error:
-            return _Failure(str(error))
+            return failure(index, error)
         return _bytes(self.resize(image))
 
 
@@ -130,20 +152,25 @@ def decode_all(
     size: int,
     num_workers: int,
     progress: Callable[[DataLoader], Iterable],
-) -> Tensor:
-    """Every image of ``source`` as bytes: uint8 (N, size, size, 3)."""
+    skip: bool = False,
+) -> tuple[Tensor, list[Failure]]:
+    """Every image of ``source`` as bytes, uint8 (N, size, size, 3); black, to ``skip``, where one cannot be read."""
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
-        return torch.from_numpy(source.images)
-    few = len(source.labels) < _WORTH_WORKERS
-    batches = DataLoader(
-        _Pixels(source, resize), batch_size=500, num_workers=0 if few else num_workers, collate_fn=_collate
-    )
-    return torch.cat(list(_unless_failed(progress(batches))))
-
-
-def _unless_failed(batches: Iterable) -> Iterator:
-    """The batches, up to one that reports an image that could not be read, which becomes a ``DataError``."""
-    for batch in batches:
-        if isinstance(batch, _Failure):
-            raise DataError(batch.message)
-        yield batch
+        return torch.from_numpy(source.images), []
+    count = len(source.labels)
+    few = count < _WORTH_WORKERS
+    batches = _Batches(_Pixels(source, resize), batch_size=500, num_workers=0 if few else num_workers)
+    left_out = LeftOut(count, skip)
+    images = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    failed: list[Failure] = []
+    start = 0
+    with explain_dead_workers():
+        for pixels, failures in progress(batches):
+            end = start + len(failures) + (len(pixels) if pixels is not None else 0)
+            left_out.note(failures, end - start)
+            failed += failures
+            if pixels is not None:
+                bad = {failure.index for failure in failures}
+                images[[index for index in range(start, end) if index not in bad]] = pixels
+            start = end
+    return images, failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from isonet.checkpoint import load_state, read_checkpoint, weights_of
 from isonet.config import image_size, load_cfg, parse_cfg
 from isonet.data import build_loader
 from isonet.data.build import statistics
-from isonet.errors import CheckpointError, UserError
+from isonet.data.processes import explain_dead_workers
+from isonet.errors import CheckpointError, NonFiniteError, UserError
 from isonet.models import build_model
 from isonet.run_folder import find_checkpoint
 from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
-from isonet.training.devices import describe, pick_devices, place, set_precision
+from isonet.training.devices import describe, explain_out_of_memory, pick_devices, place, set_precision
+from isonet.training.evaluate import list_skipped
 
 log = logging.getLogger("isonet")
 
@@ -41,14 +44,18 @@ def evaluate_checkpoint(
     else:
         _warn_of_other_images(state, path, cfg)
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    model = build_model(cfg)
-    load_state(model, weights_of(state, path), path)
-    devices = pick_devices(gpus)
-    classes = state.get("classes")
-    loader = build_loader(cfg, "val", devices, classes if isinstance(classes, list) else None)
-    log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
-    forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
-    return evaluate(forward, loader, devices[0], Amp(cfg.RUNTIME.AMP, devices[0])), path
+    with explain_dead_workers(), explain_out_of_memory():
+        model = build_model(cfg)
+        load_state(model, weights_of(state, path), path)
+        devices = pick_devices(gpus)
+        loader = build_loader(cfg, "val", devices, _classes(state))
+        log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
+        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+        found = evaluate(forward, loader, devices[0], Amp(cfg.RUNTIME.AMP, devices[0]))
+    list_skipped({"val": loader})
+    if not math.isfinite(found.loss):
+        raise NonFiniteError(f"{path}: the network's output is not finite, so its accuracy means nothing")
+    return found, path
 
 
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
@@ -77,6 +84,12 @@ def _warn_of_other_images(state: dict[str, Any], path: Path, cfg: CfgNode) -> No
     for what, (before, now) in pairs.items():
         if before != now:
             log.warning("%s was trained on images of %s %s, and is evaluated on %s", path, what, before, now)
+
+
+def _classes(state: dict[str, Any]) -> list[str] | None:
+    """The names of the classes, in the order of labels, if the checkpoint tells."""
+    classes = state.get("classes")
+    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
 
 
 def _epoch_note(state: dict[str, Any]) -> str:

@@ -32,5 +32,15 @@ class Amp:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; with fp16 not if a gradient is not finite."""
+        if self.scaler.is_enabled() and not optimizer.state and not self._gradient_is_finite(optimizer):
+            # A fused optimiser that skips its very first step keeps its momentum, unset memory, for the second
+            self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
+            return
         self.scaler.step(optimizer)
         self.scaler.update()
+
+    @staticmethod
+    def _gradient_is_finite(optimizer: torch.optim.Optimizer) -> bool:
+        """Waits for the device, and so is asked of the first steps only."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        return all(bool(grad.isfinite().all()) for grad in grads)

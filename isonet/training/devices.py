@@ -7,6 +7,8 @@ import logging
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 import numpy as np
@@ -67,19 +69,35 @@ def place(
     if on_gpu:
         torch.cuda.set_device(devices[0])
     if compiled:
-        _check_compiler(devices)
+        check_compiler(devices)
         mode = "reduce-overhead" if on_gpu else "default"
         return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, mode=mode))
     return nn.DataParallel(model, device_ids=devices) if len(devices) > 1 else model
 
 
-def _check_compiler(devices: list[torch.device]) -> None:
+def check_compiler(devices: list[torch.device]) -> None:
+    """Raise ``DeviceError`` where ``RUNTIME.COMPILE`` cannot work."""
     if len(devices) > 1:
         raise DeviceError(f"RUNTIME.COMPILE works on one GPU, and here are {len(devices)}: name one by --gpus")
     if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):
         raise DeviceError("RUNTIME.COMPILE needs the package triton, which is missing: install it, or set it False")
     if devices[0].type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         raise DeviceError("RUNTIME.COMPILE needs a C++ compiler, and neither g++ nor clang++ is there: set it False")
+
+
+@contextmanager
+def explain_out_of_memory() -> Iterator[None]:
+    """Turn what torch raises where memory ends into a ``DeviceError`` that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if type(error) is RuntimeError and "allocate memory" not in text and "out of memory" not in text:
+            raise
+        raise DeviceError(
+            f"out of memory ({text.splitlines()[0][:200] if text else type(error).__name__}): lower "
+            "SOLVER.TRAIN_BATCH_SIZE, and SOLVER.TEST_BATCH_SIZE where it is larger, or DATASET.IMAGE_SIZE"
+        ) from None
 
 
 def describe(devices: list[torch.device]) -> str:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
 from isonet.training.step import EpochSums, StepOutput
 
 
-class NonFiniteLossError(Exception):
-    """The loss of ``step``, counted from 1, was infinite or not a number."""
+class NonFiniteStep(Exception):  # noqa: N818 - what it means for the run is said by the run
+    """Step ``step`` of the epoch, counted from 1, had a loss or a gradient that was infinite or not a number.
+
+    0: none had, and yet the weights are not finite, since the last update was too large.
+    """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"non-finite loss in step {step}")
+        super().__init__(f"non-finite step {step}")
         self.step = step
 
 
@@ -41,32 +44,35 @@ def train_epoch(
     model: nn.Module,
     step: Callable[[Tensor, Tensor], StepOutput],
     batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device,
+    sums: EpochSums,
     log_every: int,
     on_step: Callable[[int, dict[str, float] | None], None],
 ) -> dict[str, float]:
-    """Take a step of ``model`` on every batch, all of which lie on ``device``.
+    """Take a step of ``model`` on every batch, all of which lie on the device of ``sums``.
 
-    Returns the means over the epoch, its speed, and the seconds spent waiting for data.
-    ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as well.
-    Raises ``NonFiniteLossError`` at the first such look, or at the end, after a loss that was not finite.
+    Returns the means over the epoch. ``sums`` may hold its beginning, from before an interruption.
+    ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as well; what it
+    raises ends the epoch. Raises ``NonFiniteStep`` at the first such look, or at the end.
     """
     model.train()
-    sums = EpochSums(device)
-    batches = TimedBatches(batches)
-    start = time.perf_counter()
-    for images, labels in batches:
+    timed = TimedBatches(batches)
+    start, seconds, waited = time.perf_counter(), sums.seconds, sums.waited
+    for images, labels in timed:
         sums.add(step(images, labels), labels)
+        sums.seconds, sums.waited = seconds + time.perf_counter() - start, waited + timed.seconds
         looks = sums.steps % log_every == 0
-        on_step(sums.steps, _finite_means(sums) if looks else None)
+        on_step(sums.steps, finite_means(model, sums) if looks else None)
 
-    means = _finite_means(sums)
-    seconds = time.perf_counter() - start
-    return {**means, "images_per_second": sums.images / seconds, "data_wait_seconds": batches.seconds}
+    means = finite_means(model, sums)
+    sums.seconds, sums.waited = seconds + time.perf_counter() - start, waited + timed.seconds
+    return means
 
 
-def _finite_means(sums: EpochSums) -> dict[str, float]:
+def finite_means(model: nn.Module, sums: EpochSums) -> dict[str, float]:
+    """The means so far; ``NonFiniteStep`` where a step or a weight was not finite."""
     means = sums.read()
-    if bad_step := means.pop("bad_step"):
-        raise NonFiniteLossError(int(bad_step))
+    bad_step = int(means.pop("bad_step"))
+    weights = [value for value in model.state_dict().values() if value.is_floating_point()]
+    if bad_step or not get_total_norm(weights).isfinite():
+        raise NonFiniteStep(bad_step)
     return means

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isonet.data import Loader
+from isonet.errors import DataError, printable
+from isonet.storage import write_file
 from isonet.training.amp import Amp
 from isonet.training.step import count_correct
+
+log = logging.getLogger("isonet")
+
+_SHOWN = 10  # images left out that are listed on the terminal
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ def evaluate(
 ) -> Evaluation:
     """Run ``model``, in evaluation mode and back, over all ``batches``, which lie on ``device``.
 
-    Waits for the device once, at the end.
+    Waits for the device once, at the end. Raises ``DataError`` if there is no batch.
     """
     amp = amp or Amp("off", device)
     was_training = model.training
@@ -50,7 +59,23 @@ def evaluate(
         loss += F.cross_entropy(logits, labels, reduction="sum")
         correct += count_correct(logits, labels)
         images += len(labels)
+    if not images:
+        raise DataError("there is no image to evaluate on")
     top1, top5 = correct.tolist()
     seconds = time.perf_counter() - start
     model.train(was_training)
     return Evaluation(100 * top1 / images, 100 * top5 / images, loss.item() / images, images, images / seconds)
+
+
+def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
+    """Tell of the images that could not be read and were left out: the first ones here, all of them in ``file``."""
+    skipped = [(split, path, why) for split, loader in loaders.items() for path, why in loader.skipped.items()]
+    if not skipped:
+        return
+    log.warning("%d images could not be read and were left out (DATASET.ON_ERROR skip):", len(skipped))
+    shown = skipped if file is None else skipped[:_SHOWN]
+    for split, _, why in shown:
+        log.warning("  %s: %s", split, why)
+    if file:
+        write_file(file, "".join(f"{split}: {printable(why)}\n" for split, _, why in skipped))
+        log.warning("  all of them: %s", file)

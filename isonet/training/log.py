@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import logging
 import platform
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+
+from isonet.errors import printable
 
 log = logging.getLogger("isonet")
 
@@ -40,9 +43,20 @@ def keep_for_file() -> None:
     _replace_handlers(MemoryHandler, memory, _LevelFormatter())
 
 
+class _LogFile(logging.FileHandler):
+    """A disk that is full costs the log, which is said once, and not the run."""
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if not self.failed:
+            self.failed = True
+            print(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=sys.stderr)
+
+
 def log_to_file(path: Path) -> None:
     """Append the project's log, with times, to ``path``: what ``keep_for_file`` remembered, and all from now on."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     _replace_handlers(logging.FileHandler, handler, _LevelFormatter("%(asctime)s %(message)s"))
     for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
         memory.setTarget(handler)
@@ -51,14 +65,14 @@ def log_to_file(path: Path) -> None:
 
 
 def note_failure(path: Path, error: Exception) -> None:
-    """Write an error, which the script prints by itself, to the end of ``path`` as well."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {error}\n")
+    """Write an error, which the script prints by itself, to the end of ``path`` as well, where that can be done."""
+    with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {printable(error)}\n")
 
 
 class _LevelFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = "\n".join(printable(line) for line in super().format(record).split("\n"))
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
@@ -74,11 +88,13 @@ def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler, for
 class EpochDisplay:
     """Progress within one epoch: a bar on a terminal, else a plain line every so often."""
 
-    def __init__(self, epoch: int, max_epochs: int, steps: int) -> None:
+    def __init__(self, epoch: int, max_epochs: int, done: int, steps: int) -> None:
+        """``done`` of ``steps`` were taken before."""
         self.title = f"epoch {epoch}/{max_epochs}"
         self.steps = steps
         self.last_line = time.monotonic()
-        self.bar = tqdm(total=steps, desc=self.title, leave=False, unit="step", disable=not sys.stderr.isatty())
+        plain = not sys.stderr.isatty()
+        self.bar = tqdm(total=steps, initial=done, desc=self.title, leave=False, unit="step", disable=plain)
 
     def advance(self) -> None:
         self.bar.update()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,25 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.checkpoint import load_state, read_checkpoint, weights_of
+from isonet.checkpoint import fitted, weights_of
 from isonet.config import flat, parse_cfg
 from isonet.errors import CheckpointError
 from isonet.training.amp import Amp
+from isonet.training.step import EpochSums
 
 # Keys that a resumed run may change without becoming another run
 _MAY_DIFFER = {
-    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "RUNTIME.LOG_EVERY", "RUNTIME.PROFILE",
-    "SOLVER.MAX_EPOCHS",
+    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "DATASET.ON_ERROR", "RUNTIME.LOG_EVERY",
+    "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
 }  # fmt: skip
+
+
+@dataclass
+class Part:
+    """The beginning of an epoch that was interrupted."""
+
+    taken: int  # images of its order that its steps have taken
+    sums: dict[str, Any]  # state of its EpochSums
 
 
 @dataclass
@@ -32,12 +41,19 @@ class Progress:
     epoch: int = 0  # finished epochs
     best_top1: float = -1.0  # percent
     best_epoch: int = 0
-    history: list[dict[str, float]] = field(default_factory=list)  # one row per finished epoch
+    history: list[dict[str, float]] = field(default_factory=list)  # one row of metrics per finished epoch
+    timing: list[dict[str, float]] = field(default_factory=list)  # likewise, of seconds
+    part: Part | None = None  # of the epoch after those
 
-    def record(self, row: dict[str, float]) -> bool:
-        """Add the row of a finished epoch; returns whether it is the best so far."""
-        self.epoch = int(row["epoch"])
+    def __str__(self) -> str:
+        steps = self.part.sums["steps"] if self.part else 0
+        return f"epoch {self.epoch + 1}, step {steps}" if steps else f"epoch {self.epoch}"
+
+    def record(self, row: dict[str, float], timing: dict[str, float]) -> bool:
+        """Add the rows of a finished epoch; returns whether it is the best so far."""
+        self.epoch, self.part = int(row["epoch"]), None
         self.history.append(row)
+        self.timing.append(timing)
         improved = row["top1"] > self.best_top1
         if improved:
             self.best_top1, self.best_epoch = row["top1"], self.epoch
@@ -62,6 +78,8 @@ def pack_state(
         "best_top1": progress.best_top1,
         "best_epoch": progress.best_epoch,
         "history": progress.history,
+        "timing": progress.timing,
+        "part": asdict(progress.part) if progress.part else None,
         "random": _random_state(devices),
         "num_devices": len(devices),
         "config": cfg.dump(),
@@ -70,33 +88,77 @@ def pack_state(
 
 
 def restore_state(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, devices: Sequence[torch.device]
+    state: dict[str, Any],
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    amp: Amp,
+    devices: Sequence[torch.device],
 ) -> Progress:
-    """Put model, optimiser and random streams where the run that wrote ``path`` left them.
+    """Put model, optimiser and random streams where the run that wrote ``state``, read from ``path``, left them.
 
     The optimiser keeps the settings of its groups, which are the config's, and takes on the momentum.
+    Raises ``CheckpointError``, with the model unchanged, for a state that does not fit.
     """
-    state = read_checkpoint(path)
     wanted = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history", "random")
     if missing := [key for key in wanted if key not in state]:
         raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(missing)}; it may still be evaluated")
-    load_state(model, weights_of(state, path), path)
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    weights = fitted(model, weights_of(state, path), path)
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        progress = _progress(state)
+        optimizer.load_state_dict(_checked_optimizer(state["optimizer"], optimizer))
         if state.get("scaler"):
             amp.scaler.load_state_dict(state["scaler"])
         _set_random_state(state["random"], devices)
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: its optimiser or random state does not fit this run ({error})") from None
-    for group, own in zip(optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    return Progress(state["epoch"], state["best_top1"], state["best_epoch"], list(state["history"]))
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{path}: its optimiser, metrics or random state does not fit this run ({error})"
+        ) from None
+    model.load_state_dict(weights)  # last, since it cannot fail
+    return progress
 
 
-def changes(path: Path, cfg: CfgNode, devices: Sequence[torch.device]) -> list[str]:
-    """What makes the run from here on another than the one that wrote ``path``, as ``KEY old -> new``."""
-    state = read_checkpoint(path)
+def _progress(state: dict[str, Any]) -> Progress:
+    """The numbers of a checkpoint, each in its type: they come from a file and go into others."""
+    part = state.get("part")
+    return Progress(
+        epoch=int(state["epoch"]),
+        best_top1=float(state["best_top1"]),
+        best_epoch=int(state["best_epoch"]),
+        history=[_row(row) for row in state["history"]],
+        timing=[_row(row) for row in state.get("timing", [])],
+        part=Part(int(part["taken"]), EpochSums.checked(part["sums"])) if part else None,
+    )
+
+
+def _row(row: dict[str, float]) -> dict[str, float]:
+    if not all(isinstance(key, str) and type(value) in (int, float) for key, value in row.items()):
+        raise TypeError("a row of metrics holds other things than numbers")
+    return dict(row)
+
+
+def _checked_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The momentum of ``state``, after a look at what ``load_state_dict`` takes as it is, with our own settings.
+
+    Each buffer is laid out in memory like its parameter, which a fused optimiser takes for granted.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
+        raise ValueError("other groups of parameters")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    checked: dict[int, dict[str, Any]] = {}
+    for index, values in state["state"].items():
+        buffer = values["momentum_buffer"]
+        if buffer is not None:
+            if buffer.shape != parameters[index].shape or not buffer.isfinite().all():
+                raise ValueError(f"momentum number {index} is of another shape, or not finite")
+            buffer = torch.empty_like(parameters[index]).copy_(buffer)
+        checked[index] = {"momentum_buffer": buffer}
+    return {"state": checked, "param_groups": groups}
+
+
+def changes(state: dict[str, Any], path: Path, cfg: CfgNode, devices: Sequence[torch.device]) -> list[str]:
+    """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
     found = []
     if isinstance(state.get("config"), str):
         before, now = flat(parse_cfg(state["config"], str(path))), flat(cfg)
@@ -119,6 +181,8 @@ def _random_state(devices: Sequence[torch.device]) -> dict[str, Any]:
 def _set_random_state(state: dict[str, Any], devices: Sequence[torch.device]) -> None:
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
+    if not all(type(key) is int for key in keys):  # of lists in lists numpy would make an array of any size
+        raise TypeError("NumPy's random state is not a list of numbers")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     on_gpu = [device for device in devices if device.type == "cuda"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from isonet.ortho import OrthoPenalty
 from isonet.training.amp import Amp
+from isonet.training.update import GuardedUpdate
 
 TOP_K = 5
 
@@ -22,6 +24,7 @@ class StepOutput:
     logits: Tensor  # (N, num_classes)
     cross_entropy: Tensor  # scalar, mean over the batch
     penalty: Tensor  # scalar, without its coefficient
+    finite: Tensor  # bool, whether losses and gradient are
 
 
 class TrainStep:
@@ -46,6 +49,7 @@ class TrainStep:
         self.ortho_coeff = ortho_coeff
         self.penalty = OrthoPenalty(model) if ortho_coeff > 0 else None
         self.amp = amp or Amp("off", next(model.parameters()).device)
+        self.update = GuardedUpdate(optimizer, self.amp)
 
     def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
         self.optimizer.zero_grad(set_to_none=True)
@@ -58,8 +62,8 @@ class TrainStep:
             logits = self.forward(images)
         cross_entropy = F.cross_entropy(logits.float(), labels)
         self.amp.backward(cross_entropy)
-        self.amp.step(self.optimizer)
-        return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach())
+        finite = self.update(torch.stack([cross_entropy.detach(), penalty.detach()]))
+        return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach(), finite)
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -70,22 +74,23 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class EpochSums:
-    """Sums over an epoch, kept on the device; ``read`` is the one place that waits for it."""
+    """Sums over the steps of an epoch, kept on the device; ``read`` and ``state_dict`` are where one waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # cross entropy x images, penalty
         self.correct = torch.zeros(2, dtype=torch.int64, device=device)  # top-1, top-5
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=device)  # first step of non-finite loss, or 0
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=device)  # first step that was not finite, or 0
         self.images = 0
         self.steps = 0
+        self.seconds = 0.0  # of the steps
+        self.waited = 0.0  # seconds of those spent waiting for data
 
     def add(self, output: StepOutput, labels: Tensor) -> None:
         self.images += len(labels)
         self.steps += 1
-        losses = torch.stack([output.cross_entropy * len(labels), output.penalty])
-        self.losses += losses
+        self.losses += torch.stack([output.cross_entropy * len(labels), output.penalty])
         self.correct += count_correct(output.logits, labels)
-        first_bad = (self.bad_step == 0) & ~losses.isfinite().all()
+        first_bad = (self.bad_step == 0) & ~output.finite
         self.bad_step += first_bad * self.steps
 
     def read(self) -> dict[str, float]:
@@ -99,3 +104,31 @@ class EpochSums:
             "train_top5": 100 * top5 / self.images,
             "bad_step": int(self.bad_step),
         }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint within the epoch holds; not ``bad_step``, since none is saved after one."""
+        return {
+            "losses": self.losses.tolist(),
+            "correct": self.correct.tolist(),
+            "images": self.images,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+
+    @staticmethod
+    def checked(state: dict[str, Any]) -> dict[str, Any]:
+        """``state`` with each number in its type; raises where it is none, for it comes from a file."""
+        numbers = {"images": int, "steps": int, "seconds": float, "waited": float}
+        losses, correct = state["losses"], state["correct"]
+        return {
+            "losses": [float(losses[0]), float(losses[1])],
+            "correct": [int(correct[0]), int(correct[1])],
+            **{key: kind(state[key]) for key, kind in numbers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.losses.copy_(torch.tensor(state["losses"], dtype=torch.float64))
+        self.correct.copy_(torch.tensor(state["correct"]))
+        self.images, self.steps = state["images"], state["steps"]
+        self.seconds, self.waited = state["seconds"], state["waited"]

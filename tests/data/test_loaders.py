@@ -116,6 +116,44 @@ def test_workers_do_not_change_what_a_seed_gives(photographs):
     assert not torch.equal(alone[0], epochs(0, "RUNTIME.SEED", 1)[0])
 
 
+@pytest.mark.parametrize(("size", "workers"), [(32, 0), (96, 0), (96, 2)], ids=["memory", "0 workers", "2 workers"])
+def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers):
+    for i in range(7):  # 11 images in all
+        Image.effect_noise((80, 60), 50 + i).convert("RGB").save(f"{photographs[1]}/mine/train/class0/more{i}.png")
+    opts = ["DATASET.IMAGE_SIZE", size, "SOLVER.TRAIN_BATCH_SIZE", 3, "DATASET.NUM_WORKERS", workers]
+    batches = build_loader(load_cfg(None, [*photographs, *opts]), "train")
+
+    def epoch(number, skip=0):
+        batches.set_epoch(number, skip)
+        assert batches.taken == skip
+        found, expected = [], len(batches)
+        for images, labels in batches:
+            taken = min(skip + 3 * (len(found) + 1), 11)
+            assert batches.taken == taken  # of the current batch, however far the workers have read ahead
+            found.append((images, labels))
+        assert len(found) == expected == -(-(11 - skip) // 3)
+        return found
+
+    def equal(a, b):
+        return len(a) == len(b) and all(
+            torch.equal(x, y) for p, q in zip(a, b, strict=True) for x, y in zip(p, q, strict=True)
+        )
+
+    whole = epoch(2)
+    assert not equal(whole, epoch(1))
+    assert equal(epoch(2, skip=3), whole[1:])
+    assert equal(epoch(2, skip=9), whole[3:])
+    assert epoch(2, skip=11) == []
+    for skip in (1, 4, 10):
+        rest = [torch.cat(part) for part in zip(*epoch(2, skip), strict=True)]
+        assert equal([rest], [[torch.cat(part)[skip:] for part in zip(*whole, strict=True)]])
+    for _ in batches:
+        break  # left in the middle
+    assert equal(epoch(2), whole)
+    assert equal(list(batches), whole)  # and again, without choosing an epoch
+    assert batches.num_images == 11
+
+
 def test_loading_leaves_the_random_state_of_training_alone(photographs):
     batches = build_loader(load_cfg(None, [*photographs, "DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 96]), "train")
     before = torch.get_rng_state()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from isonet.data.random_streams import EpochSampler, stream_seed
 
 
@@ -9,15 +11,29 @@ def test_every_image_comes_once_in_an_order_of_its_own_each_epoch():
     sampler = EpochSampler(100, shuffle=True, seed=0)
     orders = []
     for epoch in (1, 2):
-        sampler.epoch = epoch
+        sampler.set_epoch(epoch)
         keys = list(sampler)
         assert {e for e, _ in keys} == {epoch}
         orders.append([index for _, index in keys])
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(100))
     assert orders[0] != orders[1]
-    sampler.epoch = 1
+    sampler.set_epoch(1)
     assert [index for _, index in sampler] == orders[0]
     assert [index for _, index in EpochSampler(100, shuffle=False, seed=0)] == list(range(100))
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_interrupted_epoch_goes_on_where_it_was(shuffle):
+    sampler = EpochSampler(10, shuffle, seed=0)
+    sampler.set_epoch(3)
+    whole = list(sampler)
+    for skip in (0, 4, 10):
+        sampler.set_epoch(3, skip)
+        assert (list(sampler), len(sampler)) == (whole[skip:], 10 - skip)
+    sampler.set_epoch(3)
+    assert list(sampler) == whole
+    with pytest.raises(ValueError, match="cannot skip 11 of 10 images"):
+        sampler.set_epoch(3, 11)
 
 
 def test_streams_do_not_share_seeds():

@@ -13,7 +13,8 @@ from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
 from isonet.training.devices import parse_gpu_ids, pick_devices
-from isonet.training.epoch import NonFiniteLossError, train_epoch
+from isonet.training.epoch import NonFiniteStep, train_epoch
+from isonet.training.step import EpochSums
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ def test_an_epochs_means_weigh_each_image_alike():
     data = batches([4, 4, 2])
     seen = []
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.0), 0.1)
-    means = train_epoch(model, step, data, CPU, 2, lambda step, found: seen.append((step, found)))
+    means = train_epoch(model, step, data, EpochSums(CPU), 2, lambda step, found: seen.append((step, found)))
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
     logits = model(images).detach()
     assert means["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
@@ -90,8 +91,8 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named():
     data = batches([2] * 9)
     data[4][0][0, 0, 0, 0] = float("inf")
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
-    with pytest.raises(NonFiniteLossError) as error:
-        train_epoch(model, step, data, CPU, 4, lambda *_: None)
+    with pytest.raises(NonFiniteStep) as error:
+        train_epoch(model, step, data, EpochSums(CPU), 4, lambda *_: None)
     assert error.value.step == 5
 
 

@@ -1,0 +1,185 @@
+"""A dictionary of tensors as the bytes of a file, with a checksum, and back without trusting them.
+
+The file is a zip archive as ``torch.save`` makes it; torch reads it without this module. Its zip
+comment holds the SHA-256 of all bytes before it, so that damage anywhere is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import warnings
+import zipfile
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+
+_MARK = b"sha256:"
+_COMMENT = len(_MARK) + 64
+_ITEM_BYTES = {
+    "UntypedStorage": 1, "ByteStorage": 1, "CharStorage": 1, "BoolStorage": 1, "ShortStorage": 2, "HalfStorage": 2,
+    "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8,
+    "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
+}  # fmt: skip
+
+
+class ArchiveError(Exception):
+    """Bytes that are no archive, a damaged one, or one that was made to harm."""
+
+
+def pack(state: dict[str, Any]) -> bytes:
+    """``state`` as bytes with their checksum."""
+    buffer = io.BytesIO()  # torch hides what the system says of a full disk, so it never sees one
+    torch.save(state, buffer)
+    data = buffer.getbuffer()
+    comment = _MARK + hashlib.sha256(data).hexdigest().encode()
+    return b"".join([data[:-2], len(comment).to_bytes(2, "little"), comment])  # the last field: the comment's length
+
+
+def unpack(data: bytes) -> Any:
+    """What lies in ``data``, on the CPU: tensors, numbers, text and containers of them. Runs nothing from it.
+
+    Raises ``ArchiveError``, whose message ends a sentence that begins with the file's name.
+    """
+    try:
+        if data[:2] == b"PK":
+            _check_sum(data)
+            _check_archive(data)
+        else:
+            _check_old_format(data)
+    except ArchiveError:
+        raise
+    except Exception as error:  # zipfile and pickle raise nearly every kind for a damaged file
+        raise ArchiveError(f"is damaged, or not a checkpoint ({_first_line(error)})") from None
+    try:
+        with warnings.catch_warnings():  # torch tells of odd pickles before it refuses them
+            warnings.simplefilter("ignore")
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # and so does torch
+        raise ArchiveError(
+            f"is not a checkpoint that can be read safely, as plain weights ({_first_line(error)})"
+        ) from None
+
+
+def _check_sum(data: bytes) -> None:
+    """Compare with the checksum, if there is one."""
+    end = data.rfind(b"PK\x05\x06")  # the last record, of 22 bytes, the last two of which are the comment's length
+    if end >= 0 and end + 22 + int.from_bytes(data[end + 20 : end + 22], "little") != len(data):
+        raise ArchiveError("is damaged: its end is missing, or something was added to it")
+    comment = data[-_COMMENT:]
+    if not comment.startswith(_MARK):
+        return
+    digest = hashlib.sha256(memoryview(data)[: -_COMMENT - 2])
+    digest.update(b"\0\0")  # of an archive without comment
+    if digest.hexdigest().encode() != comment[len(_MARK) :]:
+        raise ArchiveError("is damaged: its checksum does not match")
+
+
+def _check_archive(data: bytes) -> None:
+    """Check an archive, by whomever it was made, before torch, which trusts what it says of itself, reads it."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        _check_entries(entries, len(data))
+        if bad := archive.testzip():
+            raise ArchiveError(f"is damaged: the checksum of its part {bad!r:.80} does not match")
+        pickles = [entry for entry in entries if entry.filename.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise ArchiveError("is a zip archive and not a checkpoint")
+        sizes = {entry.filename: entry.file_size for entry in entries}
+        _check_storages(archive.read(pickles[0]), pickles[0].filename.removesuffix("data.pkl"), sizes)
+
+
+def _check_old_format(data: bytes) -> None:
+    """Check the pickles of a file from before torch 1.6: format, version, system, content, keys, then bare numbers."""
+    if data[:1] != b"\x80":
+        raise ArchiveError("is not a checkpoint")
+    file = io.BytesIO(data)
+    for _ in range(5):
+        _StorageScan(file).load()
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
+    names = [entry.filename for entry in entries]
+    if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in names):
+        raise ArchiveError("is refused: it holds paths that lead out of it")
+    if len(set(names)) < len(names):
+        raise ArchiveError("is refused: it holds two parts of one name")
+    # torch stores without compression; only a bomb, or parts that overlap, can be larger than the file
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > size:
+        raise ArchiveError("is refused: it is packed to more than its size, which weights never are")
+
+
+def _check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
+    """Check that every storage is as long as the pickle says: older versions of torch read on beyond its end."""
+    scan = _StorageScan(io.BytesIO(pickled))
+    scan.load()
+    for kind, key, count in scan.storages:
+        if kind not in _ITEM_BYTES or sizes.get(f"{folder}data/{key}") != count * _ITEM_BYTES[kind]:
+            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
+
+
+class _Inert(dict):
+    """Stands for whatever a pickle would make, and does nothing."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def __call__(self, *_: object) -> _Inert:
+        return self
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+    def append(self, _: object) -> None:
+        pass
+
+    extend = append
+
+
+class _Tuple(tuple):
+    """No key of a dictionary: the hash of a tuple of tuples of tuples may take for ever."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _load_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
+    def load_unhashable(unpickler: Any) -> None:
+        load(unpickler)
+        unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
+
+    return load_unhashable
+
+
+# The Python form of the unpickler: the C one reserves memory for any index that a file names
+class _StorageScan(pickle._Unpickler):
+    """Reads a pickle without making anything of it, and notes the storages that it asks for."""
+
+    dispatch: ClassVar = {
+        **pickle._Unpickler.dispatch,
+        **{
+            code[0]: _load_tuple(pickle._Unpickler.dispatch[code[0]])
+            for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+        },
+    }
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self.storages: list[tuple[str, str, int]] = []
+
+    def find_class(self, module: str, name: str) -> type[_Inert]:
+        return type(name, (_Inert,), {})
+
+    def persistent_load(self, pid: Any) -> _Inert:
+        kind, key, count = pid[1], pid[2], pid[4]
+        if not isinstance(key, str) or not isinstance(count, int):
+            raise ArchiveError("is damaged: it names its tensor data by something else than text")
+        self.storages.append((kind.__name__, key, count))
+        return _Inert()
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,182 @@
+"""The loop over epochs: train, evaluate, save; stop where nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from isonet.checkpoint import save_checkpoint
+from isonet.data import Loader
+from isonet.errors import NonFiniteError, Stopped, UserError
+from isonet.run_folder import RunFolder
+from isonet.storage import append_line, write_file
+from isonet.training.amp import Amp
+from isonet.training.epoch import NonFiniteStep, finite_means, train_epoch
+from isonet.training.evaluate import evaluate, list_skipped
+from isonet.training.failure import first_non_finite
+from isonet.training.log import EpochDisplay
+from isonet.training.optim import set_learning_rate
+from isonet.training.profile import StepProfile
+from isonet.training.schedule import learning_rate_at
+from isonet.training.state import Part, Progress, pack_state
+from isonet.training.step import EpochSums, TrainStep
+from isonet.training.stop import StopRequested, StopSignals
+
+log = logging.getLogger("isonet")
+
+
+@dataclass
+class Trainer:
+    """Trains ``model`` from where ``progress`` says, and leaves what it does in ``folder``."""
+
+    cfg: CfgNode
+    folder: RunFolder
+    model: nn.Module
+    forward: nn.Module  # model, or it compiled, or its wrapper over several GPUs
+    optimizer: torch.optim.Optimizer
+    amp: Amp
+    devices: list[torch.device]
+    train_loader: Loader
+    val_loader: Loader
+    progress: Progress
+
+    def fit(self) -> None:
+        """Train until MAX_EPOCHS, saving after each epoch, and within it where the config or a signal asks for it.
+
+        Raises ``Stopped`` after a signal and ``NonFiniteError`` where the numbers are no longer finite.
+        """
+        start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
+        step = TrainStep(self.forward, self.model, self.optimizer, self.cfg.ISON.ORTHO_COEFF, self.amp)
+        if self.progress.epoch >= max_epochs:
+            log.info("nothing to do: %d of %d epochs are finished", self.progress.epoch, max_epochs)
+        try:
+            with StopSignals() as stop:
+                while self.progress.epoch < max_epochs:
+                    self._epoch(self.progress.epoch + 1, step, stop)
+        finally:
+            list_skipped({"train": self.train_loader, "val": self.val_loader}, self.folder.skipped)
+        log.info(
+            "best top-1 %.2f %% in epoch %d, %.0f s, run in %s",
+            self.progress.best_top1, self.progress.best_epoch, time.perf_counter() - start, self.folder.path,
+        )  # fmt: skip
+
+    def _epoch(self, epoch: int, step: TrainStep, stop: StopSignals) -> None:
+        """Train, evaluate and save one epoch, or what is left of it."""
+        rate = learning_rate_at(self.cfg, epoch, len(self.devices))
+        set_learning_rate(self.optimizer, rate)
+        sums = EpochSums(self.devices[0])
+        if part := self.progress.part:
+            sums.load_state_dict(part.sums)
+        self.train_loader.set_epoch(epoch, skip=part.taken if part else 0)
+        self.val_loader.set_epoch(epoch)
+        try:
+            try:
+                means = self._train(epoch, step, sums, stop)
+                start = time.perf_counter()
+                found = evaluate(self.forward, stop.watch(self.val_loader), self.devices[0], self.amp)
+            except StopRequested as request:
+                if sums.steps:
+                    self._save_part(epoch, sums)
+                raise Stopped(self._stop_message(request, epoch, sums.steps)) from None
+            if not math.isfinite(found.loss):  # the last step's update is not in the training loss yet
+                raise NonFiniteStep(0)
+        except NonFiniteStep as failure:
+            raise NonFiniteError(self._non_finite_message(epoch, failure.step, sums.steps, rate)) from None
+        row = {"epoch": epoch, "learning_rate": rate, **means,
+               "top1": found.top1, "top5": found.top5, "val_loss": found.loss}  # fmt: skip
+        timing = {"epoch": epoch, "images_per_second": sums.images / sums.seconds, "data_wait_seconds": sums.waited,
+                  "seconds": sums.seconds + time.perf_counter() - start}  # fmt: skip
+        self._finish(row, timing)
+
+    def _train(self, epoch: int, step: TrainStep, sums: EpochSums, stop: StopSignals) -> dict[str, float]:
+        runtime, loader = self.cfg.RUNTIME, self.train_loader
+        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, sums.steps, sums.steps + len(loader))
+        profile = StepProfile(runtime.PROFILE if epoch == 1 else 0, self.devices[0])
+
+        def on_step(number: int, means: dict[str, float] | None) -> None:
+            profile.step()
+            display.advance()
+            if means:
+                display.show(number, means)
+            if runtime.SAVE_EVERY and number % runtime.SAVE_EVERY == 0:
+                self._save_part(epoch, sums)
+            stop.check()
+
+        try:
+            with profile:
+                stop.check()
+                means = train_epoch(self.model, step, loader, sums, runtime.LOG_EVERY, on_step)
+        finally:
+            display.close()
+        if profile.table:
+            write_file(self.folder.profile, profile.table + "\n")
+            log.info("where the time of %d steps went: %s", runtime.PROFILE, self.folder.profile)
+        return means
+
+    def _save_part(self, epoch: int, sums: EpochSums) -> None:
+        """Save the epoch's beginning."""
+        finite_means(self.model, sums)  # nothing that is spoilt is saved
+        self.progress.part = Part(self.train_loader.taken, sums.state_dict())
+        self.folder.save(self._state(), epoch, sums.steps, self.cfg.RUNTIME.KEEP)
+
+    def _finish(self, row: dict[str, float], timing: dict[str, float]) -> None:
+        """Log and save a whole epoch."""
+        epoch = int(row["epoch"])
+        log.info(
+            "epoch %d/%d: rate %.4g, cross entropy %.4f, penalty %.4g, train top-1 %.2f, top-1 %.2f, top-5 %.2f, "
+            "%.0f images/s, %.1f s waiting for data",
+            epoch, self.cfg.SOLVER.MAX_EPOCHS, row["learning_rate"], row["cross_entropy"], row["penalty"],
+            row["train_top1"], row["top1"], row["top5"], timing["images_per_second"], timing["data_wait_seconds"],
+        )  # fmt: skip
+        improved = self.progress.record(row, timing)
+        state = self._state()
+        if improved:  # first, so that the latest never claims a best that is not there
+            save_checkpoint(self.folder.best, state)
+        self.folder.save(state, epoch, 0, self.cfg.RUNTIME.KEEP)
+        append_line(self.folder.metrics, json.dumps(row, allow_nan=False))
+        append_line(self.folder.timing, json.dumps(timing, allow_nan=False))
+
+    def _state(self) -> dict[str, object]:
+        return pack_state(
+            self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader.classes, self.devices
+        )
+
+    def _stop_message(self, request: StopRequested, epoch: int, steps: int) -> str:
+        if not steps and not self.folder.latest.exists():
+            return f"by {request} before the first step: nothing is lost, and nothing was saved"
+        where = f"in epoch {epoch} after step {steps}" if steps else f"after epoch {epoch - 1}"
+        return f"by {request} {where}; saved in {self.folder.latest}: the same command with --resume goes on from there"
+
+    def _non_finite_message(self, epoch: int, bad_step: int, steps: int, rate: float) -> str:
+        """``bad_step``: the one of ``steps`` whose loss or gradient is not finite; 0: the update after the last."""
+        latest = self.folder.latest
+        safe = f"the last good checkpoint is {latest}" if latest.exists() else "nothing was saved"
+        what = "the loss or its gradient" if bad_step else "the network or its validation loss"
+        where = self._first_non_finite(epoch, bad_step)
+        return (
+            f"{what} is not finite in epoch {epoch}, step {bad_step or steps}, at a rate of {rate:g}"
+            f"{f', first in {where}' if where else ''}; {safe}. "
+            "Try a lower SOLVER.BASE_LR, SOLVER.WARMUP True, or another ISON.ORTHO_COEFF"
+            f"{', or RUNTIME.AMP bf16' if self.cfg.RUNTIME.AMP == 'fp16' else ''}"
+        )
+
+    def _first_non_finite(self, epoch: int, bad_step: int) -> str:
+        """Repeat the failed step, or the first batch of validation: the weights are those that it had."""
+        loader, part = self.train_loader if bad_step else self.val_loader, self.progress.part
+        taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
+        images_per_step = self.cfg.SOLVER.TRAIN_BATCH_SIZE * len(self.devices)
+        loader.set_epoch(epoch, skip=taken + (bad_step - 1 - steps) * images_per_step if bad_step else 0)
+        self.model.train(bool(bad_step))
+        coeff = self.cfg.ISON.ORTHO_COEFF if bad_step else 0.0
+        try:
+            images, labels = next(iter(loader))
+            return first_non_finite(self.model, images, labels, self.amp, coeff, chunks=len(self.devices))
+        except (UserError, StopIteration, RuntimeError):  # what is to be told is the failure, not why it was not found
+            return ""

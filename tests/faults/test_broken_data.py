@@ -1,0 +1,771 @@
+"""Broken images and folders, files that vanish, workers that die: read right, left out, or refused by name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tarfile
+import tempfile
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import SHARED_DATA
+from isonet import load_cfg
+from isonet.data import build_loader, decode, processes, workers
+from isonet.data.decode import MAX_PIXELS, read_image, read_tensor
+from isonet.data.faults import ImageError
+from isonet.data.folders import image_folder
+from isonet.data.workers import decode_all, explain_dead_workers
+from isonet.errors import DataError, WorkerError, printable
+
+READERS = {"pil": lambda path: torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1), "torch": read_tensor}
+WAYS = {  # image size, workers, decoder
+    "memory": (32, 0, "pil"), "alone": (80, 0, "pil"), "alone torch": (80, 0, "torch"),
+    "workers": (80, 2, "pil"), "workers torch": (80, 2, "torch"),
+}  # fmt: skip
+
+
+def picture(width=96, height=80):
+    """A smooth picture, which JPEG hardly changes: uint8 (H, W, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([y * 255 // height, x * 255 // width, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
+
+
+def encoded(image, kind="JPEG", **options):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, bits, colour, rows):
+    """A PNG file by hand: Pillow writes neither 16 bits of colour nor a picture it has no memory for."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
+
+
+def jpeg_that_claims(width, height):
+    data = bytearray(encoded(Image.new("L", (16, 16)), quality=90))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Nine pictures in two classes, each a little different; a file to break is the third of the first class."""
+    for i in range(9):
+        path = tmp_path / "set/train" / f"class{i % 2}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(np.roll(picture(), 9 * i, axis=1), quality=95))
+    return tmp_path / "set"
+
+
+def loader(root, way="memory", on_error="stop", batch=4, split="train", **more):
+    size, num_workers, decoder = WAYS[way]
+    opts = {"DATASET.ROOT": str(root.parent), "DATASET.NAME": root.name, "DATASET.NUM_CLASSES": 2,
+            "DATASET.IMAGE_SIZE": size, "DATASET.NUM_WORKERS": num_workers, "RUNTIME.DECODER": decoder,
+            "DATASET.ON_ERROR": on_error, "SOLVER.TRAIN_BATCH_SIZE": batch, **more}  # fmt: skip
+    return build_loader(load_cfg(None, [item for pair in opts.items() for item in pair]), split)
+
+
+def epoch(batches, number=1, skip=0):
+    """Its batches, and ``taken`` at each."""
+    batches.set_epoch(number, skip)
+    return [(x, y, batches.taken) for x, y in batches]
+
+
+def refused(tally, *words):
+    """The block is refused with one line that holds ``words``."""
+
+    class Refusal:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, kind, error, _):
+            assert kind is not None, f"not refused: {words}"
+            if not issubclass(kind, DataError | WorkerError):
+                return False
+            self.message = str(error)
+            assert self.message.isprintable(), self.message
+            for word in words:
+                assert str(word) in self.message, (word, self.message)
+            tally("refused")
+            return True
+
+    return Refusal()
+
+
+# Files
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}], ids=str)
+def test_a_cut_jpeg_is_refused_wherever_it_is_cut(tmp_path, tally, torture, reader, options):
+    whole, path = encoded(picture(), quality=90, **options), tmp_path / "a.jpg"
+    at = range(len(whole)) if torture else [0, 1, 2, 3, 20, 200, 650, *range(700, len(whole), 400), len(whole) - 2]
+    for length in {*at, len(whole) - 1}:
+        for tail in (b"", bytes(300)):  # as a file system may fill up what a crash left unwritten
+            path.write_bytes(whole[:length] + tail)
+            with refused(tally, path, "DATASET.ON_ERROR skip", "0 bytes" if path.stat().st_size == 0 else "read"):
+                READERS[reader](path)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "PPM"])
+def test_other_formats_are_refused_when_cut_or_lose_no_pixel(tmp_path, tally, torture, kind):
+    whole, path = encoded(picture(), kind), tmp_path / f"a.{kind.lower()}"
+    path.write_bytes(whole)
+    expected = np.array(read_image(path))
+    for length in range(0, len(whole), max(1, len(whole) // (400 if torture else 25))):
+        path.write_bytes(whole[:length])
+        try:
+            pixels = np.array(read_image(path))
+        except ImageError:
+            tally("refused")
+        else:
+            assert np.array_equal(pixels, expected)
+            tally("survived")
+
+
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")
+def test_a_cut_photograph_is_refused(tmp_path, tally, torture):
+    with tarfile.open(SHARED_DATA / "imagenet-sample-val.tar") as archive:
+        members = [m for m in archive.getmembers() if m.isfile()][: 20 if torture else 3]
+        files = [archive.extractfile(m).read() for m in members]
+    for i, whole in enumerate(files):
+        path = tmp_path / f"{i}.JPEG"
+        for part in (0.1, 0.5, 0.9, 0.999):
+            path.write_bytes(whole[: int(part * len(whole))])
+            for read in READERS.values():
+                with refused(tally, path):
+                    read(path)
+
+
+def damage_empty(path):
+    path.write_bytes(b"")
+    return "it is empty"
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-300])
+    return "cannot be read as an image"
+
+
+def damage_web_page(path):
+    path.write_bytes(b"<html>404 Not Found</html>")
+    return "of no kind that Pillow knows"
+
+
+def damage_link_to_nothing(path):
+    path.unlink()
+    path.symlink_to("gone.jpg")
+    return "a link to nothing"
+
+
+def damage_large_png(path):
+    path.write_bytes(png(20_000, 20_000, 1, 0, b""))
+    return "400,000,000 pixels, more than the 178,956,970"
+
+
+def damage_large_jpeg(path):
+    path.write_bytes(jpeg_that_claims(20_000, 20_000))
+    return "400,000,000 pixels, more than the 178,956,970"
+
+
+def damage_float(path):
+    path.write_bytes(encoded(np.ones((9, 9), np.float32), "TIFF"))
+    return "32 bits"
+
+
+def damage_integers(path):
+    path.write_bytes(encoded(np.ones((9, 9), np.int32), "TIFF"))
+    return "32 bits"
+
+
+def damage_thin(path):
+    path.write_bytes(encoded(Image.new("RGB", (1, 5000)), "PNG"))
+    return "1 x 5000 pixels are too thin"
+
+
+def damage_no_size(path):
+    path.write_bytes(png(0, 0, 8, 2, b""))
+    return "cannot be read as an image"
+
+
+DAMAGES = [damage_empty, damage_cut, damage_web_page, damage_link_to_nothing, damage_large_png, damage_large_jpeg,
+           damage_float, damage_integers, damage_thin, damage_no_size]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_image_stops_a_run_or_is_left_out_of_its_batch(images, tally, damage, way):
+    whole = [epoch(loader(images, way, split=s), n) for s in ("train", "val") if s == "train" for n in (1, 2)]
+    path = images / "train/class0/4.jpg"  # the third in sorted order
+    reason = damage(path)
+    with refused(tally, path, reason, "mend or remove it"):
+        epoch(loader(images, way))
+    batches = loader(images, way, "skip")
+    for number, before in enumerate(whole, start=1):
+        place = batches.sampler.set_epoch(number) or batches.sampler.order().tolist().index(2)
+        expected = [[x[[i for i in range(len(x)) if 4 * n + i != place]] for x in pair[:2]] + [pair[2]]
+                    for n, pair in enumerate(before)]  # fmt: skip
+        expected = [pair for pair in expected if len(pair[1])]
+        after = epoch(batches, number)
+        assert len(after) == len(expected)
+        for a, b in zip(after, expected, strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])
+            assert a[2] == b[2]
+        assert (batches.taken, batches.num_images) == (9, 9)
+    assert list(batches.skipped) == [str(path)]
+    assert reason in batches.skipped[str(path)]
+    tally("survived")
+
+
+@pytest.mark.parametrize("way", ["memory", "alone", "workers"])
+def test_batches_of_one_are_left_out_whole(images, tally, way):
+    damage_empty(images / "train/class0/4.jpg")
+    batches = loader(images, way, "skip", batch=1)
+    taken = [t for _, _, t in epoch(batches)]
+    place = batches.sampler.order().tolist().index(2)
+    assert taken == [n + 1 for n in range(9) if n != place]
+    assert batches.taken == 9
+    assert [t for _, _, t in epoch(batches, 1, skip=place)] == taken[place:]
+    assert len(batches) == 9 - place
+    tally("survived")
+
+
+@pytest.mark.parametrize("way", ["memory", "alone", "workers"])
+def test_when_nothing_can_be_read_the_storage_is_to_blame(images, tally, way):
+    for path in images.rglob("*.jpg"):
+        path.unlink()
+        path.symlink_to("gone")
+    for batch in (1, 4):
+        with refused(tally, "none of", "could be read", images):
+            epoch(loader(images, way, "skip", batch))
+
+
+def test_a_lack_of_memory_or_files_is_not_the_images_fault(images, tally, monkeypatch):
+    def lacks(error):
+        def opened(*_):
+            raise error
+
+        monkeypatch.setattr(decode.Image, "open", opened)
+
+    lacks(MemoryError())
+    with refused(tally, "no memory is left", "DATASET.NUM_WORKERS"):
+        loader(images, on_error="skip")
+    lacks(OSError(errno.EMFILE, "Too many open files"))
+    with refused(tally, "Too many open files", "ulimit -n"):
+        loader(images, on_error="skip")
+
+
+# Formats
+
+
+def sixteen(values):
+    return values.astype(">u2").tobytes()
+
+
+GREY16 = picture(64, 48)[..., 1].astype(np.uint16) * 256 + 200  # rounding would be off by one
+TAGS12 = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 110, 278: 1, 279: 3}  # 2 x 1 pixels of 12 bits, grey
+TIFF12 = (
+    b"II*\0\x08\0\0\0" + struct.pack("<H", len(TAGS12))
+    + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in TAGS12.items())
+    + bytes(4) + bytes([0x12, 0x3A, 0xBC])
+)  # fmt: skip
+
+
+def grey16_png():
+    rows = b"".join(b"\0" + sixteen(row) for row in GREY16)
+    return png(64, 48, 16, 0, rows), GREY16 >> 8, 0
+
+
+def grey16_tiff():
+    return encoded(GREY16, "TIFF"), GREY16 >> 8, 0
+
+
+def grey16_pgm():
+    return b"P5 64 48 65535\n" + sixteen(GREY16), GREY16 >> 8, 0
+
+
+def grey12_tiff():
+    return TIFF12, np.array([[0x12, 0xAB]]), 0
+
+
+def colour16_png():
+    colour = np.stack([GREY16, 65535 - GREY16, GREY16 // 2], -1)
+    return png(64, 48, 16, 2, b"".join(b"\0" + sixteen(row) for row in colour)), colour >> 8, 0
+
+
+def cmyk_jpeg():
+    return encoded(Image.fromarray(picture()).convert("CMYK"), quality=95), picture(), 6
+
+
+def grey_jpeg():
+    grey = np.array(Image.fromarray(picture()).convert("L"))
+    return encoded(grey, quality=95), grey, 6
+
+
+def rotated_jpeg():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    return encoded(picture(), quality=95, exif=exif), picture(), 6
+
+
+def png_named_jpg():
+    return encoded(picture(), "PNG"), picture(), 0
+
+
+def palette_png():
+    paletted = Image.fromarray(picture()).quantize(8)
+    return encoded(paletted, "PNG", transparency=bytes([0, 128] * 4)), np.array(paletted.convert("RGB")), 0
+
+
+def rgba_png():
+    return encoded(np.dstack([picture(), picture()[..., 0]]), "PNG"), picture(), 0
+
+
+def grey_and_alpha_png():
+    return encoded(Image.fromarray(picture()).convert("LA"), "PNG"), Image.fromarray(picture()).convert("L"), 0
+
+
+def one_bit_png():
+    bits = Image.fromarray(picture()).convert("1")
+    return encoded(bits, "PNG"), bits.convert("L"), 0
+
+
+def animated_png():
+    return encoded(picture(), "PNG", save_all=True, append_images=[Image.new("RGB", (96, 80))]), picture(), 0
+
+
+def animated_gif():
+    first = Image.fromarray(picture()).quantize(16)
+    return encoded(first, "GIF", save_all=True, append_images=[Image.new("P", (96, 80))]), first.convert("RGB"), 0
+
+
+def animated_webp():
+    options = {"save_all": True, "append_images": [Image.new("RGB", (96, 80))], "lossless": True}
+    return encoded(picture(), "WEBP", **options), picture(), 0
+
+
+def stacked_tiff():
+    return encoded(picture(), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), picture(), 0
+
+
+FORMATS = [grey16_png, grey16_tiff, grey16_pgm, grey12_tiff, colour16_png, cmyk_jpeg, grey_jpeg, rotated_jpeg,
+           png_named_jpg, palette_png, rgba_png, grey_and_alpha_png, one_bit_png, animated_png, animated_gif,
+           animated_webp, stacked_tiff]  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("case", FORMATS)
+def test_every_format_is_read_right_by_both_decoders_whatever_its_name(tmp_path, tally, case, suffix):
+    data, expected, tolerance = case()
+    expected = np.asarray(expected).astype(int)
+    expected = np.stack([expected] * 3, -1) if expected.ndim == 2 else expected
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        found = {name: read(path).permute(1, 2, 0).numpy().astype(int) for name, read in READERS.items()}
+    for pixels in found.values():
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels - expected).max() <= tolerance
+    assert np.abs(found["pil"] - found["torch"]).max() <= 3
+    tally("survived")
+
+
+def test_a_picture_below_the_limit_is_read_without_a_warning(tmp_path, tally, torture):
+    """In a fresh process, for pytest has filters of its own."""
+    path, side = tmp_path / "a.png", 13_000 if torture else 9_600  # Pillow warns from 9,460
+    Image.new("1", (side, side)).save(path)
+    script = f"from pathlib import Path; from isonet.data.decode import *; print(read_image(Path({str(path)!r})).size)"
+    done = subprocess.run([os.sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"({side}, {side})\n", "")
+    tally("survived")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_really_large_picture_is_refused_before_it_is_decoded(tmp_path, tally, torture, reader):
+    for name, mode in {"a.png": "1", "a.jpg": "L"}.items():
+        path = tmp_path / name
+        if torture:
+            Image.new(mode, (20_000, 20_000)).save(path)
+        else:
+            path.write_bytes(png(20_000, 20_000, 1, 0, b"") if mode == "1" else jpeg_that_claims(20_000, 20_000))
+        with refused(tally, path, "400,000,000 pixels", f"{MAX_PIXELS:,}"):
+            READERS[reader](path)
+
+
+# Names and folders
+
+
+@pytest.mark.parametrize("way", ["memory", "alone torch", "workers torch"])
+def test_odd_names_are_read_and_told_on_one_line(images, tally, way):
+    source = images / "train/class0/4.jpg"
+    names = [b"new\nline.jpg", b"\xff\xfe.jpg", b"\x1b[31mred.jpg", "日本.jpg".encode(), b"a b'\".jpg"]
+    paths = [Path(os.fsdecode(os.path.join(os.fsencode(source.parent), name))) for name in names]
+    for path in paths:
+        shutil.copy(source, path)
+    assert sum(len(y) for _, y, _ in epoch(loader(images, way))) == 14
+    tally("survived", len(names))
+    for path in paths:
+        whole = path.read_bytes()
+        path.write_bytes(whole[:99])
+        with refused(tally, source.parent, printable(path.name)):
+            epoch(loader(images, way))
+        path.write_bytes(whole)
+
+
+def test_hidden_files_and_folders_are_no_part_of_the_set(images, tally):
+    for name in ("._4.jpg", ".AppleDouble/4.jpg", ".ipynb_checkpoints/4-checkpoint.jpg"):
+        path = images / "train/class0" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0\5\x16\7")
+    assert len(image_folder(images, "train").paths) == 9
+    tally("survived", 3)
+
+
+def test_links_to_folders_and_files_are_followed(images, tally, tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    shutil.copy(images / "train/class0/4.jpg", tmp_path / "elsewhere/deep/new.jpg")
+    (images / "train/class0/more").symlink_to(tmp_path / "elsewhere")
+    (images / "train/class1/same.jpg").symlink_to(images / "train/class0/4.jpg")
+    (images / "train/class0/notes.txt").symlink_to("gone")  # nothing that could hold an image
+    source = image_folder(images, "train")
+    assert len(source.paths) == 11
+    assert images / "train/class0/more/deep/new.jpg" in source.paths
+    shutil.copytree(images / "train", images / "val", symlinks=True)
+    (images / "val/class1").rename(tmp_path / "class1")
+    (images / "val/class1").symlink_to(tmp_path / "class1")
+    assert len(image_folder(images, "val").paths) == 11
+    tally("survived", 3)
+
+
+def link(place, target):
+    return lambda train: ((train / place).symlink_to(target), train / place)[1]
+
+
+def pipe(train):
+    os.mkfifo(train / "class0/pipe.jpg")
+    return train / "class0/pipe.jpg"
+
+
+def unix_socket(train):
+    with chdir(train / "class0"), socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.jpg")
+    return train / "class0/socket.jpg"
+
+
+@contextlib.contextmanager
+def chdir(place):
+    """As in Python 3.11's contextlib. The name of a socket must be short."""
+    before = os.getcwd()
+    os.chdir(place)
+    yield
+    os.chdir(before)
+
+
+def two_links(train):
+    (train / "class0/to1").symlink_to(train / "class1")
+    (train / "class1/to0").symlink_to(train / "class0")
+    return train
+
+
+FOLDER_FAULTS = {
+    "a class that is a link to itself": link("loop", "loop"),
+    "a class that is a link to nothing": link("gone", "nowhere"),
+    "a class that is a link to the set": link("loop", "."),
+    "a file that is a link to itself": link("class0/loop.jpg", "loop.jpg"),
+    "a folder that is a link to itself": link("class0/loop", "loop"),
+    "a link to the class": link("class0/loop", "."),
+    "a link to the set": link("class0/loop", ".."),
+    "a link to the root of all": link("class0/loop", "../../.."),
+    "two classes that are linked to each other": two_links,
+    "a folder that is a link to nothing": link("class0/gone", "nowhere"),
+    "a pipe": pipe,
+    "a socket": unix_socket,
+}
+
+
+@pytest.mark.parametrize("fault", FOLDER_FAULTS)
+def test_what_would_be_left_out_or_have_no_end_is_named(images, tally, fault):
+    place = FOLDER_FAULTS[fault](images / "train")
+    with refused(tally, place, "remove it"):
+        loader(images, on_error="skip")
+
+
+def test_a_split_that_is_a_link_to_itself(images, tally):
+    (images / "val").symlink_to("val")
+    with refused(tally, images / "val", "to itself"):
+        loader(images, split="val")
+
+
+def test_a_class_only_in_val_is_refused_and_one_only_in_train_is_told(images, tally, caplog):
+    shutil.copytree(images / "train/class0", images / "val/class0")
+    caplog.set_level(logging.WARNING, "isonet")
+    assert set(loader(images, split="val", batch=9).labels.tolist()) == {0}
+    assert "lacks 1 of the 2 classes: class1" in caplog.text
+    tally("survived")
+    shutil.copytree(images / "train/class0", images / "val/other")
+    with refused(tally, images / "val/other", "not one of the 2 classes"):
+        loader(images, split="val")
+
+
+def in_child(task):
+    """What ``task`` returns, a str, run in a child process."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = task()
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(write, answer.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answers:
+        answer = answers.read()
+    os.waitpid(child, 0)
+    return answer
+
+
+@pytest.fixture
+def public_images(images):
+    """The images where every user may read them: pytest's folders are for their owner only."""
+    place = Path(tempfile.mkdtemp())
+    place.chmod(0o755)
+    yield Path(shutil.copytree(images, place / "set"))
+    shutil.rmtree(place)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("what", ["train/class0/4.jpg", "train/class0", "train", "."])
+@pytest.mark.parametrize("way", ["memory", "alone torch", "workers"])
+def test_what_may_not_be_read_is_named(public_images, tally, what, way):
+    place = public_images / what
+    place.chmod(0)
+
+    def as_nobody():
+        os.setgid(65534)
+        os.setuid(65534)
+        try:
+            epoch(loader(public_images, way))
+        except DataError as error:
+            if what.endswith("jpg"):
+                batches = loader(public_images, way, "skip")
+                assert sum(len(y) for _, y, _ in epoch(batches)) == 8
+                assert list(batches.skipped) == [str(place)]
+            return f"refused: {error}"
+        return "read"
+
+    answer = in_child(as_nobody)
+    place.chmod(0o755)
+    assert answer.startswith(f"refused: {place}"), answer
+    assert "Permission denied" in answer
+    assert answer.isprintable()
+    tally("refused")
+
+
+@pytest.mark.parametrize("way", ["alone", "alone torch", "workers", "workers torch"])
+def test_a_file_that_vanishes_in_mid_run_is_named_or_left_out(images, tally, way):
+    stops, skips = loader(images, way), loader(images, way, "skip")
+    epoch(stops), epoch(skips)
+    path = images / "train/class0/4.jpg"
+    path.unlink()
+    with refused(tally, path, "not there any more"):
+        epoch(stops, 2)
+    for number in (2, 3):
+        assert sum(len(y) for _, y, _ in epoch(skips, number)) == 8
+    assert list(skips.skipped) == [str(path)]
+    tally("survived")
+    shutil.rmtree(images / "train")
+    with refused(tally, "none of", "the storage has probably gone away"):
+        epoch(skips, 4)
+
+
+# Workers
+
+
+@pytest.fixture
+def many(images):
+    """Enough images that the workers are not done with an epoch when its first batch is here."""
+    for i in range(300):
+        (images / f"train/class1/more{i}.jpg").symlink_to("1.jpg")
+    return images
+
+
+def worker_pids(batches):
+    return [worker.pid for worker in batches._batches._iterator._workers]
+
+
+DEATHS = {
+    signal.SIGKILL: ["killed by SIGKILL", "fewer DATASET.NUM_WORKERS"],
+    signal.SIGSEGV: ["killed by SIGSEGV", "damaged image", "DATASET.NUM_WORKERS 0"],
+    signal.SIGBUS: ["killed by SIGBUS", "shared memory, /dev/shm", "too small", "fewer DATASET.NUM_WORKERS"],
+}
+
+
+@pytest.mark.parametrize("number", DEATHS)
+@pytest.mark.parametrize("when", ["waiting", "computing"])
+def test_a_killed_worker_is_told_at_once(many, tally, number, when):
+    batches = loader(many, "workers", batch=2)
+    start = time.monotonic()
+    with refused(tally, "a process that reads images (pid", *DEATHS[number]) as refusal, explain_dead_workers():
+        for i, _ in enumerate(batches):
+            if i == 0:
+                pid = worker_pids(batches)[1]
+                os.kill(pid, number)
+                while when == "computing" and time.monotonic() - start < 30:
+                    pass
+    assert f"(pid {pid})" in refusal.message
+    assert time.monotonic() - start < 30  # else it would be for ever
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_worker_that_ends_by_itself_is_told(images, tally, monkeypatch, exit_code):
+    monkeypatch.setattr(decode, "_rgb", lambda _: os._exit(exit_code))
+    with refused(tally, "a process that reads images (pid", "ended", "DATASET.NUM_WORKERS 0") as refusal:
+        epoch(loader(images, "workers"))
+    assert exit_code == 0 or "exit code 3" in refusal.message
+
+
+def test_a_worker_killed_while_a_set_is_decoded_is_told(images, tally, monkeypatch):
+    test = os.getpid()
+
+    def read(_):
+        assert os.getpid() != test
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(workers, "_WORTH_WORKERS", 0)
+    monkeypatch.setattr(decode, "_rgb", read)
+    with refused(tally, "killed by SIGKILL"):
+        decode_all(image_folder(images, "train"), lambda image: image, 32, 2, lambda batches: batches)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("/sys/fs/cgroup/memory.events", "out of memory, by the kernel's"), ("/proc/vmstat", "out of memory, it seems")],
+)
+def test_the_out_of_memory_killer_is_named(many, tally, monkeypatch, file, words):
+    counts = iter([{Path(file): 3}, {Path(file): 4}])
+    monkeypatch.setattr(processes, "_oom_kills", lambda: next(counts))
+    batches = loader(many, "workers", batch=2)
+    with refused(tally, words, "fewer DATASET.NUM_WORKERS", "more memory"):
+        for i, _ in enumerate(batches):
+            if i == 0:
+                os.kill(worker_pids(batches)[0], signal.SIGKILL)
+
+
+def test_counters_of_the_out_of_memory_killer_are_found():
+    counts = processes._oom_kills()
+    assert all(count >= 0 for count in counts.values())
+    vmstat = Path("/proc/vmstat")
+    assert (vmstat in counts) == (vmstat.exists() and "oom_kill " in vmstat.read_text())
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error"), DataError("a"), ValueError("DataLoader"), StopIteration()]
+)
+def test_everything_else_passes(error):
+    with pytest.raises(type(error)) as found, explain_dead_workers(), explain_dead_workers():
+        raise error
+    assert found.value is error
+    with pytest.raises(WorkerError, match=r"/dev/shm.*is too small"), explain_dead_workers(), explain_dead_workers():
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "USR1", "HUP"])
+def test_workers_outlive_the_signals_that_stop_a_run(many, tally, name):
+    batches = loader(many, "workers", batch=2)
+    count = 0
+    for i, (_, labels) in enumerate(batches):
+        count += len(labels)
+        if i % 50 == 0:  # by another process: from this one SIGTERM is meant
+            subprocess.run(["kill", f"-{name}", *map(str, worker_pids(batches))], check=True)
+    assert count == 309
+    tally("survived")
+
+
+def test_signals_to_the_whole_group_hit_no_worker_that_starts(images, tally, torture):
+    """A child of this test, in a group of its own, starts workers while every process of the group is signalled."""
+    group_read, group_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, lambda *_: None)
+            os.write(group_write, b"x")
+            sums = [sum(len(y) for _, y, _ in epoch(loader(images, "workers"))) for _ in range(40 if torture else 8)]
+            code = 0 if set(sums) == {9} else 2
+        finally:
+            os._exit(code)
+    os.read(group_read, 1)
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.killpg(child, number)
+        time.sleep(0.002)
+    assert os.waitstatus_to_exitcode(status) == 0
+    tally("survived")
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_a_killed_main_process(many, tally, number):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        batches = loader(many, "workers", batch=2)
+        next(iter(batches))
+        os.write(write, " ".join(map(str, worker_pids(batches))).encode())
+        time.sleep(60)
+        os._exit(0)
+    pids = [int(pid) for pid in os.read(read, 100).split()]
+    assert len(pids) == 2
+    os.kill(child, number)
+    os.waitpid(child, 0)
+    start = time.monotonic()
+    while not all(map(gone, pids)):
+        assert time.monotonic() - start < 15
+        time.sleep(0.1)
+    tally("survived")
+
+
+def test_workers_end_with_their_loader(images):
+    batches = loader(images, "workers")
+    epoch(batches)
+    pids = worker_pids(batches)
+    del batches
+    assert all(map(gone, pids))

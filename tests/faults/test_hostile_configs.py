@@ -1,0 +1,541 @@
+"""Config files and overrides that are broken, absurd or meant to harm: each is refused in a sentence, or runs.
+
+What is refused by hand-written cases goes the way of a user's command, through the scripts. Three hundred mutations of
+the real files are drawn by hypothesis, the same ones every time: whatever of them is accepted takes a training step.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import importlib
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections import Counter
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from conftest import REPO, run_script
+from isonet import build_model, load_cfg
+from isonet.config import default_cfg, flat, image_size, parse_cfg
+from isonet.config_file import MAX_BYTES
+from isonet.errors import EXIT_USER_ERROR, ConfigError, printable, run_cli
+from isonet.models.build import assemble
+from isonet.run_folder import run_folder
+from isonet.training import TrainStep, build_optimizer, learning_rate_at
+
+# Each line is ten of the line before; where a known key holds them, it is the message that grows
+BILLION_LISTS = "DATASET:\n  MEAN:\n  - &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"  - &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
+)
+BILLION_NODES = "a0: &a0 {}\n" + "".join(  # empty, so that no key is unknown until all were walked
+    f"a{i}: &a{i} {{{', '.join(f'k{j}: *a{i - 1}' for j in range(10))}}}\n" for i in range(1, 10)
+)
+BILLION_MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+BOMBS = {
+    "lists": (BILLION_LISTS, "alias *a0"),
+    "nodes": (BILLION_NODES, "alias *a0"),
+    "merges": (BILLION_MERGES, "alias *a0"),
+    "itself": ("ISON: &a\n  DEPTH: *a\n", "alias *a"),
+    "brackets": ("ISON: " + "[" * 90_000, "nested"),
+    "braces": ("{a: " * 20_000, "nested"),
+    "dashes": ("- " * 40_000, "nested"),
+    "long": ("#" + "x" * 50_000_000, "longer than"),
+    "many": ("{" + "a," * 49_000 + "}", "given twice"),
+    "digits": ("ISON:\n  DEPTH: " + "9" * 90_000, "ISON.DEPTH takes a whole number"),
+    "sixties": ("ISON:\n  DEPTH: 1" + ":1" * 45_000, "ISON.DEPTH takes a whole number"),
+    "text": ("OUTPUT_DIR: " + "x" * 90_000, "OUTPUT_DIR must be at most 4096 bytes"),
+    "key": (f"? {'x' * 90_000}\n: 3\n", "unknown key"),
+}
+EXECUTES = "open('executed', 'w').close()"
+
+FILES = {  # name of the file, content, what the message says
+    "python": ("a.py", f"{EXECUTES}\ncfg = dict()\n", ["a .py file", "never executed", "a config is a .yaml file"]),
+    "no ending": ("config", "ISON:\n  DEPTH: 18\n", ["a file without an ending"]),
+    "json": ("a.json", "{}", ["a .json file"]),
+    "python object": ("a.yaml", f'ISON: !!python/object/apply:builtins.exec ["{EXECUTES}"]\n',
+                      ["line 1", "tag !!python/object/apply:builtins.exec", "remove it"]),
+    "python name": ("a.yaml", "ISON:\n  DEPTH: !!python/name:os.system\n", ["line 2", "tag !!python/name:os.system"]),
+    "python tuple": ("a.yaml", "SOLVER:\n  LR_MILESTONES: !!python/tuple [1]\n", ["tag !!python/tuple"]),
+    "own tag": ("a.yaml", "ISON: !ison {DEPTH: 18}\n", ["tag !ison"]),
+    "set": ("a.yaml", "SOLVER:\n  LR_MILESTONES: !!set {1, 2}\n", ["tag !!set"]),
+    "binary": ("a.yaml", "OUTPUT_DIR: !!binary AAAA\n", ["tag !!binary"]),
+    "impossible date": ("a.yaml", "ISON:\n  DEPTH: !!timestamp 2001-99-99\n", ["tag !!timestamp"]),
+    "syntax": ("a.yaml", "ISON:\n  DEPTH: [\n", ["not valid YAML", "line 3"]),
+    "colons": ("a.yaml", "ISON: DEPTH: 3\n", ["not valid YAML: line 1", "check the indentation, colons"]),
+    "tab": ("a.yaml", "ISON:\n\tDEPTH: 18\n", ["not valid YAML", "line 2"]),
+    "escape": ("a.yaml", 'OUTPUT_DIR: "\\UFFFFFFFF"\n', ["not valid YAML", "an escape"]),
+    "version": ("a.yaml", f"%YAML 1.{'9' * 5000}\n---\nISON:\n", ["not valid YAML"]),
+    "two documents": ("a.yaml", "ISON:\n---\nISON:\n", ["not valid YAML", "single document"]),
+    "unknown alias": ("a.yaml", "ISON:\n  DEPTH: *depth\n", ["undefined alias 'depth'"]),
+    "merge": ("a.yaml", "ISON:\n  <<: {DEPTH: 18}\n", ["line 2", "<< merges", "write its keys out"]),
+    "list": ("a.yaml", "- 1\n- 2\n", ["expected KEY: VALUE lines", "a list"]),
+    "number": ("a.yaml", "18\n", ["expected KEY: VALUE lines", "18"]),
+    "latin": ("a.yaml", b"# 1\nOUTPUT_DIR: caf\xe9\n", ["line 2 is not UTF-8", "save the file as UTF-8"]),
+    "utf-16": ("a.yaml", "ISON:\n".encode("utf-16"), ["is not UTF-8"]),
+    "zeros": ("a.yaml", b"\0" * 1000, ["line 1 holds the character '\\x00'"]),
+    "escape sequence": ("a.yaml", b"ISON:\n  DEPTH: \x1b[2J18\n", ["line 2 holds the character '\\x1b'"]),
+    "picture": ("a.yaml", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["is not UTF-8"]),
+    "twice": ("a.yaml", "ISON:\n  DEPTH: 18\n  DEPTH: 34\n", ["line 3", "'DEPTH' is given twice", "keep one"]),
+    "node twice": ("a.yaml", "ISON:\n  DEPTH: 18\nISON:\n  DEPTH: 34\n", ["line 3", "'ISON' is given twice"]),
+    "twice, dotted": ("a.yaml", "ISON.DEPTH: 18\nISON:\n  DEPTH: 34\n", ["ISON.DEPTH is given twice"]),
+    "unknown key": ("a.yaml", "ISON:\n  DETPH: 18\n", ["a.yaml", "unknown key ISON.DETPH", "did you mean ISON.DEPTH?"]),
+    "small letters": ("a.yaml", "ison:\n  depth: 18\n", ["unknown key ison.depth", "did you mean ISON.DEPTH?"]),
+    "no node": ("a.yaml", "DEPTH: 18\n", ["unknown key DEPTH", "did you mean ISON.DEPTH?"]),
+    "unknown node": ("a.yaml", "MODEL:\n  WIDTH: 18\n", ["unknown key MODEL.WIDTH"]),
+    "key in a key": ("a.yaml", "ISON:\n  DEPTH:\n    A: 18\n", ["ISON.DEPTH takes one value", "'A'"]),
+    "number as key": ("a.yaml", "18: 18\n", ["unknown key 18"]),
+    "list as key": ("a.yaml", "[1, 2]: 18\n", ["line 1", "a key is text"]),
+    "control character in a key": ("a.yaml", '"\\e[2JISON": 18\n', ["unknown key"]),
+    "value of a node": ("a.yaml", "ISON: 18\n", ["a.yaml", "ISON holds keys, such as ISON.DEPTH", "got 18"]),
+    "empty value": ("a.yaml", "ISON:\n  DEPTH:\n", ["a.yaml", "ISON.DEPTH takes a whole number, got nothing"]),
+    "octal": ("a.yaml", "ISON:\n  DEPTH: 020\n", ["ISON.DEPTH takes a whole number, got '020'"]),
+    "time": ("a.yaml", "ISON:\n  DEPTH: 1:30\n", ["ISON.DEPTH takes a whole number, got '1:30'"]),
+    "a range": ("a.yaml", "ISON:\n  DROPOUT_RATE: 1.5\n", ["a.yaml: ISON.DROPOUT_RATE must be between 0 and", "1.5"]),
+    "half a character": ("a.yaml", 'OUTPUT_DIR: "\\ud800"\n', ["a.yaml: OUTPUT_DIR", "'\\ud800'"]),
+    "name with a zero": ("a.yaml", 'DATASET:\n  NAME: "a\\0b"\n', ["a.yaml: DATASET.NAME", "'\\x00'"]),
+    "number as a name": ("a.yaml", "DATASET:\n  NAME: 2024\n", ["DATASET.NAME takes text", "in quotes", "2024"]),
+}  # fmt: skip
+
+OVERRIDES = {
+    "no value": (["ISON.DEPTH"], ["'ISON.DEPTH' has no value"]),
+    "unknown": (["SOLVER.BASE_RL", "0.1"], ["the command line: unknown key SOLVER.BASE_RL", "SOLVER.BASE_LR?"]),
+    "empty": (["", "1"], ["unknown key"]),
+    "dots": (["...", "1"], ["unknown key"]),
+    "attribute": (["__class__", "1"], ["unknown key __class__"]),
+    "node": (["SOLVER", "1"], ["SOLVER holds keys"]),
+    "text": (["ISON.DEPTH", "deep"], ["the command line: ISON.DEPTH takes a whole number", "'deep'"]),
+    "fraction": (["ISON.DEPTH", "20.5"], ["a whole number"]),
+    "bool as a number": (["ISON.DEPTH", "True"], ["a whole number"]),
+    "number as a bool": (["ISON.HAS_BN", "1"], ["True or False"]),
+    "expression": (["ISON.DEPTH", "__import__('os').abort()"], ["a whole number"]),
+    "product": (["ISON.DEPTH", "9**9**9"], ["a whole number"]),
+    "minus signs": (["ISON.DEPTH", "+" + "-" * 90_000 + "1"], ["a whole number"]),
+    "parentheses": (["SOLVER.LR_MILESTONES", "(" * 50_000 + ")" * 50_000], ["a list of int"]),
+    "digits": (["ISON.DEPTH", "9" * 100_000], ["a whole number"]),
+    "many digits": (["ISON.DEPTH", "9" * 300], ["ISON.DEPTH must be between 1 and 10000", "of about 301 digits"]),
+    "nan": (["SOLVER.BASE_LR", "nan"], ["SOLVER.BASE_LR must be between", "nan"]),
+    "infinite": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR must be between", "inf"]),
+    "negative rate": (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR must be between 0", "-0.1"]),
+    "negative decay": (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY must be"]),
+    "dropout": (["ISON.DROPOUT_RATE", "1.5"], ["ISON.DROPOUT_RATE must be"]),
+    "batch 0": (["SOLVER.TRAIN_BATCH_SIZE", "0"], ["SOLVER.TRAIN_BATCH_SIZE must be between 1"]),
+    "batch": (["SOLVER.TRAIN_BATCH_SIZE", "1" + "0" * 30], ["SOLVER.TRAIN_BATCH_SIZE must be between 1"]),
+    "classes": (["DATASET.NUM_CLASSES", "1000000000000"], ["DATASET.NUM_CLASSES must be"]),
+    "workers": (["DATASET.NUM_WORKERS", "1000000000"], ["DATASET.NUM_WORKERS must be"]),
+    "epochs": (["SOLVER.MAX_EPOCHS", "1" + "0" * 30], ["SOLVER.MAX_EPOCHS must be"]),
+    "warm-up": (["SOLVER.WARMUP_EPOCH", "0"], ["SOLVER.WARMUP_EPOCH must be"]),
+    "keep": (["RUNTIME.KEEP", "0"], ["RUNTIME.KEEP must be"]),
+    "save": (["RUNTIME.SAVE_EVERY", "1" + "0" * 20], ["RUNTIME.SAVE_EVERY must be"]),
+    "seed": (["RUNTIME.SEED", "9223372036854775808"], ["RUNTIME.SEED must be"]),
+    "amp": (["RUNTIME.AMP", "fp8"], ["RUNTIME.AMP must be one of off, bf16, fp16", "'fp8'"]),
+    "milestones": (["SOLVER.LR_MILESTONES", "[30, 10]"], ["SOLVER.LR_MILESTONES", "rising order", "[30, 10]"]),
+    "milestones twice": (["SOLVER.LR_MILESTONES", "[30, 30]"], ["rising order"]),
+    "early milestone": (["SOLVER.LR_MILESTONES", "[-1, 30]"], ["SOLVER.LR_MILESTONES must be values between 0"]),
+    "late milestone": (["SOLVER.LR_MILESTONES", f"[{10**30}]"], ["SOLVER.LR_MILESTONES must be"]),
+    "many milestones": (["SOLVER.LR_MILESTONES", str(list(range(5000)))], ["at most 1000 epochs", "5000"]),
+    "lists in lists": (["SOLVER.LR_MILESTONES", "[[1], 2]"], ["a list of int"]),
+    "mean": (["DATASET.MEAN", "[123.7, 116.3, 103.5]"], ["DATASET.MEAN must be values between 0 and 1"]),
+    "mean nan": (["DATASET.MEAN", "[0.5, nan, 0.5]"], ["DATASET.MEAN must be values"]),
+    "one mean": (["DATASET.MEAN", "[0.5]"], ["DATASET.MEAN takes three values"]),
+    "std 0": (["DATASET.STD", "[0.2, 0.2, 0]"], ["DATASET.STD must be values"]),
+    "size": (["DATASET.IMAGE_SIZE", "4"], ["DATASET.IMAGE_SIZE must be 0", "at least 5"]),
+    "negative size": (["DATASET.IMAGE_SIZE", "-32"], ["DATASET.IMAGE_SIZE must be"]),
+    "huge size": (["DATASET.IMAGE_SIZE", "1000000"], ["DATASET.IMAGE_SIZE must be"]),
+    "parent": (["DATASET.NAME", "../secret"], ["DATASET.NAME is the name of one folder"]),
+    "dot dot": (["DATASET.NAME", ".."], ["DATASET.NAME is the name of one folder"]),
+    "long name": (["DATASET.NAME", "x" * 300], ["DATASET.NAME must have at most 255 bytes"]),
+    "long name in bytes": (["DATASET.NAME", "\u00e9" * 200], ["DATASET.NAME must have at most 255 bytes"]),
+    "long part": (["OUTPUT_DIR", f"runs/{'x' * 300}"], ["OUTPUT_DIR must have at most 255 bytes"]),
+    "long path": (["DATASET.ROOT", "x/" * 3000], ["DATASET.ROOT must be at most 4096 bytes"]),
+    "escape sequence": (["OUTPUT_DIR", "\x1b[2Jout"], ["OUTPUT_DIR holds the character '\\x1b'"]),
+    "line break": (["OUTPUT_DIR", "a\nb"], ["OUTPUT_DIR holds the character '\\n'"]),
+    "not UTF-8": (["DATASET.ROOT", os.fsdecode(b"caf\xe9")], ["DATASET.ROOT holds the character '\\udce9'"]),
+    "depth 0": (["ISON.DEPTH", "0"], ["ISON.DEPTH must be between 1"]),
+    "depth": (["ISON.DEPTH", "100000000"], ["ISON.DEPTH must be between 1"]),
+    "contradiction": (["SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"], ["SOLVER.NESTEROV needs SOLVER.MOMENTUM"]),
+    "held images": (["RUNTIME.INPUT", "memory", "DATASET.IMAGE_SIZE", "224"], ["RUNTIME.INPUT memory holds"]),
+    "no such network": (["DATASET.IMAGE_SIZE", "32", "ISON.DEPTH", "21"], ["ISON.DEPTH 21", "20 and 26"]),
+    "no such big network": (["DATASET.IMAGE_SIZE", "224", "ISON.DEPTH", "20"], ["ISON.DEPTH 20", "18, 34"]),
+    "no such branch": (["ISON.TRANS_FUN", "eval"], ["ISON.TRANS_FUN 'eval'", "basic_transform"]),
+}
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch, capsys, tally):
+    """Run a script on a hostile config: ``refused(script, cfg, *opts)`` returns the message, after common checks."""
+    monkeypatch.syspath_prepend(str(REPO))
+    monkeypatch.chdir(tmp_path)
+
+    def _refused(script, cfg, *opts):
+        module = importlib.import_module(script)
+        gc.enable()  # flopscount_iso.py, made for a short life, turns it off
+        before = sorted(tmp_path.rglob("*"))
+        code = run_cli(module.main, module.parse_args(["--cfg", str(cfg), *opts]))
+        out, err = capsys.readouterr()
+        assert (code, out) == (EXIT_USER_ERROR, "")
+        assert sorted(tmp_path.rglob("*")) == before, "something was executed or written"
+        tally("refused")
+        return one_line(err)
+
+    return _refused
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("error: ")
+    assert err.endswith("\n")
+    assert err[:-1].isprintable()  # so that it is one line, too
+    assert "Traceback" not in err
+    assert len(err) < 700, len(err)
+    return err
+
+
+SCRIPTS = ["train", "flopscount_iso"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("case", FILES)
+def test_a_hostile_file(case, script, refused, tmp_path):
+    name, content, words = FILES[case]
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    message = refused(script, path)
+    assert all(word in message for word in [name, *words]), message
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_hostile_override(case, script, refused):
+    opts, words = OVERRIDES[case]
+    message = refused(script, REPO / "configs/self_ISO29.yaml", "ISON.TRANS_FUN", "basic_transform", *opts)
+    assert all(word in message for word in words), message
+
+
+def _folder(path):
+    path.mkdir()
+
+
+def _socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(path))  # a short name: the whole one may be too long for a socket
+
+
+SPECIAL = {
+    "folder": (_folder, ["is a folder", "name a .yaml file in it"]),
+    "pipe": (os.mkfifo, ["is a pipe"]),
+    "socket": (_socket, ["is a pipe, a socket or a device"]),
+    "endless device": (lambda path: path.symlink_to("/dev/zero"), ["or a device"]),
+    "link to itself": (lambda path: path.symlink_to(path), ["cannot be read", "Too many levels"]),
+    "link to nothing": (lambda path: path.symlink_to("nothing"), ["no such config file"]),
+    "missing": (lambda path: None, ["no such config file"]),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("case", SPECIAL)
+def test_what_is_no_file(case, script, refused, tmp_path):
+    make, words = SPECIAL[case]
+    make(tmp_path / "a.yaml")
+    message = refused(script, "a.yaml")
+    assert all(word in message for word in ["a.yaml", *words]), message
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_file_that_may_not_be_read(script, refused, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.touch(mode=0)
+    assert "cannot be read (Permission denied)" in refused(script, path)
+
+
+@pytest.mark.parametrize("name", ["a\0.yaml", "x" * 300 + ".yaml", "x/" * 5000 + "a.yaml", "no/such/folder/a.yaml", ""])
+def test_a_name_that_no_file_has(name, tally):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(name)
+    one_line(f"error: {printable(error.value)}\n")
+    tally("refused")
+
+
+@pytest.mark.parametrize("case", BOMBS)
+def test_a_bomb(case, tmp_path, tally):
+    """In a process of its own, since one that goes off could not be stopped otherwise."""
+    text, words = BOMBS[case]
+    (tmp_path / "bomb.yaml").write_text(text)
+    command = [sys.executable, str(REPO / "flopscount_iso.py"), "--cfg", "bomb.yaml"]
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (EXIT_USER_ERROR, "")
+    assert words in one_line(done.stderr), done.stderr
+    tally("refused")
+
+
+@pytest.mark.parametrize(
+    ("script", "case"), [("train.py", "python"), ("test.py", "python object"), ("train.py", "latin")]
+)
+def test_as_a_user_runs_it(script, case, tmp_path, tally):
+    name, content, words = FILES[case]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    rest = ["--ckpt", "none.pt"] if script == "test.py" else []
+    done = run_script(script, "--cfg", name, *rest, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (EXIT_USER_ERROR, "")
+    assert all(word in one_line(done.stderr) for word in words), done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+    tally("refused")
+
+
+ODD_AND_RIGHT = {
+    "byte order mark": ("\ufeffISON:\n  DEPTH: 18\n", "ISON.DEPTH", 18),
+    "node without keys": ("ISON:\n  # DEPTH: 18\nSOLVER: {}\n", "ISON.DEPTH", 34),
+    "dotted": ("ISON.DEPTH: 18\n", "ISON.DEPTH", 18),
+    "number used again": ("SOLVER:\n  MAX_EPOCHS: &n 7\n  WARMUP_EPOCH: *n\n", "SOLVER.WARMUP_EPOCH", 7),
+    "windows": ("ISON:\r\n  DEPTH: 18\r\n", "ISON.DEPTH", 18),
+    "flow": ("{ISON: {DEPTH: 18}}", "ISON.DEPTH", 18),
+    "date": ("DATASET:\n  NAME: 2024-01-31\n", "DATASET.NAME", "2024-01-31"),
+    "equals sign": ("DATASET:\n  NAME: =\n", "DATASET.NAME", "="),
+    "other letters": ("OUTPUT_DIR: \u7d50\u679c/\u0142\n", "OUTPUT_DIR", "\u7d50\u679c/\u0142"),
+    "underscore": ("SOLVER:\n  TRAIN_BATCH_SIZE: 1_000\n", "SOLVER.TRAIN_BATCH_SIZE", 1000),
+    "plus": ("SOLVER:\n  BASE_LR: +1.5E-2\n", "SOLVER.BASE_LR", 0.015),
+    "whole number": ("SOLVER:\n  BASE_LR: 1\n", "SOLVER.BASE_LR", 1.0),
+    "long and within the limit": ("#" * (MAX_BYTES - 1), "ISON.DEPTH", 34),
+    "longest path": (f"OUTPUT_DIR: {'x' * 255}/{'y' * 255}\n", "OUTPUT_DIR", f"{'x' * 255}/{'y' * 255}"),
+}
+
+
+@pytest.mark.parametrize("case", ODD_AND_RIGHT)
+def test_odd_and_right(case, tmp_path, tally):
+    text, key, value = ODD_AND_RIGHT[case]
+    path = tmp_path / "a.yaml"
+    path.write_bytes(text.encode())
+    cfg = load_cfg(path)
+    found = flat(cfg)[key]
+    assert (found, type(found)) == (value, type(value))
+    assert flat(parse_cfg(cfg.dump(), "a checkpoint")) == flat(cfg)
+    tally("survived")
+
+
+@pytest.mark.parametrize("text", [None, b"ISON:", {"ISON": 3}, 18, "ISON: ["])
+def test_the_config_of_a_hostile_checkpoint(text, tally):
+    with pytest.raises(ConfigError, match="a checkpoint: "):
+        parse_cfg(text, "a checkpoint")
+    tally("refused")
+
+
+FROM_PYTHON = {
+    "numbers": [3, 4],
+    "no key": [None, 4],
+    "list as key": [["ISON.DEPTH"], 18],
+    "huge int": ["ISON.DEPTH", 10**5000],
+    "huge float": ["SOLVER.BASE_LR", 10**5000],
+    "huge list": ["ISON.DEPTH", [[1] * 10**5] * 10**5],
+    "object": ["OUTPUT_DIR", object()],
+    "tensor": ["DATASET.MEAN", torch.zeros(3, 3, 3)],
+    "huge int, no value": [10**5000],
+}
+
+
+@pytest.mark.parametrize("case", FROM_PYTHON)
+def test_hostile_values_from_python(case, tally):
+    with pytest.raises(ConfigError) as error:
+        load_cfg(None, FROM_PYTHON[case])
+    one_line(f"error: {printable(error.value)}\n")
+    tally("refused")
+
+
+# Mutations
+
+CONFIGS = {path.name: path.read_bytes() for path in sorted((REPO / "configs").glob("*.yaml"))}
+DEFAULTS = flat(default_cfg())
+KEYS = list(DEFAULTS)
+HEAVY = 5_000_000  # parameters; what has more, or larger images than CIFAR networks take, runs without numbers
+
+any_text = st.text(st.characters(), max_size=12)
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 200),
+    st.integers(0, 40).map(lambda digits: 10**digits),
+    st.integers(-(2**70), 2**70),
+    st.floats(),
+    st.floats(0, 2),
+    any_text,
+    st.sampled_from(["", "off", "bf16", "memory", "torch", "skip", "CIFAR10", "digits", "bottleneck_transform", "True",
+                     "1e-4", "1e400", "0x14", "[1, 2]", "nan", "~", "..", "a/b", "x" * 5000]),
+)  # fmt: skip
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(any_text, inner, max_size=3), max_leaves=6
+)
+
+PLAUSIBLE = {
+    bool: st.booleans(),
+    int: st.integers(0, 64) | st.sampled_from([8, 14, 18, 20, 29, 50, 101, 110, 128, 224, 10_000]),
+    float: st.floats(0, 1) | st.floats(0, 1e6) | st.integers(0, 2),
+    str: st.sampled_from(["off", "fp16", "bf16", "auto", "workers", "pil", "skip", "CIFAR100", "digits", "mine", "a b",
+                          "basic_transform", "bottleneck_transform", "\u7d50\u679c", "2024", "../x"]),
+    list: st.lists(st.integers(0, 300), max_size=4).map(sorted) | st.lists(st.floats(0, 1), min_size=3, max_size=3),
+}  # fmt: skip
+
+
+@st.composite
+def new_value(draw, key):
+    """Of the kind that ``key`` takes, more often than not; else anything."""
+    return draw(PLAUSIBLE[type(DEFAULTS[key])] if key in DEFAULTS and draw(st.integers(0, 4)) else values)
+
+
+@st.composite
+def changed_text(draw):
+    """A real file after one to three slips of an editor."""
+    data = draw(st.sampled_from(list(CONFIGS.values())))
+    for _ in range(draw(st.integers(1, 3))):
+        data = draw(st.sampled_from(SLIPS))(draw, data)
+    return data, []
+
+
+def _of_lines(change):
+    def slip(draw, data):
+        lines = data.splitlines(keepends=True) or [b"\n"]
+        change(lines, draw(st.integers(0, len(lines) - 1)), draw(st.integers(0, len(lines) - 1)))
+        return b"".join(lines)
+
+    return slip
+
+
+def _swap(lines, i, j):
+    lines[i], lines[j] = lines[j], lines[i]
+
+
+def _replace(draw, data, width, size):
+    at = draw(st.integers(0, len(data)))
+    return data[:at] + draw(st.binary(min_size=size, max_size=size)) + data[at + width :]
+
+
+def _type_a_character(draw, data):
+    at = draw(st.integers(0, len(data)))
+    return data[:at] + draw(st.sampled_from([*b"0159.-:#[]{},*&!|>%@'\"\\\t\n eE_~<"])).to_bytes(1, "big") + data[at:]
+
+
+def _change_digit(draw, data):
+    digits = [i for i, byte in enumerate(data) if byte in b"0123456789"]
+    if not digits:
+        return data
+    at = draw(st.sampled_from(digits))
+    return data[:at] + draw(st.sampled_from([b"", b"0", b"9", b"99", b"-1", b".", b"e9", b"x"])) + data[at + 1 :]
+
+
+SLIPS = [
+    _of_lines(lambda lines, i, _: lines.pop(i)),
+    _of_lines(lambda lines, i, j: lines.insert(j, lines[i])),
+    _of_lines(_swap),
+    _of_lines(lambda lines, i, j: lines.__setitem__(i, b" " * (1 + j % 3) + lines[i])),
+    _of_lines(lambda lines, i, _: lines.__setitem__(i, lines[i].lstrip(b" "))),
+    _of_lines(lambda lines, i, _: lines.__setitem__(i, b"# " + lines[i])),
+    _of_lines(lambda lines, i, _: lines.__setitem__(slice(i + 1, None), [])),
+    functools.partial(_replace, width=1, size=1),
+    functools.partial(_replace, width=0, size=2),
+    functools.partial(_replace, width=3, size=0),
+    _type_a_character,
+    _change_digit,
+    _change_digit,
+]
+
+
+@st.composite
+def changed_tree(draw):
+    """A real file with one to three of its values replaced, added, renamed or removed."""
+    tree = yaml.safe_load(draw(st.sampled_from(list(CONFIGS.values()))))
+    for _ in range(draw(st.integers(1, 3))):
+        node = draw(st.sampled_from([tree, *(branch for branch in tree.values() if isinstance(branch, dict))]))
+        kind = draw(st.sampled_from(["add", "add", "replace", "replace", "rename", "remove"]))
+        if kind == "add":
+            key = draw(st.sampled_from(KEYS))
+            name, _, leaf = key.rpartition(".")
+            branch = tree.setdefault(name, {}) if name else tree
+            if isinstance(branch, dict):  # no longer, if it was replaced
+                branch[leaf] = draw(new_value(key))
+        elif not node:
+            continue
+        elif kind == "replace":
+            key = draw(st.sampled_from(list(node)))
+            name = next((f"{name}.{key}" for name, branch in tree.items() if branch is node), key)
+            node[key] = draw(new_value(name))
+        elif kind == "rename":
+            key = draw(st.sampled_from(list(node)))
+            at = draw(st.integers(0, len(key)))
+            node[key[:at] + draw(st.characters()) + key[at + 1 :]] = node.pop(key)
+        else:
+            del node[draw(st.sampled_from(list(node)))]
+    return yaml.safe_dump(tree).encode(), []
+
+
+@st.composite
+def overridden(draw):
+    """A real file, and one to three overrides."""
+    opts = []
+    for _ in range(draw(st.integers(1, 3))):
+        key = draw(st.sampled_from(KEYS))
+        value = draw(new_value(key))
+        opts += [key, draw(st.sampled_from([value, str(value)]))]
+    return draw(st.sampled_from(list(CONFIGS.values()))), opts
+
+
+def test_mutations_of_the_real_configs(tmp_path, tally, torture):
+    path = tmp_path / "mutant.yaml"
+    found = Counter()
+
+    @settings(
+        max_examples=3000 if torture else 300,
+        derandomize=True,  # the same mutants everywhere
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.one_of(changed_text(), changed_tree(), overridden()))
+    def try_one(mutant):
+        data, opts = mutant
+        path.write_bytes(data)
+        found[_outcome(path, opts)] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning on a terminal is a second line
+        warnings.filterwarnings("ignore", message="Initializing zero-element tensors")
+        try_one()
+    tally("refused", found["refused"])
+    tally("survived", found["survived"])
+    assert found.total() >= (3000 if torture else 300)
+    assert min(found["refused"], found["survived"]) >= found.total() // 5, (
+        found
+    )  # else the mutants are too tame, or wild
+
+
+def _outcome(path, opts) -> str:
+    """refused: with a ConfigError, and before data is touched; survived: a training step ran. Nothing else may be."""
+    try:
+        cfg = load_cfg(path, opts)
+        with torch.device("meta"):
+            model = assemble(cfg)
+    except ConfigError as error:
+        message = printable(error)
+        assert message
+        assert message.isprintable()
+        assert len(message) < 500, message
+        return "refused"
+    assert flat(parse_cfg(cfg.dump(), "a checkpoint")) == flat(cfg)
+    run_folder(cfg, "run").path.exists()  # a name that the system takes
+    for epoch in (1, cfg.SOLVER.WARMUP_EPOCH, cfg.SOLVER.MAX_EPOCHS):
+        assert learning_rate_at(cfg, epoch, 8) >= 0
+    size, classes = image_size(cfg), cfg.DATASET.NUM_CLASSES
+    if size > 64 or sum(p.numel() for p in model.parameters()) > HEAVY:
+        logits = model(torch.empty(2, 3, size, size, device="meta"))
+    else:
+        torch.manual_seed(cfg.RUNTIME.SEED)
+        model = build_model(cfg)
+        step = TrainStep(model, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF)
+        logits = step(torch.randn(2, 3, size, size), torch.tensor([0, classes - 1])).logits
+    assert logits.shape == (2, classes)
+    return "survived"
