@@ -132,9 +132,9 @@ class FolderLock:
                 raise
             if self._is_current(handle):
                 self.handle = handle
+                self._sign(handle)
             else:  # its holder removed the file between our two calls
                 os.close(handle)
-        self._sign(self.handle)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

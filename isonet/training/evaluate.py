@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isonet.data import Loader
-from isonet.errors import DataError, printable
+from isonet.errors import DataError, StorageError, printable
 from isonet.storage import write_file
 from isonet.training.amp import Amp
 from isonet.training.step import count_correct
@@ -69,13 +69,19 @@ def evaluate(
 
 def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
     """Tell of the images that could not be read and were left out: the first ones here, all of them in ``file``."""
-    skipped = [(split, path, why) for split, loader in loaders.items() for path, why in loader.skipped.items()]
+    skipped = [
+        f"{split}: {printable(path)}: {why}"
+        for split, loader in loaders.items()
+        for path, why in loader.skipped.items()
+    ]
     if not skipped:
         return
     log.warning("%d images could not be read and were left out (DATASET.ON_ERROR skip):", len(skipped))
-    shown = skipped if file is None else skipped[:_SHOWN]
-    for split, _, why in shown:
-        log.warning("  %s: %s", split, why)
-    if file:
-        write_file(file, "".join(f"{split}: {printable(why)}\n" for split, _, why in skipped))
-        log.warning("  all of them: %s", file)
+    for line in skipped if file is None else skipped[:_SHOWN]:
+        log.warning("  %s", line)
+    if file is not None:
+        try:
+            write_file(file, "".join(f"{line}\n" for line in skipped))
+            log.warning("all of them are listed in %s", file)
+        except StorageError as error:  # which must not hide why the run ends
+            log.warning("%s", error)

@@ -38,7 +38,8 @@ def log_to_terminal() -> None:
 
 
 def keep_for_file() -> None:
-    """Remember what is logged until ``log_to_file`` knows where to write it."""
+    """Remember what is logged until ``log_to_file`` knows where to write it; an earlier run's file is closed."""
+    _remove_handlers(logging.FileHandler)
     memory = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     _replace_handlers(MemoryHandler, memory, _LevelFormatter())
 
@@ -77,12 +78,16 @@ class _LevelFormatter(logging.Formatter):
 
 
 def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler, formatter: logging.Formatter) -> None:
-    for old in [h for h in log.handlers if isinstance(h, kind)]:
-        log.removeHandler(old)
-        old.close()
+    _remove_handlers(kind)
     handler.setFormatter(formatter)
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+
+
+def _remove_handlers(kind: type[logging.Handler]) -> None:
+    for old in [h for h in log.handlers if isinstance(h, kind)]:
+        log.removeHandler(old)
+        old.close()
 
 
 class EpochDisplay:

@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
         momentum=solver.MOMENTUM,
         dampening=float(solver.DAMPENING),
         nesterov=solver.NESTEROV,
-        fused=True,  # the same numbers, faster, and a step can be held back without waiting for the device
+        fused=True,  # faster, the same up to the last bit, and a step can be held back without waiting for the device
     )
     set_learning_rate(optimizer, solver.BASE_LR)
     return optimizer

@@ -1,0 +1,292 @@
+"""Disks that are full, read-only or gone, damaged checkpoints, two runs in one folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from conftest import REPO, TINY, run_script
+from isonet import load_cfg
+from isonet.checkpoint import read_checkpoint, save_checkpoint
+from isonet.errors import CheckpointError, StorageError
+from isonet.run_folder import RunFolder
+from isonet.storage import FolderLock, link_file, write_file
+from isonet.training.run import LATEST, run_training
+
+CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
+
+
+def cfg(tmp_path, *opts):
+    return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A file system of its own, of some kB: ``mounted(kilobytes)``; unmounted at the end."""
+    places = []
+
+    def mount(kilobytes):
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("a tmpfs cannot be mounted here, which takes root")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+def remount(place, option):
+    subprocess.run(["mount", "-o", f"remount,{option}", str(place)], check=True)
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("free", [0, 4, 100, 400])
+def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
+    disk = mounted(1024)
+    save_checkpoint(disk / "c.pt", {"model": {}, "n": 1})
+    before = (disk / "c.pt").read_bytes()
+    with (disk / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while filler.write(bytes(4096)):
+            pass
+    os.truncate(disk / "filler", (disk / "filler").stat().st_size - free * 1024)
+    with pytest.raises(
+        StorageError, match=r"c\.pt: cannot be written \(No space left on device\); the former .* intact"
+    ):
+        write_file(disk / "c.pt", os.urandom(600 * 1024))
+    assert (disk / "c.pt").read_bytes() == before
+    assert sorted(file.name for file in disk.iterdir()) == ["c.pt", "filler"]
+    tally("survived")
+
+
+def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_goes_on_later(mounted, tmp_path, tally):
+    keys = [*TINY[4:-2], "SOLVER.MAX_EPOCHS", 4, "RUNTIME.KEEP", 4]
+    disk = mounted(1300)  # room for a checkpoint or two of some 300 kB, and their best
+    full = run_script("train.py", *CFG, *keys, "OUTPUT_DIR", disk, cwd=tmp_path)
+    assert full.returncode == 2, full.stdout
+    (line,) = full.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "cannot be written (No space left on device)" in line
+    folder = RunFolder(disk / "digits/run")
+    epoch = read_checkpoint(folder.latest)["epoch"]
+    assert epoch >= 1
+    assert not list(folder.path.glob(".*"))
+    remount(disk, "size=20m")
+    more = run_script("train.py", *CFG, "--resume", *keys, "OUTPUT_DIR", disk, cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    whole = run_training(load_cfg(CFG[1], [*keys, "OUTPUT_DIR", str(tmp_path / "whole")]), "run")
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+    tally("survived")
+
+
+def test_a_read_only_folder(mounted, tmp_path, tally):
+    disk = mounted(20_000)
+    folder = RunFolder(disk / "digits/run")
+    assert run_script("train.py", *CFG, *TINY, "OUTPUT_DIR", disk, cwd=tmp_path).returncode == 0
+    before = contents(folder.path)
+    remount(disk, "ro")
+    for options in (["--resume"], ["--overwrite"]):
+        result = run_script("train.py", *CFG, *options, *TINY, "OUTPUT_DIR", disk, cwd=tmp_path)
+        assert result.returncode == 2
+        assert "cannot be written (Read-only file system); see OUTPUT_DIR" in result.stderr
+        assert len(result.stderr.splitlines()) == 1
+    assert contents(folder.path) == before
+    with pytest.raises(StorageError, match=r"Read-only.*the former file is intact"):
+        write_file(folder.latest, b"x")
+    tally("refused", 3)
+
+
+def start(tmp_path, *keys):
+    command = [sys.executable, str(REPO / "train.py"), *map(str, [*CFG, *TINY[4:-2], *keys])]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+    for line in process.stdout:
+        if "epoch 2/" in line:  # so the first is saved
+            return process
+    raise AssertionError(process.communicate())
+
+
+LONG = ("SOLVER.MAX_EPOCHS", 100_000)
+
+
+def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
+    process = start(tmp_path, *LONG)
+    folder = tmp_path / "outputs/cls/digits/run"
+    moved = folder.rename(tmp_path / "elsewhere")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    (line,) = errors.splitlines()
+    assert "cannot be written (No such file or directory)" in line
+    assert read_checkpoint(moved / "latest.pt")["epoch"] >= 1
+    tally("survived")
+
+
+def test_a_second_run_is_told_who_holds_the_folder_and_a_dead_one_does_not_hold_it(tmp_path, tally):
+    process = start(tmp_path, *LONG)
+    folder = RunFolder(tmp_path / "outputs/cls/digits/run")
+    try:
+        second = run_script("train.py", *CFG, "--resume", *TINY[4:], cwd=tmp_path)
+        assert second.returncode == 2
+        (line,) = second.stderr.splitlines()
+        first = f"is in use by process {process.pid} on {os.uname().nodename}"
+        assert f"error: outputs/cls/digits/run {first}" in line
+        for options in ({"overwrite": True}, {}):
+            with pytest.raises(CheckpointError, match=first):
+                run_training(cfg(tmp_path / "outputs/cls"), "run", **options)
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert (folder.path / "lock").exists()
+    done = len(folder.metrics.read_text().splitlines())
+    third = run_script("train.py", *CFG, "--resume", *TINY[4:-1], done + 1, cwd=tmp_path)
+    assert third.returncode == 0, third.stderr
+    assert f"process {process.pid} on {os.uname().nodename} was killed" in third.stdout
+    assert not (folder.path / "lock").exists()
+    tally("refused", 3)
+    tally("survived")
+
+
+def test_a_lock_is_free_again_after_every_kind_of_end(tmp_path):
+    with pytest.raises(ZeroDivisionError), FolderLock(tmp_path):
+        raise ZeroDivisionError
+    with FolderLock(tmp_path):
+        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    assert not list(tmp_path.iterdir())
+    with FolderLock(tmp_path / "not there yet") as lock:
+        lock.path.parent.mkdir()
+        lock.acquire()
+        assert lock.path.exists()
+
+
+@pytest.fixture(scope="module")
+def three_epochs(tmp_path_factory):
+    return run_training(cfg(tmp_path_factory.mktemp("runs"), "SOLVER.MAX_EPOCHS", 3), "whole")
+
+
+def flip(path):
+    """Change one bit in the middle of the file, in place: its other names see it, too."""
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 16]))
+
+
+def replace(path):
+    """Another file under this name: what a copy that broke off leaves."""
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, replace, lambda path: path.unlink()], ids=["bit", "truncated", "removed"])
+def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_path, tally, damage):
+    path = tmp_path / "digits/run"
+    shutil.copytree(three_epochs.path, path)
+    folder = RunFolder(path)
+    folder.latest.unlink()
+    link_file(path / "epoch0003.pt", folder.latest)  # as it is: one file of two names
+    damage(folder.latest)
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
+    text = folder.log.read_text()
+    if damage is flip:
+        assert f"{folder.latest}: is damaged: its checksum does not match; using the one before it" in text
+        assert "resuming" in text
+        assert "epoch0002.pt after epoch 2" in text
+        assert (path / "latest.pt.damaged").exists()
+    else:
+        assert "epoch0003.pt after epoch 3" in text
+        assert ("is damaged" in text) == (damage is replace)
+    assert folder.metrics.read_bytes() == three_epochs.metrics.read_bytes()
+    latest = folder.latest if damage is flip else path / "epoch0003.pt"
+    assert read_checkpoint(latest)["epoch"] == 3
+    tally("survived")
+
+
+def test_when_every_checkpoint_is_damaged_it_is_said_and_nothing_is_touched(three_epochs, tmp_path, tally):
+    path = tmp_path / "digits/run"
+    shutil.copytree(three_epochs.path, path)
+    for file in path.glob("*.pt"):
+        replace(file)
+    before = contents(path)
+    with pytest.raises(CheckpointError, match=r"latest.pt: is damaged.*neither is another one"):
+        run_training(cfg(tmp_path), "run", resume=LATEST)
+    assert contents(path) == before
+    tally("refused")
+
+
+def test_a_damaged_best_is_replaced(three_epochs, tmp_path, tally):
+    path = tmp_path / "digits/run"
+    shutil.copytree(three_epochs.path, path)
+    replace(path / "best.pt")
+    folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4), "run", resume=LATEST)
+    assert read_checkpoint(folder.best)["epoch"] == 4
+    assert "best.pt: is damaged" in folder.log.read_text()
+    tally("survived")
+
+
+def test_keep_bounds_how_many_are_kept(tmp_path):
+    opts = ["SOLVER.MAX_EPOCHS", 3, "RUNTIME.SAVE_EVERY", 5]
+    folder = run_training(cfg(tmp_path, *opts, "RUNTIME.KEEP", 4), "run")
+    names = ["epoch0002.pt", "epoch0003-step000005.pt", "epoch0003-step000010.pt", "epoch0003.pt"]
+    assert [file.name for file in folder.numbered()] == names
+    assert folder.latest.samefile(folder.numbered()[-1])
+    assert [read_checkpoint(file)["epoch"] for file in folder.numbered()] == [2, 2, 2, 3]
+    run_training(cfg(tmp_path, *opts, "RUNTIME.KEEP", 1), "run", overwrite=True)
+    assert [file.name for file in folder.numbered()] == ["epoch0003.pt"]
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path):
+    folder = run_training(cfg(tmp_path), "run")
+    (folder.path / ".latest.pt.abc.tmp").write_bytes(bytes(1000))
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run", resume=LATEST)
+    assert not list(folder.path.glob(".*"))
+
+
+def test_a_log_that_cannot_be_written_is_said_once(mounted, tmp_path):
+    """Writing the log fails, the terminal still shows everything."""
+    from isonet.training.log import _LogFile, log
+
+    disk = mounted(4)
+    handler = _LogFile(disk / "log.txt")
+    log.addHandler(handler)
+    code = f"""
+import logging, sys
+sys.path.insert(0, {str(REPO)!r})
+from isonet.training.log import log, log_to_file, log_to_terminal
+from pathlib import Path
+log_to_terminal()
+log_to_file(Path({str(disk / "log.txt")!r}))
+for i in range(3):
+    log.info("%s", "x" * 5000)
+"""
+    log.removeHandler(handler)
+    handler.close()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("x" * 5000) == 3
+    assert result.stderr.count("cannot be written") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_times_of_locks_are_readable(tmp_path):
+    with FolderLock(tmp_path) as lock:
+        since = json.loads(lock.path.read_text())["since"]
+    assert abs(time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60

@@ -1,0 +1,236 @@
+"""Losses and gradients that are not finite: found by the next look, named, and nothing spoilt is saved."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import TINY
+from isonet import build_model, load_cfg
+from isonet.checkpoint import read_checkpoint
+from isonet.data.memory import MemoryLoader
+from isonet.errors import NonFiniteError
+from isonet.training import TrainStep, build_optimizer
+from isonet.training.amp import Amp
+from isonet.training.failure import first_non_finite
+from isonet.training.run import LATEST, run_training
+
+CPU = torch.device("cpu")
+OFF = Amp("off", CPU)
+
+
+def cfg(tmp_path, *opts):
+    return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])
+
+
+def network():
+    torch.manual_seed(0)
+    return build_model(load_cfg(None, TINY))
+
+
+def batch(n=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 10, (n,), generator=generator)
+
+
+class SpoiltGradient(torch.autograd.Function):
+    """The identity, whose gradient is infinite in one place."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone()
+        grad.view(-1)[0] = float("inf")
+        return grad
+
+
+@pytest.fixture
+def spoil(monkeypatch):
+    """Spoil the images of step ``step`` of epoch ``epoch``, as the loader hands them over, whenever it does."""
+
+    def _spoil(epoch, step, value=float("inf"), batch_size=128):
+        real = MemoryLoader.__iter__
+
+        def batches(self):
+            for images, labels in real(self):
+                first = self.taken - len(labels)
+                if self.augment and self.sampler.epoch == epoch and first == (step - 1) * batch_size:
+                    images[0, 0, 0, 0] = value
+                yield images, labels
+
+        monkeypatch.setattr(MemoryLoader, "__iter__", batches)
+
+    return _spoil
+
+
+@pytest.mark.parametrize("how", ["afresh", "resumed within the epoch"])
+def test_the_message_names_epoch_step_rate_place_and_remedy_and_the_last_checkpoint_is_safe(
+    tmp_path, spoil, tally, how
+):
+    opts = ["SOLVER.MAX_EPOCHS", 2, "RUNTIME.LOG_EVERY", 4, "RUNTIME.SAVE_EVERY", 5]
+    if how == "afresh":
+        spoil(2, 10, float("nan"))
+        with pytest.raises(NonFiniteError) as error:
+            run_training(cfg(tmp_path, *opts), "run")
+        saved = (1, 5)
+    else:
+        whole = run_training(cfg(tmp_path / "whole", *opts, "RUNTIME.KEEP", 9), "run")
+        spoil(2, 10, float("nan"))
+        middle = whole.path / "epoch0002-step000005.pt"
+        with pytest.raises(NonFiniteError) as error:
+            run_training(cfg(tmp_path, *opts), "run", resume=str(middle))
+        saved = None
+    message = str(error.value)
+    assert "epoch 2, step 10, at a rate of 0.05, first in the images" in message
+    assert "Try a lower SOLVER.BASE_LR" in message
+    if saved:
+        latest = tmp_path / "digits/run/latest.pt"
+        assert f"the last good checkpoint is {latest}" in message
+        state = read_checkpoint(latest)
+        assert (state["epoch"], state["part"]["sums"]["steps"]) == saved
+        assert all(value.isfinite().all() for value in state["model"].values())
+    tally("survived")
+
+
+def test_a_diverging_run_is_told_the_layer(tmp_path, tally):
+    with pytest.raises(NonFiniteError) as error:
+        run_training(cfg(tmp_path, "SOLVER.BASE_LR", 1e4, "RUNTIME.LOG_EVERY", 5), "run")
+    found = re.search(r"epoch 1, step (\d+), at a rate of 10000, first in (the [a-z' ]+ of) ([\w.]+)", str(error.value))
+    assert found, error.value
+    assert 2 <= int(found[1]) <= 5
+    names = {name for name, _ in network().named_modules()} | {name for name, _ in network().named_parameters()}
+    assert found[3] in names
+    assert not list(tmp_path.rglob("*.pt"))
+    tally("survived")
+
+
+@pytest.mark.parametrize("where", ["forward", "gradient", "penalty"])
+def test_the_weights_stay_those_of_the_failed_step_and_tell_where_it_failed(monkeypatch, where, tally):
+    """A fault in step 4 of 7: the weights after step 7 are, to the bit, those after step 3."""
+    model, config = network(), load_cfg(None, TINY)
+    step = TrainStep(model, model, build_optimizer(model, config), 1e-4)
+    conv = model.s2.b1.f.b
+    spoilt: dict[str, int] = {"from": 4, "step": 0}
+    if where == "forward":
+        hook = lambda _m, _i, out: out * (float("inf") if spoilt["step"] == 4 else 1)  # noqa: E731
+        conv.register_forward_hook(hook)
+        expected = "the output of s2.b1.f.b (Conv2d)"
+    elif where == "gradient":
+        conv.register_forward_hook(lambda _m, _i, out: SpoiltGradient.apply(out) if spoilt["step"] == 4 else out)
+        expected = "the gradient of s2.b1.f.b.weight"
+    else:
+        conv.weight.register_hook(lambda grad: grad * float("nan") if spoilt["step"] == 4 else grad)
+        expected = "the gradient of s2.b1.f.b.weight"
+    finite = []
+    for number in range(1, 8):
+        spoilt["step"] = number
+        finite.append(bool(step(*batch(seed=number)).finite))
+        if number == 3:
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert finite == [True, True, True, False, True, True, True]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    spoilt["step"] = 4
+    assert first_non_finite(model, *batch(seed=4), OFF, 1e-4) == expected
+    spoilt["step"] = 0
+    assert first_non_finite(model, *batch(seed=4), OFF, 1e-4) == ""
+    tally("survived")
+
+
+def test_a_penalty_that_overflows_is_named(tally):
+    model = network()
+    with torch.no_grad():
+        model.s3.b1.f.a.weight.fill_(1e15)  # whose Gram matrix, squared, is beyond float32
+        model.s3.b1.f.a_relu.srelu_bias.fill_(0)
+        model.s3.b1.f.b.weight.zero_()
+    assert "the penalty of s3.b1.f.a" in first_non_finite(model, *batch(), OFF, 1e-4)
+    with torch.no_grad():
+        model.stem.conv.weight[0, 0, 0, 0] = float("nan")
+    assert first_non_finite(model, *batch(), OFF, 1e-4) == "the weights stem.conv.weight"
+    tally("survived", 2)
+
+
+def test_fp16_may_skip_its_first_step_and_trains_on_from_clean_momentum(tally):
+    """A fused optimiser would keep unset memory as the momentum of the second step."""
+    model = nn.Linear(2000, 50, bias=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
+    amp = Amp("fp16", CPU)
+    scale = amp.scaler.get_scale()
+    rubbish = [torch.full((50, 2000), 7.0) for _ in range(20)]  # for the allocator to hand out again
+    del rubbish
+    model.weight.grad = torch.full((50, 2000), float("inf"))
+    amp.scaler.scale(torch.zeros(()))
+    amp.step(optimizer)
+    assert amp.scaler.get_scale() == scale / 2
+    model.weight.grad = torch.full((50, 2000), amp.scaler.get_scale())
+    amp.step(optimizer)
+    torch.testing.assert_close(model.weight.detach(), torch.full((50, 2000), -0.1))
+    tally("survived")
+
+
+def test_another_optimiser_than_ours_is_told_on_all_the_same():
+    model = network()
+    step = TrainStep(model, model, torch.optim.Adam(model.parameters()), 1e-4)
+    images, labels = batch()
+    assert bool(step(images, labels).finite)
+    images[0] = float("nan")
+    assert not bool(step(images, labels).finite)
+
+
+def test_holding_back_changes_nothing_of_a_finite_step():
+    """Fused, with the check, against torch's plain loop, over steps with momentum and decay: up to the last bit."""
+    found = []
+    for fused in (True, False):
+        model, config = network(), load_cfg(None, [*TINY, "SOLVER.WEIGHT_DECAY", 0.01])
+        optimizer = build_optimizer(model, config)
+        if not fused:
+            groups = [{**group, "fused": None} for group in optimizer.param_groups]
+            optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, foreach=False)
+        step = TrainStep(model, model, optimizer, 1e-4)
+        assert step.update.can_hold == fused
+        for seed in range(5):
+            step(*batch(seed=seed))
+        found.append(model.state_dict())
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("how", ["resumed", "stopped"])
+def test_nothing_spoilt_is_saved_within_an_epoch_either(tmp_path, monkeypatch, spoil, tally, how):
+    """LOG_EVERY looks long after SAVE_EVERY, or a signal, saves: saving looks for itself."""
+    import isonet.training.trainer as trainer
+
+    spoil(1, 3)
+    opts = ["RUNTIME.LOG_EVERY", 1000, "RUNTIME.SAVE_EVERY", 5 if how == "resumed" else 0]
+    if how == "stopped":
+        real = trainer.StopSignals.check
+        calls = SimpleNamespace(n=0)
+
+        def check(self):
+            calls.n += 1
+            self.received = "SIGTERM" if calls.n == 6 else None
+            real(self)
+
+        monkeypatch.setattr(trainer.StopSignals, "check", check)
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step 3, .*first in the images; nothing was saved"):
+        run_training(cfg(tmp_path, *opts), "run")
+    assert not list(tmp_path.rglob("*.pt"))
+    tally("survived")
+
+
+def test_a_run_that_diverged_goes_on_from_its_last_save_with_a_lower_rate(tmp_path, tally):
+    run_training(cfg(tmp_path), "run")
+    more = ["SOLVER.MAX_EPOCHS", 2]
+    with pytest.raises(NonFiniteError):
+        run_training(cfg(tmp_path, *more, "SOLVER.BASE_LR", 1e5), "run", resume=LATEST)
+    folder = run_training(cfg(tmp_path, *more, "SOLVER.BASE_LR", 0.01), "run", resume=LATEST)
+    assert len(folder.metrics.read_text().splitlines()) == 2
+    tally("survived")
