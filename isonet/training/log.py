@@ -65,10 +65,10 @@ def log_to_file(path: Path) -> None:
         log.removeHandler(memory)
 
 
-def note_failure(path: Path, error: Exception) -> None:
+def note_failure(path: Path, error: BaseException) -> None:
     """Write an error, which the script prints by itself, to the end of ``path`` as well, where that can be done."""
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
-        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} error: {printable(error)}\n")
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {type(error).__name__}: {printable(error)}\n")
 
 
 class _LevelFormatter(logging.Formatter):

@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 from isonet.data import build_loader
 from isonet.data.processes import explain_dead_workers
-from isonet.errors import Stopped, StorageError, UserError
+from isonet.errors import NonFiniteError, Stopped, StorageError, UserError
 from isonet.models import build_model
 from isonet.run_folder import RunFolder, run_folder
 from isonet.storage import FolderLock, reason, remove_leftovers, write_file
@@ -67,8 +67,8 @@ def run_training(
         progress = Progress()
         if found:
             path, state = found
-            progress = restore_state(state, path, model, optimizer, amp, devices)
-            differences = changes(state, path, cfg, devices)
+            progress = restore_state(state, path, model, optimizer, amp, train_loader, devices)
+            differences = changes(state, path, cfg, train_loader, devices)
 
         # Whatever can be wrong with the request was found above: from here on the folder is this run's
         _open_folder(folder, lock, cfg, overwrite)
@@ -82,8 +82,11 @@ def run_training(
                 take_over(folder, path, progress)
                 log.info("resuming %s after %s", path, progress)
                 del found, state  # a second copy of the weights
-            trainer.fit()
-        except (UserError, Stopped) as error:
+            with explain_dead_workers(), explain_out_of_memory():  # in here, so that the log hears of it, too
+                trainer.fit()
+        except (UserError, Stopped, KeyboardInterrupt) as error:
+            if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # which say more
+                log.info("%s is whole: the same command with --resume goes on from there", folder.latest)
             note_failure(folder.log, error)
             raise
     return folder

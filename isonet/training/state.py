@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,9 +16,9 @@ from yacs.config import CfgNode
 
 from isonet.checkpoint import fitted, weights_of
 from isonet.config import flat, parse_cfg
+from isonet.data import Loader
 from isonet.errors import CheckpointError
 from isonet.training.amp import Amp
-from isonet.training.step import EpochSums
 
 # Keys that a resumed run may change without becoming another run
 _MAY_DIFFER = {
@@ -66,7 +67,7 @@ def pack_state(
     amp: Amp,
     progress: Progress,
     cfg: CfgNode,
-    classes: Sequence[str],
+    loader: Loader,
     devices: Sequence[torch.device],
 ) -> dict[str, Any]:
     """A checkpoint: tensors, numbers and text only, so that it loads without running code."""
@@ -83,7 +84,8 @@ def pack_state(
         "random": _random_state(devices),
         "num_devices": len(devices),
         "config": cfg.dump(),
-        "classes": list(classes),
+        "classes": list(loader.classes),
+        "num_images": loader.num_images,
     }
 
 
@@ -93,6 +95,7 @@ def restore_state(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     amp: Amp,
+    loader: Loader,
     devices: Sequence[torch.device],
 ) -> Progress:
     """Put model, optimiser and random streams where the run that wrote ``state``, read from ``path``, left them.
@@ -106,6 +109,7 @@ def restore_state(
     weights = fitted(model, weights_of(state, path), path)
     try:
         progress = _progress(state)
+        _check_part(progress.part, loader.num_images)
         optimizer.load_state_dict(_checked_optimizer(state["optimizer"], optimizer))
         if state.get("scaler"):
             amp.scaler.load_state_dict(state["scaler"])
@@ -119,22 +123,51 @@ def restore_state(
 
 
 def _progress(state: dict[str, Any]) -> Progress:
-    """The numbers of a checkpoint, each in its type: they come from a file and go into others."""
+    """The numbers of a checkpoint, each looked at: they come from a file and go into others."""
     part = state.get("part")
     return Progress(
-        epoch=int(state["epoch"]),
-        best_top1=float(state["best_top1"]),
-        best_epoch=int(state["best_epoch"]),
+        epoch=_count(state["epoch"]),
+        best_top1=_finite(state["best_top1"]),
+        best_epoch=_count(state["best_epoch"]),
         history=[_row(row) for row in state["history"]],
         timing=[_row(row) for row in state.get("timing", [])],
-        part=Part(int(part["taken"]), EpochSums.checked(part["sums"])) if part else None,
+        part=Part(_count(part["taken"]), _sums(part["sums"])) if part else None,
     )
 
 
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError("where a number of epochs, steps or images is expected, it holds something else")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError("where a number is expected, it holds something else")
+    return value
+
+
 def _row(row: dict[str, float]) -> dict[str, float]:
-    if not all(isinstance(key, str) and type(value) in (int, float) for key, value in row.items()):
-        raise TypeError("a row of metrics holds other things than numbers")
-    return dict(row)
+    if not all(isinstance(key, str) for key in row):
+        raise TypeError("a row of metrics has other keys than text")
+    return {key: _finite(value) for key, value in row.items()}
+
+
+def _sums(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of an ``EpochSums``."""
+    cross_entropy, penalty = state["losses"]
+    top1, top5 = state["correct"]
+    return {
+        "losses": [_finite(cross_entropy), _finite(penalty)],
+        "correct": [_count(top1), _count(top5)],
+        **{key: _count(state[key]) for key in ("images", "steps")},
+        **{key: _finite(state[key]) for key in ("seconds", "waited")},
+    }
+
+
+def _check_part(part: Part | None, num_images: int) -> None:
+    if part and not (part.taken <= num_images and part.sums["steps"] and part.sums["images"]):
+        raise ValueError(f"saved after {part.taken} images of an epoch of {num_images}; is this the same data set?")
 
 
 def _checked_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -157,7 +190,9 @@ def _checked_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) 
     return {"state": checked, "param_groups": groups}
 
 
-def changes(state: dict[str, Any], path: Path, cfg: CfgNode, devices: Sequence[torch.device]) -> list[str]:
+def changes(
+    state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, devices: Sequence[torch.device]
+) -> list[str]:
     """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
     found = []
     if isinstance(state.get("config"), str):
@@ -165,6 +200,8 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, devices: Sequence[t
         found = [f"{k} {before[k]} -> {now[k]}" for k in now if k not in _MAY_DIFFER and before[k] != now[k]]
     if state.get("num_devices", len(devices)) != len(devices):
         found.append(f"the number of GPUs, and with it batch and rate, {state['num_devices']} -> {len(devices)}")
+    if state.get("num_images", loader.num_images) != loader.num_images:
+        found.append(f"the number of training images {state['num_images']} -> {loader.num_images}")
     return found
 
 

@@ -116,17 +116,6 @@ class EpochSums:
             "waited": self.waited,
         }
 
-    @staticmethod
-    def checked(state: dict[str, Any]) -> dict[str, Any]:
-        """``state`` with each number in its type; raises where it is none, for it comes from a file."""
-        numbers = {"images": int, "steps": int, "seconds": float, "waited": float}
-        losses, correct = state["losses"], state["correct"]
-        return {
-            "losses": [float(losses[0]), float(losses[1])],
-            "correct": [int(correct[0]), int(correct[1])],
-            **{key: kind(state[key]) for key, kind in numbers.items()},
-        }
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses.copy_(torch.tensor(state["losses"], dtype=torch.float64))
         self.correct.copy_(torch.tensor(state["correct"]))

@@ -145,7 +145,7 @@ class Trainer:
 
     def _state(self) -> dict[str, object]:
         return pack_state(
-            self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader.classes, self.devices
+            self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader, self.devices
         )
 
     def _stop_message(self, request: StopRequested, epoch: int, steps: int) -> str:

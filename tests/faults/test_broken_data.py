@@ -537,6 +537,7 @@ def in_child(task):
     child = os.fork()
     if child == 0:
         try:
+            torch.set_num_threads(1)  # the parent's threads are not here, and waiting for them would never end
             answer = task()
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
@@ -713,6 +714,7 @@ def test_signals_to_the_whole_group_hit_no_worker_that_starts(images, tally, tor
     if child == 0:
         code = 1
         try:
+            torch.set_num_threads(1)
             os.setsid()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 signal.signal(number, lambda *_: None)
@@ -746,6 +748,7 @@ def test_no_worker_outlives_a_killed_main_process(many, tally, number):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # as in in_child
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         batches = loader(many, "workers", batch=2)
         next(iter(batches))

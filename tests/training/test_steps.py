@@ -12,7 +12,7 @@ from torch import nn
 from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
-from isonet.training.devices import parse_gpu_ids, pick_devices
+from isonet.training.devices import explain_out_of_memory, parse_gpu_ids, pick_devices
 from isonet.training.epoch import NonFiniteStep, train_epoch
 from isonet.training.step import EpochSums
 
@@ -127,3 +127,10 @@ def test_a_penalty_without_a_weight_to_train_is_only_reported(case):
     )
     assert (out.penalty > 0) == (case == "all frozen")
     assert not torch.equal(convs[0].weight, before)
+
+
+def test_out_of_memory_is_explained_and_other_errors_are_not_hidden():
+    with pytest.raises(DeviceError, match=r"out of memory \(.*SOLVER.TRAIN_BATCH_SIZE"), explain_out_of_memory():
+        torch.empty(1 << 50)  # a petabyte
+    with pytest.raises(RuntimeError, match="size of tensor"), explain_out_of_memory():
+        torch.zeros(2) + torch.zeros(3)

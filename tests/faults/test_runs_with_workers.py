@@ -1,0 +1,163 @@
+"""Whole runs that read image files in worker processes, and what may happen to those."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import REPO, run_script
+from isonet.checkpoint import read_checkpoint
+from isonet.run_folder import RunFolder
+
+# 8 steps an epoch of 64 images
+KEYS = [
+    "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 32, "RUNTIME.INPUT", "workers",
+    "DATASET.NUM_WORKERS", 2, "ISON.DEPTH", 11, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3,
+    "SOLVER.TRAIN_BATCH_SIZE", 8, "SOLVER.MAX_EPOCHS", 3, "RUNTIME.SAVE_EVERY", 3,
+]  # fmt: skip
+ARGS = ["--cfg", REPO / "configs/self_ISO29.yaml", "--output", "run"]
+
+
+@pytest.fixture
+def images(tmp_path):
+    for split, count in (("train", 32), ("val", 8)):
+        for name in ("a", "b"):
+            folder = tmp_path / "data/mine" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                from PIL import Image
+
+                pixels = torch.randint(
+                    0, 256, (40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)
+                )
+                Image.fromarray(pixels.numpy()).save(folder / f"{i:02}.png")
+    return tmp_path / "data/mine"
+
+
+def start(cwd, *args):
+    command = [sys.executable, str(REPO / "train.py"), *map(str, [*ARGS, *args])]
+    return subprocess.Popen(
+        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_gone(pids: list[int], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < end, "workers outlive their run"
+        time.sleep(0.1)
+
+
+LONG = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 100_000, "RUNTIME.SAVE_EVERY", 3]
+
+
+@pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
+def test_a_run_with_workers_goes_on_with_the_next_batch(images, tmp_path, tally, how):
+    whole = run_script("train.py", *ARGS, *KEYS, "OUTPUT_DIR", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    expected, folder = RunFolder(tmp_path / "whole/mine/run"), RunFolder(tmp_path / "outputs/cls/mine/run")
+    process = start(tmp_path, *KEYS)
+    wait_for(folder.path / "epoch0002-step000003.pt", process)
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    if how == "kill -9":
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate(timeout=60)
+    else:
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 75, output
+        assert "stopped: by SIGTERM in epoch 2 after step" in output
+        assert "Traceback" not in output
+    assert_gone(workers, 10)
+    more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert folder.metrics.read_bytes() == expected.metrics.read_bytes()
+    one, other = read_checkpoint(folder.latest), read_checkpoint(expected.latest)
+    assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
+    for index, state in one["optimizer"]["state"].items():
+        assert torch.equal(state["momentum_buffer"], other["optimizer"]["state"][index]["momentum_buffer"])
+    tally("survived")
+
+
+def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whole(images, tmp_path, tally):
+    folder = RunFolder(tmp_path / "outputs/cls/mine/run")
+    process = start(tmp_path, *LONG)
+    wait_for(folder.path / "epoch0002.pt", process)
+    victim = children(process.pid)[-1]
+    os.kill(victim, signal.SIGKILL)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 2, output
+    assert "error: a process that reads images (pid" in output.splitlines()[-1]
+    assert "was killed by SIGKILL" in output
+    assert "Traceback" not in output
+    assert read_checkpoint(folder.latest)["epoch"] >= 2
+    assert "was killed by SIGKILL" in folder.log.read_text()
+    tally("survived")
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_an_image_that_vanishes_in_mid_run(images, tmp_path, tally, on_error):
+    folder = RunFolder(tmp_path / "outputs/cls/mine/run")
+    keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 6, "DATASET.ON_ERROR", on_error]
+    process = start(tmp_path, *keys)
+    wait_for(folder.path / "latest.pt", process)
+    (images / "train/b/07.png").unlink()
+    output, _ = process.communicate(timeout=120)
+    assert "Traceback" not in output
+    if on_error == "stop":
+        assert process.returncode == 2, output
+        assert "error: data/mine/train/b/07.png: is not there any more" in output.splitlines()[-1]
+        assert "DATASET.ON_ERROR skip" in output
+        tally("refused")
+    else:
+        assert process.returncode == 0, output
+        assert "1 images could not be read and were left out" in output
+        assert (folder.path / "skipped.txt").read_text().startswith("train: data/mine/train/b/07.png: is not there")
+        assert len(folder.metrics.read_text().splitlines()) == 6
+        tally("survived")
+    assert read_checkpoint(folder.latest)["epoch"] >= 1
+
+
+@pytest.mark.parametrize("inputs", ["workers", "memory"])
+def test_images_left_out_of_training_and_evaluation_are_counted_and_listed(images, tmp_path, tally, inputs):
+    bad = ["train/a/01.png", "train/b/30.png", "val/a/02.png"]
+    for name in bad:
+        (images / name).write_bytes((images / name).read_bytes()[:100])
+    keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 1, "RUNTIME.INPUT", inputs, "DATASET.ON_ERROR", "skip"]
+    trained = run_script("train.py", *ARGS, *keys, cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "3 images could not be read and were left out" in trained.stdout
+    listed = (tmp_path / "outputs/cls/mine/run/skipped.txt").read_text()
+    assert [line.split(": ")[:2] for line in listed.splitlines()] == [
+        [name.split("/")[0], f"data/mine/{name}"] for name in bad
+    ]
+    tested = run_script("test.py", *ARGS[:2], "--ckpt", "run", *keys, cwd=tmp_path)
+    assert tested.returncode == 0, tested.stderr
+    assert "15 images," in tested.stdout
+    assert "1 images could not be read" in tested.stdout
+    assert "val: data/mine/val/a/02.png: " in tested.stdout
+    strict = run_script("test.py", *ARGS[:2], "--ckpt", "run", *keys[:-2], cwd=tmp_path)
+    assert strict.returncode == 2
+    assert "data/mine/val/a/02.png" in strict.stderr
+    assert len(strict.stderr.splitlines()) == 1
+    tally("survived", 3)
+    tally("refused")
