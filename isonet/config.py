@@ -7,21 +7,19 @@ files load unchanged. Only builders read the tree; layers and loops take plain a
 from __future__ import annotations
 
 import difflib
-import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from isonet.config_checks import CHOICES, SMALL_IMAGE, faults
 from isonet.config_file import flatten, parse_pairs, read_pairs, shown, where
 from isonet.errors import ConfigError
 
 # Side of a square image in pixels, where DATASET.IMAGE_SIZE does not give it.
 _OWN_IMAGE_SIZE = {"CIFAR10": 32, "CIFAR100": 32, "digits": 8}
 _FOLDER_IMAGE_SIZE = 224
-# Of 4 pixels one is left after two halvings, and batch norm has no variance where a batch ends in a single image
-_SMALLEST_IMAGE = 5
 _ITEM_TYPE = {"SOLVER.LR_MILESTONES": int, "DATASET.MEAN": float, "DATASET.STD": float}
 
 
@@ -114,7 +112,7 @@ def image_size(cfg: CfgNode) -> int:
 
 def uses_small_images(cfg: CfgNode) -> bool:
     """Whether images are at most 64 pixels: CIFAR networks, CIFAR augmentation, kept in memory."""
-    return image_size(cfg) <= 64
+    return image_size(cfg) <= SMALL_IMAGE
 
 
 def flat(cfg: CfgNode) -> dict[str, Any]:
@@ -147,7 +145,7 @@ class _Draft:
         if len(opts) % 2:
             raise ConfigError(f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value")
         self.merge(zip(opts[::2], opts[1::2], strict=True), source="the command line")
-        for key, message in _faults(self.cfg):
+        for key, message in faults(self.cfg, image_size(self.cfg)):
             source = self.given_by.get(key)
             raise ConfigError(f"{source}: {key} {message}" if source else f"{key} {message}")
         self.cfg.freeze()
@@ -174,7 +172,7 @@ class _Draft:
 def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     """``value`` in the type of ``default``; text is read as on a command line, so ``1e-4`` is a float."""
     wanted = type(default)
-    if wanted is str and value is False and key in _CHOICES:
+    if wanted is str and value is False and key in CHOICES:
         value = "off"  # which YAML reads as a boolean
     try:
         if wanted is list:
@@ -221,121 +219,3 @@ def _type_name(key: str, wanted: type) -> str:
     if wanted is list:
         return f"a list of {_ITEM_TYPE[key].__name__} values such as [1, 2, 3]"
     return {bool: "True or False", int: "a whole number", float: "a number", str: "text (a number in quotes)"}[wanted]
-
-
-_CHOICES = {
-    "RUNTIME.AMP": ("off", "bf16", "fp16"),
-    "RUNTIME.INPUT": ("auto", "workers", "memory"),
-    "RUNTIME.DECODER": ("pil", "torch"),
-    "DATASET.ON_ERROR": ("stop", "skip"),
-}
-
-
-def _faults(cfg: CfgNode) -> Iterator[tuple[str, str]]:
-    """Keys out of their range or at odds with others, each with what is wrong with it."""
-    values = flat(cfg)
-    for key, (low, high) in _RANGES.items():
-        items = values[key] if isinstance(values[key], list) else [values[key]]
-        if not all(low <= item <= high for item in items):  # nor is nan
-            each = "values " if items is values[key] else ""
-            yield key, f"must be {each}between {low} and {high}, got {shown(values[key])}"
-    for key, value in values.items():
-        if isinstance(value, str) and (fault := _fault_of_text(key, value)):
-            yield key, fault
-    for key, choices in _CHOICES.items():
-        if values[key] not in choices:
-            yield key, f"must be one of {', '.join(choices)}, got {shown(values[key])}"
-    for wrong, key, message in _contradictions(cfg):
-        if wrong:
-            yield key, message
-
-
-def _fault_of_text(key: str, text: str) -> str:
-    """Why ``text`` can name no file: logs and checkpoints carry it, too. Empty: it can."""
-    for char in text:
-        if unicodedata.category(char) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
-            return f"holds the character {char!a}, which a name must not; got {shown(text)}"
-    if len(text.encode()) > _LONGEST_PATH:
-        return f"must be at most {_LONGEST_PATH} bytes long, got {shown(text)}"
-    if any(len(part.encode()) > _LONGEST_NAME for part in text.split("/")):
-        return f"must have at most {_LONGEST_NAME} bytes in a name, got {shown(text)}"
-    return ""
-
-
-_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, of Linux and its file systems
-
-_ALMOST_ONE = 1 - 1e-6
-# Generous, and finite: beyond them lies a slip of the finger, or a number that overflows somewhere
-_RANGES: dict[str, tuple[float, float]] = {
-    "DATASET.NUM_CLASSES": (1, 1_000_000),
-    "DATASET.NUM_WORKERS": (0, 4096),
-    "DATASET.IMAGE_SIZE": (0, 8192),
-    "DATASET.MEAN": (0, 1),
-    "DATASET.STD": (1e-4, 1e4),
-    "SOLVER.BASE_LR": (0, 1e6),
-    "SOLVER.LR_MILESTONES": (0, 1_000_000),
-    "SOLVER.LR_GAMMA": (0, 1e6),
-    "SOLVER.WEIGHT_DECAY": (0, 1e6),
-    "SOLVER.MOMENTUM": (0, _ALMOST_ONE),
-    "SOLVER.TRAIN_BATCH_SIZE": (1, 1_000_000),
-    "SOLVER.TEST_BATCH_SIZE": (1, 1_000_000),
-    "SOLVER.MAX_EPOCHS": (1, 1_000_000),
-    "SOLVER.WARMUP_EPOCH": (1, 1_000_000),
-    "SOLVER.WARMUP_FACTOR": (0, 1),
-    "ISON.DEPTH": (1, 10_000),
-    "ISON.ORTHO_COEFF": (0, 1e6),
-    "ISON.RES_MULTIPLIER": (-1e6, 1e6),
-    "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
-    "RUNTIME.SEED": (0, 2**63 - 1),
-    "RUNTIME.PROFILE": (0, 1000),
-    "RUNTIME.LOG_EVERY": (1, 1_000_000_000),
-    "RUNTIME.SAVE_EVERY": (0, 1_000_000_000),
-    "RUNTIME.KEEP": (1, 10_000),
-}
-
-
-def _contradictions(cfg: CfgNode) -> Iterator[tuple[bool, str, str]]:
-    data, solver, ison = cfg.DATASET, cfg.SOLVER, cfg.ISON
-    milestones = solver.LR_MILESTONES
-    yield (
-        milestones != sorted(set(milestones)),
-        "SOLVER.LR_MILESTONES",
-        f"must be epochs in rising order, got {shown(milestones)}",
-    )
-    yield (
-        len(milestones) > 1000,
-        "SOLVER.LR_MILESTONES",
-        f"must be at most 1000 epochs, got {len(milestones)}",
-    )
-    yield (
-        solver.NESTEROV and (solver.MOMENTUM == 0 or solver.DAMPENING),
-        "SOLVER.NESTEROV",
-        "needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False",
-    )
-    yield (
-        ison.DELTA_ORTHOGONAL and not ison.DIRAC_INIT,
-        "ISON.DELTA_ORTHOGONAL",
-        "is a kind of delta initialisation: set ISON.DIRAC_INIT True with it",
-    )
-    yield (
-        ison.HAS_RES_MULTIPLIER and not ison.HAS_ST and ison.RES_MULTIPLIER == 0,
-        "ISON.RES_MULTIPLIER",
-        "0 without shortcuts (ISON.HAS_ST) is a network of constant output",
-    )
-    for key, values in (("DATASET.MEAN", data.MEAN), ("DATASET.STD", data.STD)):
-        yield len(values) not in (0, 3), key, f"takes three values, one per channel, got {shown(values)}"
-    yield (
-        data.NAME in ("", ".", "..") or "/" in data.NAME or "\\" in data.NAME,
-        "DATASET.NAME",
-        f"is the name of one folder under DATASET.ROOT, got {shown(data.NAME)}",
-    )
-    yield (
-        0 < data.IMAGE_SIZE < _SMALLEST_IMAGE,
-        "DATASET.IMAGE_SIZE",
-        f"must be 0, which is the data set's own, or at least {_SMALLEST_IMAGE}, got {data.IMAGE_SIZE}",
-    )
-    yield (
-        cfg.RUNTIME.INPUT == "memory" and not uses_small_images(cfg),
-        "RUNTIME.INPUT",
-        f"memory holds images of up to 64 pixels, and these have {image_size(cfg)}: use auto or workers",
-    )
