@@ -32,21 +32,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME",
         help="write flops.json and flops.txt to OUTPUT_DIR/DATASET.NAME/NAME/ as well, e.g. --output cifar10_ISO29.pt",
     )
-    return parser.parse_intermixed_args(argv)
+    return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
     cfg = load_cfg(args.cfg, args.opts)
     with without_compiler():
         count = count_flops(cfg)
-    print(format_table(count))
+    print(format_table(count), flush=True)
     if args.output:
         folder = run_folder(cfg, args.output).path
         write_count(count, folder)
-        print(f"written to {folder / 'flops.json'} and flops.txt")
+        print(f"written to {folder / 'flops.json'} and flops.txt", flush=True)
 
 
 if __name__ == "__main__":
     code = run_cli(main, parse_args())
-    sys.stdout.flush()
     os._exit(code)  # taking torch down in good order would cost another half second

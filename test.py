@@ -8,7 +8,7 @@ import sys
 
 from isonet.errors import run_cli
 from isonet.tools.cli import make_parser
-from isonet.tools.evaluate import evaluate_checkpoint, report
+from isonet.tools.evaluate import check_writable, evaluate_checkpoint, report
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -27,11 +27,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "e.g. --ckpt cifar10_ISO110.pt; --cfg may be left out where the checkpoint carries its config",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well, e.g. --json result.json")
-    return parser.parse_intermixed_args(argv)
+    return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
+    check_writable(args.json)
     result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
     report(result, path, args.json)
 

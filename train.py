@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from pathlib import Path
 
@@ -32,23 +33,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const=LATEST,
         metavar="CKPT",
-        help="go on after the last saved epoch: of this run, or of a checkpoint or run folder, "
+        help="go on with the next batch after the last save: of this run, or of a checkpoint or run folder, "
         "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run of this name, e.g. --output first-try --overwrite"
     )
-    args = parser.parse_intermixed_args(argv)
-    if args.resume in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint
-        args.opts.insert(0, args.resume)
-        args.resume = LATEST
-    return args
+    argv = list(sys.argv[1:] if argv is None else argv)
+    for i, (option, key) in enumerate(itertools.pairwise(argv)):
+        if option == "--resume" and key in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint
+            argv[i] = f"--resume={LATEST}"
+    return parser.parse(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     cfg = load_cfg(args.cfg, args.opts)
-    run_training(cfg, args.output or Path(args.cfg).stem, args.gpus, args.resume, args.overwrite)
+    run_training(
+        cfg, Path(args.cfg).stem if args.output is None else args.output, args.gpus, args.resume, args.overwrite
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -23,6 +24,9 @@ _ITEM_BYTES = {
     "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8,
     "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
 }  # fmt: skip
+
+
+_TOO_SHORT = "is damaged: its tensor data {!r:.80} is not as long as it says"
 
 
 class ArchiveError(Exception):
@@ -45,6 +49,7 @@ def unpack(data: bytes) -> Any:
     """
     try:
         if data[:2] == b"PK":
+            _check_end(data)
             _check_sum(data)
             _check_archive(data)
         else:
@@ -63,11 +68,27 @@ def unpack(data: bytes) -> Any:
         ) from None
 
 
+def _check_end(data: bytes) -> None:
+    """Check the records at the end, which say where the directory is.
+
+    Every byte up to the end must be accounted for: Python's reader and torch's would else find two directories.
+    """
+    end = data.rfind(b"PK\x05\x06")
+    if end < 0 or len(data) < end + 22:
+        raise ArchiveError("is damaged: its end is missing")
+    size, offset, comment = struct.unpack_from("<LLH", data, end + 12)
+    start = end
+    if data[end - 20 : end - 16] == b"PK\x06\x07":  # of an archive beyond 4 GB: the numbers are 64 bits wide
+        start = struct.unpack_from("<Q", data, end - 12)[0]
+        if start != end - 76 or data[start : start + 4] != b"PK\x06\x06":
+            raise ArchiveError("is refused: its end tells of another directory")
+        size, offset = struct.unpack_from("<QQ", data, start + 40)
+    if offset + size != start or end + 22 + comment != len(data):
+        raise ArchiveError("is damaged: a part of it is missing, or something was added")
+
+
 def _check_sum(data: bytes) -> None:
     """Compare with the checksum, if there is one."""
-    end = data.rfind(b"PK\x05\x06")  # the last record, of 22 bytes, the last two of which are the comment's length
-    if end >= 0 and end + 22 + int.from_bytes(data[end + 20 : end + 22], "little") != len(data):
-        raise ArchiveError("is damaged: its end is missing, or something was added to it")
     comment = data[-_COMMENT:]
     if not comment.startswith(_MARK):
         return
@@ -92,16 +113,26 @@ def _check_archive(data: bytes) -> None:
 
 
 def _check_old_format(data: bytes) -> None:
-    """Check the pickles of a file from before torch 1.6: format, version, system, content, keys, then bare numbers."""
+    """Check a file from before torch 1.6: five pickles (format, version, system, content, keys), then bare numbers."""
     if data[:1] != b"\x80":
         raise ArchiveError("is not a checkpoint")
     file = io.BytesIO(data)
-    for _ in range(5):
-        _StorageScan(file).load()
+    scans = [_StorageScan(file) for _ in range(5)]
+    keys = [scan.load() for scan in scans][-1]
+    sizes = {key: (kind, count) for kind, key, count in scans[3].storages}
+    if set(keys) != set(sizes):
+        raise ArchiveError("is damaged: it does not hold the tensor data that it names")
+    for key in keys:
+        kind, count = sizes[key]
+        if int.from_bytes(file.read(8), "little") != count:
+            raise ArchiveError(_TOO_SHORT.format(key))
+        file.seek(count * _ITEM_BYTES[kind], io.SEEK_CUR)
+    if file.tell() != len(data):
+        raise ArchiveError("is damaged: its end is missing, or something was added to it")
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
-    names = [entry.filename for entry in entries]
+    names = [entry.filename.lower() for entry in entries]  # as torch compares them
     if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in names):
         raise ArchiveError("is refused: it holds paths that lead out of it")
     if len(set(names)) < len(names):
@@ -118,25 +149,17 @@ def _check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
     scan.load()
     for kind, key, count in scan.storages:
         if kind not in _ITEM_BYTES or sizes.get(f"{folder}data/{key}") != count * _ITEM_BYTES[kind]:
-            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
+            raise ArchiveError(_TOO_SHORT.format(key))
 
 
 class _Inert(dict):
-    """Stands for whatever a pickle would make, and does nothing."""
+    """Stands for what a pickle would make, and does nothing."""
 
     def __init__(self, *_: object) -> None:
         super().__init__()
 
-    def __call__(self, *_: object) -> _Inert:
-        return self
-
     def __setstate__(self, _: object) -> None:
         pass
-
-    def append(self, _: object) -> None:
-        pass
-
-    extend = append
 
 
 class _Tuple(tuple):
@@ -145,7 +168,14 @@ class _Tuple(tuple):
     __hash__ = None  # type: ignore[assignment]
 
 
-def _load_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
+class _Opcodes(dict):
+    """What a pickle may ask of the unpickler; nothing else is in any checkpoint of weights."""
+
+    def __missing__(self, code: int) -> None:
+        raise ArchiveError(f"is refused: it holds more than plain weights (pickle code {code})")
+
+
+def _make_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
     def load_unhashable(unpickler: Any) -> None:
         load(unpickler)
         unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
@@ -153,29 +183,55 @@ def _load_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
     return load_unhashable
 
 
+# fmt: off
+_OPCODES = [
+    "PROTO", "STOP", "GLOBAL", "NEWOBJ", "REDUCE", "BUILD", "MARK", "POP", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
+    "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINSTRING", "EMPTY_LIST", "APPEND", "APPENDS",
+    "EMPTY_DICT", "SETITEM", "SETITEMS", "EMPTY_TUPLE", "BINPERSID", "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT",
+]
+# fmt: on
+_CLASSES = {
+    "collections.OrderedDict",
+    "torch.Size",
+    "torch.device",
+    "torch._utils._rebuild_tensor",
+    "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
+    "torch._utils._rebuild_parameter",
+    "torch.storage.UntypedStorage",
+    *(f"torch.{kind}" for kind in _ITEM_BYTES),
+    *(str(value) for value in vars(torch).values() if isinstance(value, torch.dtype)),
+}  # fmt: skip
+_STUBS = {name: type(name.rpartition(".")[2], (_Inert,), {}) for name in _CLASSES}
+
+
 # The Python form of the unpickler: the C one reserves memory for any index that a file names
 class _StorageScan(pickle._Unpickler):
     """Reads a pickle without making anything of it, and notes the storages that it asks for."""
 
-    dispatch: ClassVar = {
-        **pickle._Unpickler.dispatch,
-        **{
-            code[0]: _load_tuple(pickle._Unpickler.dispatch[code[0]])
-            for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
-        },
-    }
+    dispatch: ClassVar = _Opcodes(
+        {
+            **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)},
+            **{
+                code[0]: _make_tuple(pickle._Unpickler.dispatch[code[0]])
+                for code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3)
+            },
+        }
+    )
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.storages: list[tuple[str, str, int]] = []
 
     def find_class(self, module: str, name: str) -> type[_Inert]:
-        return type(name, (_Inert,), {})
+        if stub := _STUBS.get(f"{module}.{name}"):
+            return stub
+        raise ArchiveError(f"is refused: it would call {f'{module}.{name}'!r:.80}, which no plain weights need")
 
     def persistent_load(self, pid: Any) -> _Inert:
         kind, key, count = pid[1], pid[2], pid[4]
-        if not isinstance(key, str) or not isinstance(count, int):
-            raise ArchiveError("is damaged: it names its tensor data by something else than text")
+        if not isinstance(key, str) or type(count) is not int or pid[5:] not in ((), (None,)):
+            raise ArchiveError("is damaged: it names its tensor data by something else than text and a number")
         self.storages.append((kind.__name__, key, count))
         return _Inert()
 

@@ -143,7 +143,10 @@ class _Draft:
     def finish(self, opts: Sequence[Any]) -> CfgNode:
         """The frozen tree after ``KEY VALUE`` pairs and all checks."""
         if len(opts) % 2:
-            raise ConfigError(f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value")
+            raise ConfigError(
+                f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value "
+                "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
+            )
         self.merge(zip(opts[::2], opts[1::2], strict=True), source="the command line")
         for key, message in faults(self.cfg, image_size(self.cfg)):
             source = self.given_by.get(key)

@@ -51,8 +51,8 @@ class Stopped(Exception):  # noqa: N818 - not an error
 def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a script's ``main`` and return its exit code.
 
-    A ``UserError`` is printed as one line on standard error; with ``--debug`` its traceback is
-    shown as well. Every other exception is a defect of ours and keeps its traceback.
+    A ``UserError``, and what the system refuses, is printed as one line on standard error; with
+    ``--debug`` its traceback is shown as well. Every other exception is a defect of ours and keeps its traceback.
     """
     try:
         main(args)
@@ -70,6 +70,12 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except BrokenPipeError:  # who read our output has gone, as with "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
         return EXIT_INTERRUPTED
+    except OSError as error:  # the machine's fault, such as an output on a full disk
+        if args.debug:
+            traceback.print_exc()
+        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
+        print(f"error: {printable(what)}", file=sys.stderr)
+        return EXIT_USER_ERROR
     return EXIT_DONE
 
 

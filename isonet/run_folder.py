@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,24 +70,28 @@ class RunFolder:
         """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
         return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
 
-    def resumable(self) -> Iterator[Path]:
-        """The checkpoints to go on from, the newest first."""
+    def resumable(self) -> list[Path]:
+        """The checkpoints to go on from, the newest first; ``latest`` stands for its other name where it has one."""
         newest_first = self.numbered()[::-1]
-        if self.latest.is_file():
-            yield self.latest
-        yield from newest_first
+        if not self.latest.is_file():
+            return newest_first
+        if newest_first and self.latest.samefile(newest_first[0]):
+            return [self.latest, *newest_first[1:]]
+        return [*newest_first, self.latest]  # a kill before it was renewed, or a copy of the folder
 
-    def save(self, state: dict[str, Any], epoch: int, step: int, keep: int) -> Path:
+    def save(self, state: dict[str, Any], epoch: int, step: int, keep: int, best: bool = False) -> None:
         """Save ``state``, of ``epoch`` after ``step`` (0: after all of it), as the latest; keep the last ``keep``.
 
-        At every moment ``latest`` is whole. Raises ``StorageError``, with it intact, where nothing can be written.
+        best: let ``best`` mean it as well. At every moment ``latest`` and ``best`` are whole. Raises
+        ``StorageError``, with both intact, where nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
         save_checkpoint(path, state)
+        if best:  # first, so that the latest never claims a best that is not there
+            link_file(path, self.best)
         link_file(path, self.latest)
         for old in self.numbered()[:-keep]:
             old.unlink(missing_ok=True)
-        return path
 
     def set_aside(self, damaged: Path) -> None:
         """Rename a damaged checkpoint, so that it is not counted among those to go on from."""
@@ -118,27 +121,29 @@ def _position(numbered: Path) -> tuple[int, int]:
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
     """The folder of the run ``output`` of this config, whether it exists or not."""
-    if not output or output in (".", "..") or "/" in output or "\\" in output or not output.isprintable():
-        raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r}")
+    one_name = output not in ("", ".", "..") and not set(output) & {"/", "\\"} and output.isprintable()
+    if not one_name or len(output.encode()) > 255:  # bytes, of Linux's file systems
+        raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r:.100}")
     return RunFolder(Path(cfg.OUTPUT_DIR) / cfg.DATASET.NAME / output)
 
 
-def find_checkpoint(cfg: CfgNode, ckpt: str) -> Path:
-    """The file that ``--ckpt`` means: a checkpoint, a run folder's best, or that of a run of this config."""
+def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
+    """The file that ``--ckpt`` means: a checkpoint, a run folder's best, or that of a run of ``cfg``."""
     path = Path(ckpt)
     try:
         if path.is_file():
             return path
+        candidates = [RunFolder(path)]
+        if path.name == ckpt and cfg is not None:
+            candidates.append(run_folder(cfg, ckpt))
+        for folder in candidates:
+            for file in (folder.best, folder.latest):
+                if file.is_file():
+                    return file
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--ckpt {ckpt!r:.100}: cannot be looked for ({error!s:.100})") from None
-    candidates = [RunFolder(path)]
-    if path.name == ckpt:
-        candidates.append(run_folder(cfg, ckpt))
-    for folder in candidates:
-        for file in (folder.best, folder.latest):
-            if file.is_file():
-                return file
-    places = " nor ".join(str(folder.path) for folder in candidates)
+    places = " nor at ".join(str(folder.path) for folder in candidates)
+    hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
     raise CheckpointError(
-        f"no checkpoint {ckpt}: {places} is neither a file nor a folder that holds best.pt or latest.pt"
+        f"no checkpoint {ckpt}: neither a file nor a folder that holds best.pt or latest.pt is at {places}{hint}"
     )

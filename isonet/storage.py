@@ -75,8 +75,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """The system's words, such as "No space left on device"."""
-    return error.strerror or str(error)
+    """The system's words, such as "No space left on device", and what they ask for."""
+    remedy = {errno.ENOSPC: ": make room", errno.EDQUOT: ": make room", errno.ENOENT: ": its folder is gone"}
+    return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
 
 
 def _kept(path: Path) -> str:
@@ -113,12 +114,13 @@ class FolderLock:
         self.handle: int | None = None
 
     def __enter__(self) -> FolderLock:
-        if self.path.parent.is_dir():
+        if os.path.isdir(self.path.parent):
             self.acquire()
         return self
 
-    def acquire(self) -> None:
-        """Take the lock, unless this object holds it."""
+    def acquire(self) -> bool:
+        """Take the lock; returns whether this object did not hold it before."""
+        held = self.handle is not None
         while self.handle is None:
             try:
                 handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -135,6 +137,7 @@ class FolderLock:
                 self._sign(handle)
             else:  # its holder removed the file between our two calls
                 os.close(handle)
+        return not held
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

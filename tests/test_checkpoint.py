@@ -81,7 +81,7 @@ class Bomb:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
     save({"net": Bomb(tmp_path / "ran")}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"is refused: it (would call|holds more than plain weights)"):
         load_weights(network(), tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()
 
@@ -89,7 +89,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not really a zip"])
 def test_a_file_that_is_no_checkpoint(tmp_path, content):
     (tmp_path / "c.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint|its end is missing"):
         read_checkpoint(tmp_path / "c.pt")
 
 

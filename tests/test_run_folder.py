@@ -39,7 +39,7 @@ def test_ckpt_is_a_file_a_folder_or_a_run_of_this_config(cfg, tmp_path, monkeypa
 
 
 def test_a_ckpt_that_is_nowhere_names_the_places(cfg):
-    with pytest.raises(CheckpointError, match=r"no checkpoint gone.pt: gone.pt nor .*out/CIFAR10/gone.pt"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint gone.pt: .* is at gone.pt nor at .*out/CIFAR10/gone.pt"):
         find_checkpoint(cfg, "gone.pt")
 
 

@@ -101,14 +101,39 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path):
         ("test.py", ["--ckpt", REFERENCE / "cifar10_ISO20.pt"], ["carries no config", "--cfg"]),
         ("test.py", ["--cfg", DIGITS, "--ckpt", REFERENCE / "cifar10_RISO20.pt"], ["another network", "unexpected"]),
         ("flopscount_iso.py", ["--cfg", DIGITS, "ISON.DEPTH", "9"], ["6n+2"]),
+        ("train.py", [], ["required: --cfg", "train.py --help"]),
+        (
+            "train.py",
+            ["--cfg", DIGITS, "--overwite"],
+            ["--overwite; did you mean --overwrite?"],
+        ),
+        ("train.py", ["--cfg", DIGITS, "SOLVER.BASE_LR", "-1e-3"], ["SOLVER.BASE_LR must be between 0"]),
+        ("train.py", ["--cfg", DIGITS, "--output", ""], ["--output names one folder"]),
+        ("train.py", ["--cfg", DIGITS, "--output", "x" * 300], ["--output names one folder"]),
+        ("train.py", ["--cfg", DIGITS, "--resume", "y" * 5000], ["--resume", "cannot be looked for"]),
+        ("train.py", ["--cfg", DIGITS, "ISON.DEPTH=8"], ["without ="]),
+        ("test.py", ["--ckpt", "mine"], ["the name of a run takes --cfg"]),
+        ("test.py", ["--ckpt", "x.pt", "--json", "gone/x.json"], ["--json gone/x.json: there is no such folder"]),
     ],
 )
 def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, script, args, words):
     result = run_script(script, *args, cwd=tmp_path)
     assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
     assert all(word in result.stderr for word in words), result.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_resume_before_overrides_leaves_them_in_their_order():
+    import train
+
+    args = train.parse_args(
+        ["--cfg", "a", "SOLVER.MAX_EPOCHS", "3", "--resume", "SOLVER.BASE_LR", "-1e-3", "--output", "b"]
+    )
+    assert args.opts == ["SOLVER.MAX_EPOCHS", "3", "SOLVER.BASE_LR", " -1e-3"]
+    assert (args.resume, args.output) == ("", "b")
+    assert train.parse_args(["--cfg", "a", "--resume", "some.pt", "ISON.DEPTH", "8"]).resume == "some.pt"
 
 
 def test_debug_shows_the_traceback(tmp_path):

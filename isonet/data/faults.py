@@ -8,6 +8,8 @@ from pathlib import Path
 
 from isonet.errors import DataError, printable
 
+_WHOLE_BATCH = 8  # images; fewer, such as the last ones of an epoch, may all be bad by chance
+
 
 class ImageError(DataError):
     """An image file that cannot be read, through a fault of its own: such a one may be left out.
@@ -60,7 +62,7 @@ class LeftOut:
             if not self.skip or not failed.path:
                 raise DataError(failed.message)
             self.skipped.setdefault(failed.path, failed.reason)
-        whole_batch = len(failures) == batch_size >= 2
+        whole_batch = len(failures) == batch_size >= _WHOLE_BATCH
         if failures and (whole_batch or len(self.skipped) == self.num_images):
             path, reason = printable(failures[0].path), failures[0].reason
             raise DataError(

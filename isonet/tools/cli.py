@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from isonet.errors import EXIT_USER_ERROR
 
 GPUS_HELP = "GPUs to use, the weights live on the first, e.g. --gpus 0,1 (default: all visible ones, else the CPU)"
 
 
-def make_parser(
-    description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP
-) -> argparse.ArgumentParser:
+_NEGATIVE_POWER = re.compile(r"-[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)  # which argparse takes for an option
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes overrides before, between and after options; a mistake is one line and exit code 2."""
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments, of which a negative number such as -1e-3 is a value and no option."""
+        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_POWER.fullmatch(a) else a for a in argv])
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line, with the nearest option if one is unknown, and exit."""
+        hint = ""
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split(": ", 1)[1].split()[0].split("=")[0]
+            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+        self.exit(EXIT_USER_ERROR, f"error: {message}{hint} ({self.prog} --help lists all options)\n")
+
+
+def make_parser(description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP) -> Parser:
     """A parser with ``--cfg``, ``--gpus``, ``--debug`` and trailing ``KEY VALUE`` overrides."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from isonet.data.processes import explain_dead_workers
 from isonet.errors import CheckpointError, NonFiniteError, UserError
 from isonet.models import build_model
 from isonet.run_folder import find_checkpoint
+from isonet.storage import write_file
 from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
 from isonet.training.devices import describe, explain_out_of_memory, pick_devices, place, set_precision
@@ -37,7 +39,7 @@ def evaluate_checkpoint(
     Raises ``UserError`` for everything that the user can put right.
     """
     cfg = load_cfg(cfg_path, opts)
-    path = find_checkpoint(cfg, ckpt)
+    path = find_checkpoint(cfg if cfg_path else None, ckpt)
     state = read_checkpoint(path)
     if cfg_path is None:
         cfg = _own_config(state, path, opts)
@@ -58,15 +60,18 @@ def evaluate_checkpoint(
     return found, path
 
 
+def check_writable(json_file: str | None) -> None:
+    """Say before an evaluation, not after it, that there is no folder for ``json_file``."""
+    if json_file and not os.path.isdir(os.path.dirname(json_file) or "."):
+        raise UserError(f"--json {json_file}: there is no such folder; make it first")
+
+
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
     """Print the figures and, where asked, write them as JSON."""
     log.info("%d images, %.0f images/s", result.images, result.images_per_second)
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
     if json_file:
-        try:
-            Path(json_file).write_text(json.dumps(result.as_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json {json_file}: cannot be written ({error})") from None
+        write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")
 
 
 def _own_config(state: dict[str, Any], path: Path, opts: Sequence[Any]) -> CfgNode:

@@ -32,7 +32,8 @@ class Amp:
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Update the parameters; with fp16 not if a gradient is not finite."""
-        if self.scaler.is_enabled() and not optimizer.state and not self._gradient_is_finite(optimizer):
+        first = self.scaler.is_enabled() and optimizer.defaults.get("momentum") and not optimizer.state
+        if first and not self._gradient_is_finite(optimizer):
             # A fused optimiser that skips its very first step keeps its momentum, unset memory, for the second
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
             return

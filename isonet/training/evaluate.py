@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isonet.data import Loader
-from isonet.errors import DataError, StorageError, printable
+from isonet.errors import DataError, printable
 from isonet.storage import write_file
 from isonet.training.amp import Amp
 from isonet.training.step import count_correct
@@ -80,8 +80,9 @@ def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
     for line in skipped if file is None else skipped[:_SHOWN]:
         log.warning("  %s", line)
     if file is not None:
-        try:
-            write_file(file, "".join(f"{line}\n" for line in skipped))
+        try:  # together with those that the run met before it was resumed
+            before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            write_file(file, "".join(f"{line}\n" for line in dict.fromkeys([*before, *skipped])))
             log.warning("all of them are listed in %s", file)
-        except StorageError as error:  # which must not hide why the run ends
+        except OSError as error:  # which must not hide why the run ends
             log.warning("%s", error)

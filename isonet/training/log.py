@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
+import os
 import platform
 import subprocess
 import sys
@@ -24,11 +25,20 @@ PLAIN_LINE_SECONDS = 15.0  # between two progress lines where there is no termin
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar instead of through it."""
+    """Prints above a progress bar instead of through it. An output that is closed or full does not cost the run."""
+
+    failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        if self.failed or sys.stdout is None:  # None where the shell has closed it
+            return
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            self.failed = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more at exit
+            print(f"warning: nothing more can be printed ({error.strerror})", file=sys.stderr)
 
 
 def log_to_terminal() -> None:

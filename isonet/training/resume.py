@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from pathlib import Path
 from typing import Any
 
 from isonet.checkpoint import read_checkpoint
 from isonet.errors import CheckpointError
 from isonet.run_folder import RunFolder
-from isonet.storage import write_file
+from isonet.storage import link_file, write_file
 from isonet.training.state import Progress
 
 log = logging.getLogger("isonet")
@@ -28,28 +27,37 @@ def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool)
         raise CheckpointError("--resume goes on with a run and --overwrite removes it: give one of them")
     if resume is None:
         if folder.holds_a_run() and not overwrite:
-            go_on = "go on with it with --resume, " if any(folder.resumable()) else "which had saved nothing yet: "
+            run = "a run: go on with it with --resume," if folder.resumable() else "a run that saved nothing:"
             raise CheckpointError(
-                f"{folder.path} already holds a run: {go_on}replace it with --overwrite, or choose another --output"
+                f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
             )
         return None
-    asked = Path(resume)
-    if resume == LATEST or asked.is_dir():
-        source = folder if resume == LATEST else RunFolder(asked)
-        candidates, missing = list(source.resumable()), source.latest
-    else:
-        source = RunFolder(asked.parent)
-        candidates, missing = [asked] if asked.is_file() else [], asked
+    source, candidates = _candidates(folder, resume)
     if not candidates:
+        if resume != LATEST:
+            raise CheckpointError(f"--resume {resume}: no checkpoint to resume, and no run folder with one, is there")
         how = "--overwrite starts afresh" if folder.holds_a_run() else "leave --resume out to start the run"
-        raise CheckpointError(f"{missing}: no checkpoint to resume; {how}")
-    is_own = resume == LATEST or source.path.resolve() == folder.path.resolve()
-    if folder.holds_a_run() and not (is_own and candidates[0].resolve() == next(folder.resumable()).resolve()):
+        raise CheckpointError(f"{folder.path}: no checkpoint to resume is there yet; {how}")
+    own = folder.resumable()
+    goes_on = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
+    if folder.holds_a_run() and not goes_on:
         raise CheckpointError(
-            f"{folder.path} holds a run that {candidates[0]} is not the latest of: "
-            "choose another --output to resume it into"
+            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
+            "--output to resume that into, or go on with the run that is there by --resume alone"
         )
     return _newest_whole(candidates)
+
+
+def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
+    """The folder that ``resume`` is about, and what to go on from there, the newest first."""
+    asked = Path(resume)
+    try:
+        if resume == LATEST or asked.is_dir():
+            source = folder if resume == LATEST else RunFolder(asked)
+            return source, source.resumable()
+        return RunFolder(asked.parent), [asked] if asked.is_file() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
 
 
 def _newest_whole(candidates: list[Path]) -> tuple[Path, dict[str, Any]]:
@@ -66,8 +74,8 @@ def _newest_whole(candidates: list[Path]) -> tuple[Path, dict[str, Any]]:
         for why in damaged.values():
             log.warning("%s; using the one before it, %s", why, path)
         return path, state
-    others = f", and neither is another one in {candidates[0].parent}" if len(damaged) > 1 else ""
-    raise CheckpointError(f"{next(iter(damaged.values()))}{others}; choose an earlier checkpoint or start afresh")
+    others = f", and so are the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
+    raise CheckpointError(f"{next(iter(damaged.values()))}{others}; start afresh, or from another checkpoint")
 
 
 def take_over(folder: RunFolder, path: Path, progress: Progress) -> None:
@@ -76,14 +84,26 @@ def take_over(folder: RunFolder, path: Path, progress: Progress) -> None:
     write_file(folder.metrics, _as_lines(progress.history))
     write_file(folder.timing, _as_lines(progress.timing))
     if path.parent.resolve() == folder.path.resolve():
-        for other in folder.resumable():
-            if other.samefile(path):
-                break
-            folder.set_aside(other)
-    elif _epoch_of(best := RunFolder(path.parent).best) == progress.best_epoch:
-        shutil.copyfile(best, folder.best)
+        _repair(folder, path, progress)
+    else:
+        if _epoch_of(best := RunFolder(path.parent).best) == progress.best_epoch:
+            write_file(folder.best, best.read_bytes())
+        write_file(folder.latest, path.read_bytes())  # so that --resume goes on even if nothing is saved after this
     if _epoch_of(folder.best) != progress.best_epoch:  # the next epoch is the best there is
         progress.best_top1, progress.best_epoch = -1.0, 0
+
+
+def _repair(folder: RunFolder, path: Path, progress: Progress) -> None:
+    """Let ``path`` be the newest checkpoint, and the best where it is and a kill came before that was written."""
+    for other in folder.resumable():
+        if other.samefile(path):
+            break
+        folder.set_aside(other)
+    if not (folder.latest.exists() and folder.latest.samefile(path)):
+        log.warning("%s was not the newest checkpoint that is whole: it is %s from here on", folder.latest, path)
+        link_file(path, folder.latest)
+    if progress.best_epoch == progress.epoch and not progress.part and _epoch_of(folder.best) != progress.epoch:
+        link_file(path, folder.best)
 
 
 def _as_lines(rows: list[dict[str, float]]) -> str:

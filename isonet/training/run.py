@@ -28,6 +28,7 @@ from isonet.training.log import keep_for_file, log_to_file, note_failure, versio
 from isonet.training.optim import build_optimizer
 from isonet.training.resume import LATEST, checkpoint_to_resume, take_over
 from isonet.training.state import Progress, changes, restore_state
+from isonet.training.stop import StopSignals
 from isonet.training.trainer import Trainer
 
 __all__ = ["LATEST", "run_training"]
@@ -51,7 +52,7 @@ def run_training(
     """
     keep_for_file()
     folder = run_folder(cfg, output)
-    with FolderLock(folder.path) as lock, explain_dead_workers(), explain_out_of_memory():
+    with StopSignals() as stop, FolderLock(folder.path) as lock, explain_dead_workers(), explain_out_of_memory():
         found = checkpoint_to_resume(folder, resume, overwrite)
         devices = pick_devices(gpus)
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
@@ -71,7 +72,7 @@ def run_training(
             differences = changes(state, path, cfg, train_loader, devices)
 
         # Whatever can be wrong with the request was found above: from here on the folder is this run's
-        _open_folder(folder, lock, cfg, overwrite)
+        _open_folder(folder, lock, cfg, resume, overwrite)
         log.info("training %s on %s", _title(cfg, model), describe(devices))
         log.info("%d images for training, %d for validation", train_loader.num_images, val_loader.num_images)
         trainer = Trainer(cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress)
@@ -83,20 +84,21 @@ def run_training(
                 log.info("resuming %s after %s", path, progress)
                 del found, state  # a second copy of the weights
             with explain_dead_workers(), explain_out_of_memory():  # in here, so that the log hears of it, too
-                trainer.fit()
+                trainer.fit(stop)
         except (UserError, Stopped, KeyboardInterrupt) as error:
             if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # which say more
-                log.info("%s is whole: the same command with --resume goes on from there", folder.latest)
+                log.info("%s is whole: the same command with --resume alone goes on from there", folder.latest)
             note_failure(folder.log, error)
             raise
     return folder
 
 
-def _open_folder(folder: RunFolder, lock: FolderLock, cfg: CfgNode, overwrite: bool) -> None:
+def _open_folder(folder: RunFolder, lock: FolderLock, cfg: CfgNode, resume: str | None, overwrite: bool) -> None:
     """Make the folder, lock it, and write down what the run is, before it starts."""
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        if lock.acquire():  # the folder was not there: another run may have made it, and be finished, since
+            checkpoint_to_resume(folder, resume, overwrite)
         remove_leftovers(folder.path)
         if overwrite:
             folder.clear()

@@ -111,8 +111,8 @@ def restore_state(
         progress = _progress(state)
         _check_part(progress.part, loader.num_images)
         optimizer.load_state_dict(_checked_optimizer(state["optimizer"], optimizer))
-        if state.get("scaler"):
-            amp.scaler.load_state_dict(state["scaler"])
+        if state.get("scaler") and amp.scaler.is_enabled():
+            amp.scaler.load_state_dict(_checked_scaler(state["scaler"], amp.scaler.state_dict()))
         _set_random_state(state["random"], devices)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
         raise CheckpointError(
@@ -178,16 +178,27 @@ def _checked_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) 
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
         raise ValueError("other groups of parameters")
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    checked: dict[int, dict[str, Any]] = {}
-    for index, values in state["state"].items():
-        buffer = values["momentum_buffer"]
-        if buffer is not None:
-            if buffer.shape != parameters[index].shape or not buffer.isfinite().all():
-                raise ValueError(f"momentum number {index} is of another shape, or not finite")
-            buffer = torch.empty_like(parameters[index]).copy_(buffer)
-        checked[index] = {"momentum_buffer": buffer}
+    buffers = {index: values["momentum_buffer"] for index, values in state["state"].items()}
+    if all(buffer is None for buffer in buffers.values()):  # SOLVER.MOMENTUM 0, or no step yet
+        return {"state": {}, "param_groups": groups}
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    if set(buffers) != set(parameters):
+        raise ValueError("the momentum of other parameters")
+    checked = {}
+    for index, parameter in parameters.items():
+        buffer = buffers[index]
+        if buffer.shape != parameter.shape or not buffer.isfinite().all():
+            raise ValueError(f"momentum number {index} is of another shape, or not finite")
+        checked[index] = {"momentum_buffer": torch.empty_like(parameter).copy_(buffer)}
     return {"state": checked, "param_groups": groups}
+
+
+def _checked_scaler(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The scale that fp16 has found, with our own settings."""
+    scale = _finite(state["scale"])
+    if not scale > 0:
+        raise ValueError("the scale of fp16 is not above 0")
+    return {**own, "scale": scale, "_growth_tracker": _count(state["_growth_tracker"])}
 
 
 def changes(
@@ -198,10 +209,12 @@ def changes(
     if isinstance(state.get("config"), str):
         before, now = flat(parse_cfg(state["config"], str(path))), flat(cfg)
         found = [f"{k} {before[k]} -> {now[k]}" for k in now if k not in _MAY_DIFFER and before[k] != now[k]]
-    if state.get("num_devices", len(devices)) != len(devices):
-        found.append(f"the number of GPUs, and with it batch and rate, {state['num_devices']} -> {len(devices)}")
-    if state.get("num_images", loader.num_images) != loader.num_images:
-        found.append(f"the number of training images {state['num_images']} -> {loader.num_images}")
+    for key, what, here in (
+        ("num_devices", "the number of GPUs, and with it batch and rate,", len(devices)),
+        ("num_images", "the number of training images", loader.num_images),
+    ):
+        if type(state.get(key)) is int and state[key] != here:
+            found.append(f"{what} {state[key]} -> {here}")
     return found
 
 
@@ -218,8 +231,9 @@ def _random_state(devices: Sequence[torch.device]) -> dict[str, Any]:
 def _set_random_state(state: dict[str, Any], devices: Sequence[torch.device]) -> None:
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
-    if not all(type(key) is int for key in keys):  # of lists in lists numpy would make an array of any size
-        raise TypeError("NumPy's random state is not a list of numbers")
+    # Of lists in lists numpy would make an array of any size, and beyond the last key it would read other memory
+    if not all(type(key) is int for key in keys) or not 0 <= position <= len(keys) == 624:
+        raise ValueError("NumPy's random state is none")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     on_gpu = [device for device in devices if device.type == "cuda"]

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# What a terminal (SIGINT), a service or `kill` (SIGTERM), and a scheduler before it takes the machine away send
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# What a terminal (SIGINT; SIGHUP when it closes), `kill` (SIGTERM) and a scheduler before it takes the machine send
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
@@ -28,7 +28,8 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # no other thread may
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as nohup asks
+            self._former = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.checkpoint import save_checkpoint
 from isonet.data import Loader
 from isonet.errors import NonFiniteError, Stopped, UserError
 from isonet.run_folder import RunFolder
@@ -47,7 +46,7 @@ class Trainer:
     val_loader: Loader
     progress: Progress
 
-    def fit(self) -> None:
+    def fit(self, stop: StopSignals) -> None:
         """Train until MAX_EPOCHS, saving after each epoch, and within it where the config or a signal asks for it.
 
         Raises ``Stopped`` after a signal and ``NonFiniteError`` where the numbers are no longer finite.
@@ -55,11 +54,10 @@ class Trainer:
         start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
         step = TrainStep(self.forward, self.model, self.optimizer, self.cfg.ISON.ORTHO_COEFF, self.amp)
         if self.progress.epoch >= max_epochs:
-            log.info("nothing to do: %d of %d epochs are finished", self.progress.epoch, max_epochs)
+            log.info("nothing to do: %d epochs are finished (SOLVER.MAX_EPOCHS %d)", self.progress.epoch, max_epochs)
         try:
-            with StopSignals() as stop:
-                while self.progress.epoch < max_epochs:
-                    self._epoch(self.progress.epoch + 1, step, stop)
+            while self.progress.epoch < max_epochs:
+                self._epoch(self.progress.epoch + 1, step, stop)
         finally:
             list_skipped({"train": self.train_loader, "val": self.val_loader}, self.folder.skipped)
         log.info(
@@ -127,21 +125,18 @@ class Trainer:
         self.folder.save(self._state(), epoch, sums.steps, self.cfg.RUNTIME.KEEP)
 
     def _finish(self, row: dict[str, float], timing: dict[str, float]) -> None:
-        """Log and save a whole epoch."""
+        """Save and log a whole epoch."""
         epoch = int(row["epoch"])
+        improved = self.progress.record(row, timing)
+        self.folder.save(self._state(), epoch, 0, self.cfg.RUNTIME.KEEP, best=improved)
+        append_line(self.folder.metrics, json.dumps(row, allow_nan=False))
+        append_line(self.folder.timing, json.dumps(timing, allow_nan=False))
         log.info(
             "epoch %d/%d: rate %.4g, cross entropy %.4f, penalty %.4g, train top-1 %.2f, top-1 %.2f, top-5 %.2f, "
             "%.0f images/s, %.1f s waiting for data",
             epoch, self.cfg.SOLVER.MAX_EPOCHS, row["learning_rate"], row["cross_entropy"], row["penalty"],
             row["train_top1"], row["top1"], row["top5"], timing["images_per_second"], timing["data_wait_seconds"],
         )  # fmt: skip
-        improved = self.progress.record(row, timing)
-        state = self._state()
-        if improved:  # first, so that the latest never claims a best that is not there
-            save_checkpoint(self.folder.best, state)
-        self.folder.save(state, epoch, 0, self.cfg.RUNTIME.KEEP)
-        append_line(self.folder.metrics, json.dumps(row, allow_nan=False))
-        append_line(self.folder.timing, json.dumps(timing, allow_nan=False))
 
     def _state(self) -> dict[str, object]:
         return pack_state(
@@ -152,7 +147,8 @@ class Trainer:
         if not steps and not self.folder.latest.exists():
             return f"by {request} before the first step: nothing is lost, and nothing was saved"
         where = f"in epoch {epoch} after step {steps}" if steps else f"after epoch {epoch - 1}"
-        return f"by {request} {where}; saved in {self.folder.latest}: the same command with --resume goes on from there"
+        latest = self.folder.latest
+        return f"by {request} {where}; saved in {latest}: the same command with --resume alone goes on from there"
 
     def _non_finite_message(self, epoch: int, bad_step: int, steps: int, rate: float) -> str:
         """``bad_step``: the one of ``steps`` whose loss or gradient is not finite; 0: the update after the last."""

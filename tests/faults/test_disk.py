@@ -65,7 +65,7 @@ def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
             pass
     os.truncate(disk / "filler", (disk / "filler").stat().st_size - free * 1024)
     with pytest.raises(
-        StorageError, match=r"c\.pt: cannot be written \(No space left on device\); the former .* intact"
+        StorageError, match=r"c\.pt: cannot be written \(No space left on device: make room\); the former .* intact"
     ):
         write_file(disk / "c.pt", os.urandom(600 * 1024))
     assert (disk / "c.pt").read_bytes() == before
@@ -80,7 +80,7 @@ def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_goes_on_l
     assert full.returncode == 2, full.stdout
     (line,) = full.stderr.splitlines()
     assert line.startswith("error: ")
-    assert "cannot be written (No space left on device)" in line
+    assert "cannot be written (No space left on device: make room)" in line
     folder = RunFolder(disk / "digits/run")
     epoch = read_checkpoint(folder.latest)["epoch"]
     assert epoch >= 1
@@ -132,7 +132,7 @@ def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2, errors
     (line,) = errors.splitlines()
-    assert "cannot be written (No such file or directory)" in line
+    assert "cannot be written (No such file or directory: its folder is gone)" in line
     assert read_checkpoint(moved / "latest.pt")["epoch"] >= 1
     tally("survived")
 
@@ -206,17 +206,78 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
     damage(folder.latest)
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
     text = folder.log.read_text()
-    if damage is flip:
+    if damage is flip:  # of both names
         assert f"{folder.latest}: is damaged: its checksum does not match; using the one before it" in text
-        assert "resuming" in text
         assert "epoch0002.pt after epoch 2" in text
         assert (path / "latest.pt.damaged").exists()
     else:
         assert "epoch0003.pt after epoch 3" in text
-        assert ("is damaged" in text) == (damage is replace)
+        assert f"{folder.latest} was not the newest checkpoint that is whole" in text
     assert folder.metrics.read_bytes() == three_epochs.metrics.read_bytes()
-    latest = folder.latest if damage is flip else path / "epoch0003.pt"
-    assert read_checkpoint(latest)["epoch"] == 3
+    assert read_checkpoint(folder.latest)["epoch"] == 3
+    assert folder.latest.samefile(folder.numbered()[-1])
+    tally("survived")
+
+
+def test_a_run_that_another_made_and_finished_while_this_one_loaded_is_not_written_over(tmp_path, monkeypatch, tally):
+    """The folder appears between the first look at it and the lock."""
+    import isonet.training.run as run
+
+    real = run.build_optimizer
+
+    def late(*args):
+        monkeypatch.setattr(run, "build_optimizer", real)
+        keep = run.seed_everything
+        run_training(cfg(tmp_path), "run")
+        keep(0)
+        return real(*args)
+
+    monkeypatch.setattr(run, "build_optimizer", late)
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run")
+    assert len((tmp_path / "digits/run/metrics.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "digits/run/lock").exists()
+    tally("refused")
+
+
+def test_a_run_resumed_into_a_new_folder_is_there_before_its_first_save(three_epochs, tmp_path, tally):
+    config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3)
+    folder = run_training(config, "copy", resume=str(three_epochs.path))
+    assert folder.latest.read_bytes() == three_epochs.latest.read_bytes()
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4), "copy", resume=LATEST)
+    assert len(folder.metrics.read_text().splitlines()) == 4
+    tally("survived")
+
+
+def test_the_latest_by_another_of_its_names_may_be_resumed(three_epochs, tmp_path):
+    path = tmp_path / "digits/run"
+    shutil.copytree(three_epochs.path, path)
+    (path / "latest.pt").unlink()
+    link_file(path / "epoch0003.pt", path / "latest.pt")
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4), "run", resume=str(path / "epoch0003.pt"))
+    with pytest.raises(CheckpointError, match="is not its latest checkpoint"):
+        run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 5), "run", resume=str(path / "epoch0003.pt"))
+    for file in path.glob("*.pt"):
+        if file.name != "best.pt":
+            file.unlink()
+    with pytest.raises(CheckpointError, match="is not its latest checkpoint"):
+        run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 5), "run", resume=str(path / "best.pt"))
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "closed"])
+def test_a_terminal_that_is_gone_does_not_cost_the_run(tmp_path, tally, out):
+    command = " ".join([sys.executable, str(REPO / "train.py"), *map(str, [*CFG, *TINY])])
+    shell = f"{command} > {out}" if out == "/dev/full" else f"{command} | head -1; exit ${{PIPESTATUS[0]}}"
+    result = subprocess.run(
+        ["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert len(result.stderr.splitlines()) <= 1
+    assert "Traceback" not in result.stderr
+    folder = RunFolder(tmp_path / "outputs/cls/digits/run")
+    assert read_checkpoint(folder.latest)["epoch"] == 1
+    assert "best top-1" in folder.log.read_text()
     tally("survived")
 
 
@@ -226,7 +287,7 @@ def test_when_every_checkpoint_is_damaged_it_is_said_and_nothing_is_touched(thre
     for file in path.glob("*.pt"):
         replace(file)
     before = contents(path)
-    with pytest.raises(CheckpointError, match=r"latest.pt: is damaged.*neither is another one"):
+    with pytest.raises(CheckpointError, match=r"epoch0003.pt: is damaged.*and so are the 2 before it"):
         run_training(cfg(tmp_path), "run", resume=LATEST)
     assert contents(path) == before
     tally("refused")

@@ -6,10 +6,13 @@ import io
 import os
 import pickle
 import random
+import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+import zlib
 
 import pytest
 import torch
@@ -172,6 +175,139 @@ def test_tensors_longer_than_their_data(refused):
     longer = pickled.replace(b"M\xe8\x03", b"J" + (50_000_000).to_bytes(4, "little"))
     assert longer != pickled
     refused(changed(data, data_pkl=longer), "not as long as it says")
+
+
+def local(name: bytes, data: bytes) -> bytes:
+    head = struct.pack("<IHHHHHIIIHH", 0x04034B50, 0, 0, 0, 0, 33, zlib.crc32(data), len(data), len(data), len(name), 0)
+    return head + name + data
+
+
+def central(name: bytes, data: bytes, offset: int) -> bytes:
+    sizes = (zlib.crc32(data), len(data), len(data))
+    return (
+        struct.pack("<IHHHHHHIIIHHHHHII", 0x02014B50, 20, 0, 0, 0, 0, 33, *sizes, len(name), 0, 0, 0, 0, 0, offset)
+        + name
+    )
+
+
+def directory(parts, offsets) -> bytes:
+    return b"".join(central(name, data, offset) for (name, data), offset in zip(parts, offsets, strict=True))
+
+
+def laid_out(parts, start=0) -> tuple[bytes, list[int]]:
+    body, offsets = b"", []
+    for name, data in parts:
+        offsets.append(start + len(body))
+        body += local(name, data)
+    return body, offsets
+
+
+def end(count, size, offset) -> bytes:
+    return struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, count, count, size, offset, 0)
+
+
+def parts_of(storage: bytes, claimed: int, key="0"):
+    """An archive's parts, whose pickle claims ``claimed`` float32 numbers in storage ``key``."""
+    text = lambda t: b"X" + struct.pack("<I", len(t)) + t.encode()  # noqa: E731
+    number = lambda n: b"J" + struct.pack("<i", n)  # noqa: E731
+    pid = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + number(claimed) + b"tQ"
+    shape = b"(" + number(claimed) + b"t(" + number(1) + b"t\x89ccollections\nOrderedDict\n)R"
+    tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + pid + number(0) + shape + b"tR"
+    pickled = b"\x80\x02}" + text("w") + tensor + b"s."
+    return [(b"a/data.pkl", pickled), (f"a/data/{key}".encode(), storage), (b"a/version", b"3\n")]
+
+
+FOUR = struct.pack("<f", 1.0)
+GOOD, EVIL = parts_of(FOUR, 1), parts_of(FOUR, 50_000_000)
+
+
+def one_directory(parts) -> bytes:
+    body, offsets = laid_out(parts)
+    entries = directory(parts, offsets)
+    return body + entries + end(len(parts), len(entries), len(body))
+
+
+def two_directories() -> bytes:
+    """Python's reader finds the one before the end, torch's the one at the place that the end names."""
+    evil, evil_offsets = laid_out(EVIL)
+    first = directory(EVIL, evil_offsets)
+    start = len(evil) + len(first) + len(first)
+    good, good_offsets = laid_out(GOOD, start)
+    shift = start + len(good) - len(evil)  # which Python takes for something put before the archive
+    second = directory(GOOD, [max(0, offset - shift) for offset in good_offsets])
+    return evil + first + bytes(len(first)) + good + second + end(len(GOOD), len(second), len(evil))
+
+
+def two_ends_of_64_bits() -> bytes:
+    out = b""
+    records = []
+    for parts in (EVIL, GOOD):
+        body, offsets = laid_out(parts, len(out))
+        entries = directory(parts, offsets)
+        out += body
+        place = len(out)
+        out += entries
+        records.append(len(out))
+        out += struct.pack("<IQHHIIQQQQ", 0x06064B50, 44, 45, 45, 0, 0, 3, 3, len(entries), place)
+    out += struct.pack("<IIQI", 0x07064B50, 0, records[0], 1)
+    return out + struct.pack("<IHHHHIIH", 0x06054B50, 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+
+
+def test_a_crafted_archive_that_is_right_is_read(tmp_path, tally):
+    (tmp_path / "c.pt").write_bytes(one_directory(GOOD))
+    assert read_checkpoint(tmp_path / "c.pt")["w"].tolist() == [1.0]
+    tally("survived")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        one_directory(EVIL),
+        one_directory([*GOOD, (b"a/DATA.PKL", EVIL[0][1])]),
+        one_directory([(b"a/DATA.PKL", EVIL[0][1]), *GOOD]),
+        one_directory([*parts_of(bytes(4096), 1024, "x"), (b"a/data/X", FOUR)]),
+        two_directories(),
+        two_ends_of_64_bits(),
+        b"x" * 100 + one_directory(GOOD),
+        b"PK" + one_directory(GOOD),
+        one_directory(GOOD) + one_directory(GOOD)[-22:],
+    ],
+    ids=["too long", "case last", "case first", "case of data", "two directories", "two 64-bit ends", "put before",
+         "put before as zip", "two ends"],
+)  # fmt: skip
+def test_archives_that_two_readers_read_differently(refused, data):
+    """Most of these crash torch 2.6, which looks for names in any case and for the directory where the end says."""
+    refused(data)
+
+
+def test_the_old_format_without_its_tensor_data(refused):
+    """Which torch gives memory that nobody has written."""
+    data = legacy({"w": torch.arange(1000.0)})
+    numbers = data[-4008:]  # their count, and 1000 of 4 bytes
+    last = data[:-4008].rindex(b"\x80\x02]")  # the pickle of the keys
+    no_keys = pickle.dumps([], protocol=2)
+    refused(data[:-4000])
+    refused(data[:last] + no_keys)
+    refused(data[:last] + no_keys + numbers)
+    refused(data[:-4008] + (999).to_bytes(8, "little") + numbers[8:-4])
+
+
+def test_pickles_that_would_take_all_memory_or_time(refused):
+    for pickled in (
+        b"\x80\x05\x96" + (60 << 30).to_bytes(8, "little") + b".",  # a byte array of 60 GB
+        b"\x80\x02" + b"ca\nb\n" * 300_000 + b".",  # 300,000 classes
+        b"\x80\x02" + b"ctorch\nFloatStorage\n" * 100_000,
+    ):
+        start = time.monotonic()
+        refused(changed(foreign(weights()), data_pkl=pickled))
+        assert time.monotonic() - start < 20
+
+
+def test_tensors_with_more_to_them(refused):
+    odd = torch.nn.Parameter(torch.ones(2, 2))
+    odd.detach = "x"
+    refused(foreign({"w": odd}), "no plain weights need")
+    refused(foreign({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "no plain weights need")
 
 
 def test_a_memo_index_that_would_reserve_all_memory(refused):
@@ -372,6 +508,9 @@ SPOILT_STATES = {
     "momentum text": ("optimizer", with_momentum(lambda _: "x")),
     "other groups": ("optimizer", lambda s: {**s, "param_groups": s["param_groups"][:1]}),
     "other parameters": ("optimizer", lambda s: {**s, "state": {999: s["state"][0]}}),
+    "one momentum None": ("optimizer", lambda s: {**s, "state": {**s["state"], 1: {"momentum_buffer": None}}}),
+    "one momentum missing": ("optimizer", lambda s: {**s, "state": {k: v for k, v in s["state"].items() if k != 1}}),
+    "momentum of -1": ("optimizer", lambda s: {**s, "state": {**s["state"], -1: s["state"][0]}}),
     "groups without end": ("optimizer", lambda s: {**s, "param_groups": nested()}),
     "epoch text": ("epoch", lambda _: "three"),
     "epoch list": ("epoch", lambda _: nested()),
@@ -382,6 +521,7 @@ SPOILT_STATES = {
     "random text": ("random", lambda _: "x"),
     "random of Python": ("random", lambda r: {**r, "python": (3, (1, 2), None)}),
     "random of NumPy": ("random", lambda r: {**r, "numpy": ("MT19937", nested(), 0, 0, 0.0)}),
+    "random of NumPy beyond its end": ("random", lambda r: {**r, "numpy": (*r["numpy"][:2], 10**9, 0, 0.0)}),
     "random of torch": ("random", lambda r: {**r, "torch": torch.zeros(3)}),
     "part text": ("part", lambda _: "x"),
     "part of lists": ("part", lambda _: {"taken": nested(), "sums": {}}),
@@ -412,4 +552,22 @@ def test_a_training_state_that_is_none_is_refused_before_anything_is_written(tra
     assert "c.pt" in str(error.value)
     assert len(str(error.value)) < 700
     assert not (tmp_path / "out").exists()
+    tally("refused")
+
+
+def test_numbers_of_a_state_that_are_none_are_not_compared(trained, tmp_path):
+    (tmp_path / "c.pt").write_bytes(foreign({**trained, "num_devices": torch.ones(3), "num_images": "x"}))
+    config = load_cfg(None, [*TINY, "SOLVER.MAX_EPOCHS", 1, "OUTPUT_DIR", str(tmp_path / "out")])
+    assert run_training(config, "run", resume=str(tmp_path / "c.pt")).latest.exists()
+
+
+@pytest.mark.parametrize("change", [{"scale": "x"}, {"scale": 0.0}, {"_growth_tracker": "x"}], ids=str)
+def test_a_scale_of_fp16_that_is_none_is_refused(tmp_path, change, tally):
+    keys = [*TINY, "RUNTIME.AMP", "fp16", "SOLVER.TRAIN_BATCH_SIZE", 1437]
+    folder = run_training(load_cfg(None, [*keys, "OUTPUT_DIR", str(tmp_path)]), "run")
+    state = read_checkpoint(folder.latest)
+    (tmp_path / "c.pt").write_bytes(foreign({**state, "scaler": {**state["scaler"], **change}}))
+    config = load_cfg(None, [*keys, "SOLVER.MAX_EPOCHS", 2, "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        run_training(config, "other", resume=str(tmp_path / "c.pt"))
     tally("refused")

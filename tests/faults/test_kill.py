@@ -28,9 +28,9 @@ ARGS = [
 MOMENTS = {"step": 12, "validation": 3, "part": 10, "fsync": 12, "rename": 10, "link": 5, "append": 3}
 
 
-def start(cwd: Path, *options: str, keys: tuple = (), script: Path = REPO / "train.py", moment: tuple = ()):
+def start(cwd: Path, *options: str, keys=(), before=(), script: Path = REPO / "train.py", moment: tuple = ()):
     arguments = [*moment, *ARGS[:4], *options, *ARGS[4:], *keys]
-    command = [sys.executable, str(script), *map(str, arguments)]
+    command = [*before, sys.executable, str(script), *map(str, arguments)]
     return subprocess.Popen(
         command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "PYTHONPATH": str(REPO)},
@@ -132,11 +132,13 @@ def test_kill_9_at_the_worst_moments(whole, tmp_path, torture, tally, moment):
     tally("survived")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp_path, tally, name):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
+def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp_path, torture, tally, name):
+    if not torture and name in ("SIGUSR1", "SIGHUP"):
+        pytest.skip("one of the long form's: make torture")
     process = start(tmp_path)
-    wait_for_training(process)
-    time.sleep(whole[1] * 0.3)
+    while not (folder(tmp_path).path / "epoch0001-step000005.pt").exists():
+        time.sleep(0.001)
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
@@ -147,6 +149,15 @@ def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp
     assert f"by {name}" in folder(tmp_path).log.read_text()
     assert not killed(tmp_path, ("step", 10**6))
     assert_same_run(folder(tmp_path), whole[0])
+    tally("survived")
+
+
+def test_nohup_is_obeyed(tmp_path, tally):
+    process = start(tmp_path, before=("nohup",))
+    wait_for_training(process)
+    process.send_signal(signal.SIGHUP)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
     tally("survived")
 
 

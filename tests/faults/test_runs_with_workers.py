@@ -25,8 +25,7 @@ KEYS = [
 ARGS = ["--cfg", REPO / "configs/self_ISO29.yaml", "--output", "run"]
 
 
-@pytest.fixture
-def images(tmp_path):
+def make_images(tmp_path):
     for split, count in (("train", 32), ("val", 8)):
         for name in ("a", "b"):
             folder = tmp_path / "data/mine" / split / name
@@ -39,6 +38,20 @@ def images(tmp_path):
                 )
                 Image.fromarray(pixels.numpy()).save(folder / f"{i:02}.png")
     return tmp_path / "data/mine"
+
+
+@pytest.fixture
+def images(tmp_path):
+    return make_images(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing disturbed."""
+    cwd = tmp_path_factory.mktemp("whole")
+    make_images(cwd)
+    assert run_script("train.py", *ARGS, *KEYS, cwd=cwd).returncode == 0
+    return RunFolder(cwd / "outputs/cls/mine/run")
 
 
 def start(cwd, *args):
@@ -70,10 +83,8 @@ LONG = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 100_000, "RUNTIME.SAVE_EVERY", 3]
 
 
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
-def test_a_run_with_workers_goes_on_with_the_next_batch(images, tmp_path, tally, how):
-    whole = run_script("train.py", *ARGS, *KEYS, "OUTPUT_DIR", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    expected, folder = RunFolder(tmp_path / "whole/mine/run"), RunFolder(tmp_path / "outputs/cls/mine/run")
+def test_a_run_with_workers_goes_on_with_the_next_batch(whole, images, tmp_path, tally, how):
+    folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     process = start(tmp_path, *KEYS)
     wait_for(folder.path / "epoch0002-step000003.pt", process)
     workers = children(process.pid)
@@ -90,8 +101,8 @@ def test_a_run_with_workers_goes_on_with_the_next_batch(images, tmp_path, tally,
     assert_gone(workers, 10)
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
-    assert folder.metrics.read_bytes() == expected.metrics.read_bytes()
-    one, other = read_checkpoint(folder.latest), read_checkpoint(expected.latest)
+    assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
+    one, other = read_checkpoint(folder.latest), read_checkpoint(whole.latest)
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
     for index, state in one["optimizer"]["state"].items():
         assert torch.equal(state["momentum_buffer"], other["optimizer"]["state"][index]["momentum_buffer"])
@@ -102,8 +113,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     process = start(tmp_path, *LONG)
     wait_for(folder.path / "epoch0002.pt", process)
-    victim = children(process.pid)[-1]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 2, output
     assert "error: a process that reads images (pid" in output.splitlines()[-1]

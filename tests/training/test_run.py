@@ -128,7 +128,11 @@ def test_overwrite_starts_afresh(tmp_path):
 
 @pytest.mark.parametrize(
     ("resume", "words"),
-    [(LATEST, "no checkpoint to resume"), ("gone.pt", "no checkpoint to resume"), ("weights.pt", "lacks optimizer")],
+    [
+        (LATEST, "no checkpoint to resume"),
+        ("gone.pt", "--resume gone.pt: no checkpoint to resume"),
+        ("weights.pt", "lacks optimizer"),
+    ],
 )
 def test_what_cannot_be_resumed_is_explained(tmp_path, monkeypatch, resume, words):
     monkeypatch.chdir(tmp_path)
@@ -172,7 +176,7 @@ def test_an_older_checkpoint_does_not_rewind_its_own_folder(tmp_path):
 def test_a_run_that_saved_nothing_is_replaced_not_resumed(tmp_path):
     with pytest.raises(NonFiniteError):
         run_training(cfg(tmp_path, "SOLVER.BASE_LR", 1e5), "a")
-    with pytest.raises(CheckpointError, match=r"saved nothing yet: replace it with --overwrite"):
+    with pytest.raises(CheckpointError, match=r"a run that saved nothing: replace it with --overwrite"):
         run_training(cfg(tmp_path), "a")
     with pytest.raises(CheckpointError, match="--overwrite starts afresh"):
         run_training(cfg(tmp_path), "a", resume=LATEST)
