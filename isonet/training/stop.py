@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,17 +15,24 @@ T = TypeVar("T")
 # What a terminal (SIGINT; SIGHUP when it closes), `kill` (SIGTERM) and a scheduler before it takes the machine send
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
+_INSIST_SECONDS = 0.5
+
 
 class StopRequested(Exception):  # noqa: N818 - not an error
     """The run is to stop here; the text is the name of the signal."""
 
 
 class StopSignals:
-    """Notes the first of the signals that comes while the ``with`` block runs. A later Ctrl-C stops at once."""
+    """Notes the first of the signals that comes while the ``with`` block runs.
+
+    A later Ctrl-C raises ``KeyboardInterrupt``, and again until ``calm`` is called: where Python runs code for
+    others, such as a destructor, an exception is printed and lost.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self._former: dict[int, Any] = {}
+        self._insists = False
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # no other thread may
@@ -35,6 +43,7 @@ class StopSignals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.calm()
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
@@ -42,6 +51,13 @@ class StopSignals:
         """Raise ``StopRequested`` if a signal has come."""
         if self.received:
             raise StopRequested(self.received)
+
+    def calm(self) -> None:
+        """The interrupt has arrived: let what follows end in peace."""
+        if self._insists:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            self._insists = False
 
     def watch(self, items: Iterable[T]) -> Iterator[T]:
         """Pass ``items`` on, and check before each."""
@@ -51,8 +67,11 @@ class StopSignals:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
+            self._insists = True
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
             raise KeyboardInterrupt
         if not self.received:
             self.received = signal.Signals(number).name
-            # Not print, which may be what was interrupted
-            os.write(2, f"\n{self.received}: finishing the step and saving; Ctrl-C stops at once\n".encode())
+            with contextlib.suppress(OSError):  # not print, which may be what was interrupted
+                os.write(2, f"\n{self.received}: finishing the step and saving; Ctrl-C stops at once\n".encode())

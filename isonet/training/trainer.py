@@ -59,6 +59,7 @@ class Trainer:
             while self.progress.epoch < max_epochs:
                 self._epoch(self.progress.epoch + 1, step, stop)
         finally:
+            stop.calm()
             list_skipped({"train": self.train_loader, "val": self.val_loader}, self.folder.skipped)
         log.info(
             "best top-1 %.2f %% in epoch %d, %.0f s, run in %s",

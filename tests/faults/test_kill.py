@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 from conftest import REPO
 from isonet.checkpoint import read_checkpoint
 from isonet.run_folder import RunFolder
+from isonet.training.stop import StopSignals
 
 VICTIM = Path(__file__).parent / "victim.py"
 # 12 steps and 2 batches of validation in each of 3 epochs; dropout draws from torch's global random stream
@@ -144,11 +147,36 @@ def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp
     assert process.returncode == 75, output
     assert f"{name}: finishing the step" in output
     assert f"stopped: by {name}" in output
-    assert "--resume goes on" in output
+    assert "the same command with --resume alone goes on" in output
     assert "Traceback" not in output
     assert f"by {name}" in folder(tmp_path).log.read_text()
     assert not killed(tmp_path, ("step", 10**6))
     assert_same_run(folder(tmp_path), whole[0])
+    tally("survived")
+
+
+def test_an_interrupt_that_a_destructor_swallows_comes_again(tally):
+    """Python prints an exception that a destructor raises, and goes on as if there were none."""
+
+    class Swallows:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # here it is raised
+
+    stop = StopSignals()
+
+    def interrupted():
+        with stop, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pytest's, of the exception that was lost
+            os.kill(os.getpid(), signal.SIGTERM)
+            Swallows()
+            gc.collect()
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert stop.received == "SIGTERM"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     tally("survived")
 
 
