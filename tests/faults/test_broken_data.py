@@ -28,7 +28,7 @@ from conftest import SHARED_DATA
 from isonet import load_cfg
 from isonet.data import build_loader, decode, processes, workers
 from isonet.data.decode import MAX_PIXELS, read_image, read_tensor
-from isonet.data.faults import ImageError
+from isonet.data.faults import Failure, ImageError, LeftOut
 from isonet.data.folders import image_folder
 from isonet.data.workers import decode_all, explain_dead_workers
 from isonet.errors import DataError, WorkerError, printable
@@ -600,7 +600,7 @@ def test_a_file_that_vanishes_in_mid_run_is_named_or_left_out(images, tally, way
     assert list(skips.skipped) == [str(path)]
     tally("survived")
     shutil.rmtree(images / "train")
-    with refused(tally, "none of", "the storage has probably gone away"):
+    with refused(tally, "none of", "none of"):
         epoch(skips, 4)
 
 
@@ -772,3 +772,15 @@ def test_workers_end_with_their_loader(images):
     pids = worker_pids(batches)
     del batches
     assert all(map(gone, pids))
+
+
+@pytest.mark.parametrize(("bad", "size", "stops"), [(2, 2, False), (7, 7, False), (8, 8, True), (7, 8, False)])
+def test_a_small_batch_may_be_bad_by_chance_and_a_large_one_is_the_storage(bad, size, stops):
+    left_out = LeftOut(1282, skip=True)
+    failures = [Failure(i, "no image", f"{i}.jpg", "no image") for i in range(bad)]
+    if stops:
+        with pytest.raises(DataError, match="the storage has probably gone away"):
+            left_out.note(failures, size)
+    else:
+        left_out.note(failures, size)
+        assert len(left_out.skipped) == bad
