@@ -95,10 +95,10 @@ def take_over(folder: RunFolder, path: Path, progress: Progress) -> None:
 
 def _repair(folder: RunFolder, path: Path, progress: Progress) -> None:
     """Let ``path`` be the newest checkpoint, and the best where it is and a kill came before that was written."""
-    for other in folder.resumable():
-        if other.samefile(path):
+    for newer in folder.numbered()[::-1]:  # damaged: else they would be counted among those that are kept
+        if newer.samefile(path):
             break
-        folder.set_aside(other)
+        folder.set_aside(newer)
     if not (folder.latest.exists() and folder.latest.samefile(path)):
         log.warning("%s was not the newest checkpoint that is whole: it is %s from here on", folder.latest, path)
         link_file(path, folder.latest)

@@ -209,7 +209,7 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
     if damage is flip:  # of both names
         assert f"{folder.latest}: is damaged: its checksum does not match; using the one before it" in text
         assert "epoch0002.pt after epoch 2" in text
-        assert (path / "latest.pt.damaged").exists()
+        assert (path / "epoch0003.pt.damaged").exists()
     else:
         assert "epoch0003.pt after epoch 3" in text
         assert f"{folder.latest} was not the newest checkpoint that is whole" in text
@@ -278,6 +278,20 @@ def test_a_terminal_that_is_gone_does_not_cost_the_run(tmp_path, tally, out):
     folder = RunFolder(tmp_path / "outputs/cls/digits/run")
     assert read_checkpoint(folder.latest)["epoch"] == 1
     assert "best top-1" in folder.log.read_text()
+    tally("survived")
+
+
+def test_a_damaged_checkpoint_does_not_push_a_whole_one_out(tmp_path, tally):
+    """Of the two that are kept the newer is damaged; the run goes on from the other, and is killed after one save."""
+    opts = ["SOLVER.MAX_EPOCHS", 1, "RUNTIME.SAVE_EVERY", 4]
+    folder = run_training(cfg(tmp_path, *opts), "run")
+    assert [file.name for file in folder.numbered()] == ["epoch0001-step000012.pt", "epoch0001.pt"]
+    flip(folder.latest)
+    run_training(cfg(tmp_path, *opts), "run", resume=LATEST)
+    assert [file.name for file in folder.numbered()] == ["epoch0001-step000012.pt", "epoch0001.pt"]
+    for file in folder.numbered():
+        read_checkpoint(file)
+    assert (folder.path / "epoch0001.pt.damaged").exists()
     tally("survived")
 
 
