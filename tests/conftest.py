@@ -122,6 +122,23 @@ def reference_batch(name: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images), torch.from_numpy(labels)
 
 
+def assert_same(a, b):
+    """Two nested states, to the bit."""
+    assert type(a) is type(b)
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        assert a == b
+
+
 def run_script(script: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run a script of the project from ``cwd`` as a user does."""
     command = [sys.executable, str(REPO / script), *map(str, args)]

@@ -13,9 +13,8 @@ import warnings
 from pathlib import Path
 
 import pytest
-import torch
 
-from conftest import REPO
+from conftest import REPO, assert_same
 from isonet.checkpoint import read_checkpoint
 from isonet.run_folder import RunFolder
 from isonet.training.stop import StopSignals
@@ -68,24 +67,9 @@ def assert_same_run(found: RunFolder, expected: RunFolder):
     for a, b in ((found.latest, expected.latest), (found.best, expected.best)):
         one, other = read_checkpoint(a), read_checkpoint(b)
         for key in ("model", "optimizer", "random", "epoch", "best_top1", "best_epoch", "history", "part"):
-            assert_equal(one[key], other[key])
+            assert_same(one[key], other[key])
     assert not list(found.path.glob("*lock*"))
     assert not list(found.path.glob(".*"))
-
-
-def assert_equal(a, b):
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_equal(x, y)
-    else:
-        assert a == b
 
 
 def draw_moment(rng: random.Random, seconds: float) -> tuple[str, float]:

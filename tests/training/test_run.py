@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import TINY, assert_same
 from isonet import load_cfg
 from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.config import flat, parse_cfg
@@ -23,23 +23,6 @@ def cfg(tmp_path, *opts):
 
 def rows(folder):
     return [json.loads(line) for line in folder.metrics.open()]
-
-
-def assert_same(a, b):
-    """Two nested states, to the bit."""
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        assert a == b
 
 
 def state(folder):
