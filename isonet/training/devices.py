@@ -69,14 +69,13 @@ def place(
     if on_gpu:
         torch.cuda.set_device(devices[0])
     if compiled:
-        check_compiler(devices)
+        _check_compiler(devices)
         mode = "reduce-overhead" if on_gpu else "default"
         return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, mode=mode))
     return nn.DataParallel(model, device_ids=devices) if len(devices) > 1 else model
 
 
-def check_compiler(devices: list[torch.device]) -> None:
-    """Raise ``DeviceError`` where ``RUNTIME.COMPILE`` cannot work."""
+def _check_compiler(devices: list[torch.device]) -> None:
     if len(devices) > 1:
         raise DeviceError(f"RUNTIME.COMPILE works on one GPU, and here are {len(devices)}: name one by --gpus")
     if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):

@@ -16,7 +16,6 @@ from isonet.run_folder import RunFolder, run_folder
 from isonet.storage import FolderLock, reason, remove_leftovers, write_file
 from isonet.training.amp import Amp
 from isonet.training.devices import (
-    check_compiler,
     describe,
     explain_out_of_memory,
     pick_devices,
@@ -57,12 +56,10 @@ def run_training(
         devices = pick_devices(gpus)
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         seed_everything(cfg.RUNTIME.SEED)
-        if cfg.RUNTIME.COMPILE:
-            check_compiler(devices)
         model = build_model(cfg)
+        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
         train_loader = build_loader(cfg, "train", devices)
         val_loader = build_loader(cfg, "val", devices, train_loader.classes)
-        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
         amp = Amp(cfg.RUNTIME.AMP, devices[0])
         optimizer = build_optimizer(model, cfg)
         progress = Progress()
