@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import shutil
-import signal
 import socket
 import struct
 import subprocess
 import tarfile
 import tempfile
-import time
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -25,93 +21,28 @@ import torch
 from PIL import Image
 
 from conftest import SHARED_DATA
-from isonet import load_cfg
-from isonet.data import build_loader, decode, processes, workers
-from isonet.data.decode import MAX_PIXELS, read_image, read_tensor
+from isonet.data import decode
+from isonet.data.decode import MAX_PIXELS, read_image
 from isonet.data.faults import Failure, ImageError, LeftOut
 from isonet.data.folders import image_folder
-from isonet.data.workers import decode_all, explain_dead_workers
-from isonet.errors import DataError, WorkerError, printable
-
-READERS = {"pil": lambda path: torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1), "torch": read_tensor}
-WAYS = {  # image size, workers, decoder
-    "memory": (32, 0, "pil"), "alone": (80, 0, "pil"), "alone torch": (80, 0, "torch"),
-    "workers": (80, 2, "pil"), "workers torch": (80, 2, "torch"),
-}  # fmt: skip
-
-
-def picture(width=96, height=80):
-    """A smooth picture, which JPEG hardly changes: uint8 (H, W, 3)."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([y * 255 // height, x * 255 // width, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
-
-
-def encoded(image, kind="JPEG", **options):
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png_chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png(width, height, bits, colour, rows):
-    """A PNG file by hand: Pillow writes neither 16 bits of colour nor a picture it has no memory for."""
-    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-
-
-def jpeg_that_claims(width, height):
-    data = bytearray(encoded(Image.new("L", (16, 16)), quality=90))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
+from isonet.errors import DataError, printable
+from pictures import (
+    READERS,
+    WAYS,
+    encoded,
+    epoch,
+    jpeg_that_claims,
+    loader,
+    make_images,
+    picture,
+    png,
+    refused,
+)
 
 
 @pytest.fixture
 def images(tmp_path):
-    """Nine pictures in two classes, each a little different; a file to break is the third of the first class."""
-    for i in range(9):
-        path = tmp_path / "set/train" / f"class{i % 2}" / f"{i}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(np.roll(picture(), 9 * i, axis=1), quality=95))
-    return tmp_path / "set"
-
-
-def loader(root, way="memory", on_error="stop", batch=4, split="train", **more):
-    size, num_workers, decoder = WAYS[way]
-    opts = {"DATASET.ROOT": str(root.parent), "DATASET.NAME": root.name, "DATASET.NUM_CLASSES": 2,
-            "DATASET.IMAGE_SIZE": size, "DATASET.NUM_WORKERS": num_workers, "RUNTIME.DECODER": decoder,
-            "DATASET.ON_ERROR": on_error, "SOLVER.TRAIN_BATCH_SIZE": batch, **more}  # fmt: skip
-    return build_loader(load_cfg(None, [item for pair in opts.items() for item in pair]), split)
-
-
-def epoch(batches, number=1, skip=0):
-    """Its batches, and ``taken`` at each."""
-    batches.set_epoch(number, skip)
-    return [(x, y, batches.taken) for x, y in batches]
-
-
-def refused(tally, *words):
-    """The block is refused with one line that holds ``words``."""
-
-    class Refusal:
-        def __enter__(self):
-            return self
-
-        def __exit__(self, kind, error, _):
-            assert kind is not None, f"not refused: {words}"
-            if not issubclass(kind, DataError | WorkerError):
-                return False
-            self.message = str(error)
-            assert self.message.isprintable(), self.message
-            for word in words:
-                assert str(word) in self.message, (word, self.message)
-            tally("refused")
-            return True
-
-    return Refusal()
+    return make_images(tmp_path)
 
 
 # Files
@@ -600,178 +531,8 @@ def test_a_file_that_vanishes_in_mid_run_is_named_or_left_out(images, tally, way
     assert list(skips.skipped) == [str(path)]
     tally("survived")
     shutil.rmtree(images / "train")
-    with refused(tally, "none of", "none of"):
+    with refused(tally, "none of"):
         epoch(skips, 4)
-
-
-# Workers
-
-
-@pytest.fixture
-def many(images):
-    """Enough images that the workers are not done with an epoch when its first batch is here."""
-    for i in range(300):
-        (images / f"train/class1/more{i}.jpg").symlink_to("1.jpg")
-    return images
-
-
-def worker_pids(batches):
-    return [worker.pid for worker in batches._batches._iterator._workers]
-
-
-DEATHS = {
-    signal.SIGKILL: ["killed by SIGKILL", "fewer DATASET.NUM_WORKERS"],
-    signal.SIGSEGV: ["killed by SIGSEGV", "damaged image", "DATASET.NUM_WORKERS 0"],
-    signal.SIGBUS: ["killed by SIGBUS", "shared memory, /dev/shm", "too small", "fewer DATASET.NUM_WORKERS"],
-}
-
-
-@pytest.mark.parametrize("number", DEATHS)
-@pytest.mark.parametrize("when", ["waiting", "computing"])
-def test_a_killed_worker_is_told_at_once(many, tally, number, when):
-    batches = loader(many, "workers", batch=2)
-    start = time.monotonic()
-    with refused(tally, "a process that reads images (pid", *DEATHS[number]) as refusal, explain_dead_workers():
-        for i, _ in enumerate(batches):
-            if i == 0:
-                pid = worker_pids(batches)[1]
-                os.kill(pid, number)
-                while when == "computing" and time.monotonic() - start < 30:
-                    pass
-    assert f"(pid {pid})" in refusal.message
-    assert time.monotonic() - start < 30  # else it would be for ever
-
-
-@pytest.mark.parametrize("exit_code", [0, 3])
-def test_a_worker_that_ends_by_itself_is_told(images, tally, monkeypatch, exit_code):
-    monkeypatch.setattr(decode, "_rgb", lambda _: os._exit(exit_code))
-    with refused(tally, "a process that reads images (pid", "ended", "DATASET.NUM_WORKERS 0") as refusal:
-        epoch(loader(images, "workers"))
-    assert exit_code == 0 or "exit code 3" in refusal.message
-
-
-def test_a_worker_killed_while_a_set_is_decoded_is_told(images, tally, monkeypatch):
-    test = os.getpid()
-
-    def read(_):
-        assert os.getpid() != test
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(workers, "_WORTH_WORKERS", 0)
-    monkeypatch.setattr(decode, "_rgb", read)
-    with refused(tally, "killed by SIGKILL"):
-        decode_all(image_folder(images, "train"), lambda image: image, 32, 2, lambda batches: batches)
-
-
-@pytest.mark.parametrize(
-    ("file", "words"),
-    [("/sys/fs/cgroup/memory.events", "out of memory, by the kernel's"), ("/proc/vmstat", "out of memory, it seems")],
-)
-def test_the_out_of_memory_killer_is_named(many, tally, monkeypatch, file, words):
-    counts = iter([{Path(file): 3}, {Path(file): 4}])
-    monkeypatch.setattr(processes, "_oom_kills", lambda: next(counts))
-    batches = loader(many, "workers", batch=2)
-    with refused(tally, words, "fewer DATASET.NUM_WORKERS", "more memory"):
-        for i, _ in enumerate(batches):
-            if i == 0:
-                os.kill(worker_pids(batches)[0], signal.SIGKILL)
-
-
-def test_counters_of_the_out_of_memory_killer_are_found():
-    counts = processes._oom_kills()
-    assert all(count >= 0 for count in counts.values())
-    vmstat = Path("/proc/vmstat")
-    assert (vmstat in counts) == (vmstat.exists() and "oom_kill " in vmstat.read_text())
-
-
-@pytest.mark.parametrize(
-    "error", [RuntimeError("CUDA error"), DataError("a"), ValueError("DataLoader"), StopIteration()]
-)
-def test_everything_else_passes(error):
-    with pytest.raises(type(error)) as found, explain_dead_workers(), explain_dead_workers():
-        raise error
-    assert found.value is error
-    with pytest.raises(WorkerError, match=r"/dev/shm.*is too small"), explain_dead_workers(), explain_dead_workers():
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
-
-
-@pytest.mark.parametrize("name", ["INT", "TERM", "USR1", "HUP"])
-def test_workers_outlive_the_signals_that_stop_a_run(many, tally, name):
-    batches = loader(many, "workers", batch=2)
-    count = 0
-    for i, (_, labels) in enumerate(batches):
-        count += len(labels)
-        if i % 50 == 0:  # by another process: from this one SIGTERM is meant
-            subprocess.run(["kill", f"-{name}", *map(str, worker_pids(batches))], check=True)
-    assert count == 309
-    tally("survived")
-
-
-def test_signals_to_the_whole_group_hit_no_worker_that_starts(images, tally, torture):
-    """A child of this test, in a group of its own, starts workers while every process of the group is signalled."""
-    group_read, group_write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            torch.set_num_threads(1)
-            os.setsid()
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-                signal.signal(number, lambda *_: None)
-            os.write(group_write, b"x")
-            sums = [sum(len(y) for _, y, _ in epoch(loader(images, "workers"))) for _ in range(40 if torture else 8)]
-            code = 0 if set(sums) == {9} else 2
-        finally:
-            os._exit(code)
-    os.read(group_read, 1)
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-            os.killpg(child, number)
-        time.sleep(0.002)
-    assert os.waitstatus_to_exitcode(status) == 0
-    tally("survived")
-
-
-def gone(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_worker_outlives_a_killed_main_process(many, tally, number):
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)  # as in in_child
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        batches = loader(many, "workers", batch=2)
-        next(iter(batches))
-        os.write(write, " ".join(map(str, worker_pids(batches))).encode())
-        time.sleep(60)
-        os._exit(0)
-    pids = [int(pid) for pid in os.read(read, 100).split()]
-    assert len(pids) == 2
-    os.kill(child, number)
-    os.waitpid(child, 0)
-    start = time.monotonic()
-    while not all(map(gone, pids)):
-        assert time.monotonic() - start < 15
-        time.sleep(0.1)
-    tally("survived")
-
-
-def test_workers_end_with_their_loader(images):
-    batches = loader(images, "workers")
-    epoch(batches)
-    pids = worker_pids(batches)
-    del batches
-    assert all(map(gone, pids))
 
 
 @pytest.mark.parametrize(("bad", "size", "stops"), [(2, 2, False), (7, 7, False), (8, 8, True), (7, 8, False)])

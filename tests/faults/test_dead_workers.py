@@ -1,0 +1,195 @@
+"""Worker processes that die, are signalled, or are left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from isonet.data import decode, processes, workers
+from isonet.data.folders import image_folder
+from isonet.data.workers import decode_all, explain_dead_workers
+from isonet.errors import DataError, WorkerError
+from pictures import (
+    epoch,
+    loader,
+    make_images,
+    refused,
+)
+
+
+@pytest.fixture
+def images(tmp_path):
+    return make_images(tmp_path)
+
+
+@pytest.fixture
+def many(images):
+    """Enough images that the workers are not done with an epoch when its first batch is here."""
+    for i in range(300):
+        (images / f"train/class1/more{i}.jpg").symlink_to("1.jpg")
+    return images
+
+
+def worker_pids(batches):
+    return [worker.pid for worker in batches._batches._iterator._workers]
+
+
+DEATHS = {
+    signal.SIGKILL: ["killed by SIGKILL", "fewer DATASET.NUM_WORKERS"],
+    signal.SIGSEGV: ["killed by SIGSEGV", "damaged image", "DATASET.NUM_WORKERS 0"],
+    signal.SIGBUS: ["killed by SIGBUS", "shared memory, /dev/shm", "too small", "fewer DATASET.NUM_WORKERS"],
+}
+
+
+@pytest.mark.parametrize("number", DEATHS)
+@pytest.mark.parametrize("when", ["waiting", "computing"])
+def test_a_killed_worker_is_told_at_once(many, tally, number, when):
+    batches = loader(many, "workers", batch=2)
+    start = time.monotonic()
+    with refused(tally, "a process that reads images (pid", *DEATHS[number]) as refusal, explain_dead_workers():
+        for i, _ in enumerate(batches):
+            if i == 0:
+                pid = worker_pids(batches)[1]
+                os.kill(pid, number)
+                while when == "computing" and time.monotonic() - start < 30:
+                    pass
+    assert f"(pid {pid})" in refusal.message
+    assert time.monotonic() - start < 30  # else it would be for ever
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_worker_that_ends_by_itself_is_told(images, tally, monkeypatch, exit_code):
+    monkeypatch.setattr(decode, "_rgb", lambda _: os._exit(exit_code))
+    with refused(tally, "a process that reads images (pid", "ended", "DATASET.NUM_WORKERS 0") as refusal:
+        epoch(loader(images, "workers"))
+    assert exit_code == 0 or "exit code 3" in refusal.message
+
+
+def test_a_worker_killed_while_a_set_is_decoded_is_told(images, tally, monkeypatch):
+    test = os.getpid()
+
+    def read(_):
+        assert os.getpid() != test
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(workers, "_WORTH_WORKERS", 0)
+    monkeypatch.setattr(decode, "_rgb", read)
+    with refused(tally, "killed by SIGKILL"):
+        decode_all(image_folder(images, "train"), lambda image: image, 32, 2, lambda batches: batches)
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("/sys/fs/cgroup/memory.events", "out of memory, by the kernel's"), ("/proc/vmstat", "out of memory, it seems")],
+)
+def test_the_out_of_memory_killer_is_named(many, tally, monkeypatch, file, words):
+    counts = iter([{Path(file): 3}, {Path(file): 4}])
+    monkeypatch.setattr(processes, "_oom_kills", lambda: next(counts))
+    batches = loader(many, "workers", batch=2)
+    with refused(tally, words, "fewer DATASET.NUM_WORKERS", "more memory"):
+        for i, _ in enumerate(batches):
+            if i == 0:
+                os.kill(worker_pids(batches)[0], signal.SIGKILL)
+
+
+def test_counters_of_the_out_of_memory_killer_are_found():
+    counts = processes._oom_kills()
+    assert all(count >= 0 for count in counts.values())
+    vmstat = Path("/proc/vmstat")
+    assert (vmstat in counts) == (vmstat.exists() and "oom_kill " in vmstat.read_text())
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("CUDA error"), DataError("a"), ValueError("DataLoader"), StopIteration()]
+)
+def test_everything_else_passes(error):
+    with pytest.raises(type(error)) as found, explain_dead_workers(), explain_dead_workers():
+        raise error
+    assert found.value is error
+    with pytest.raises(WorkerError, match=r"/dev/shm.*is too small"), explain_dead_workers(), explain_dead_workers():
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "USR1", "HUP"])
+def test_workers_outlive_the_signals_that_stop_a_run(many, tally, name):
+    batches = loader(many, "workers", batch=2)
+    count = 0
+    for i, (_, labels) in enumerate(batches):
+        count += len(labels)
+        if i % 50 == 0:  # by another process: from this one SIGTERM is meant
+            subprocess.run(["kill", f"-{name}", *map(str, worker_pids(batches))], check=True)
+    assert count == 309
+    tally("survived")
+
+
+def test_signals_to_the_whole_group_hit_no_worker_that_starts(images, tally, torture):
+    """A child of this test, in a group of its own, starts workers while every process of the group is signalled."""
+    group_read, group_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                signal.signal(number, lambda *_: None)
+            os.write(group_write, b"x")
+            sums = [sum(len(y) for _, y, _ in epoch(loader(images, "workers"))) for _ in range(40 if torture else 8)]
+            code = 0 if set(sums) == {9} else 2
+        finally:
+            os._exit(code)
+    os.read(group_read, 1)
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.killpg(child, number)
+        time.sleep(0.002)
+    assert os.waitstatus_to_exitcode(status) == 0
+    tally("survived")
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_worker_outlives_a_killed_main_process(many, tally, number):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)  # as in in_child
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        batches = loader(many, "workers", batch=2)
+        next(iter(batches))
+        os.write(write, " ".join(map(str, worker_pids(batches))).encode())
+        time.sleep(60)
+        os._exit(0)
+    pids = [int(pid) for pid in os.read(read, 100).split()]
+    assert len(pids) == 2
+    os.kill(child, number)
+    os.waitpid(child, 0)
+    start = time.monotonic()
+    while not all(map(gone, pids)):
+        assert time.monotonic() - start < 15
+        time.sleep(0.1)
+    tally("survived")
+
+
+def test_workers_end_with_their_loader(images):
+    batches = loader(images, "workers")
+    epoch(batches)
+    pids = worker_pids(batches)
+    del batches
+    assert all(map(gone, pids))
