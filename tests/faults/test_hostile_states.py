@@ -1,0 +1,107 @@
+"""What --resume reads beside the weights, made to harm: refused before anything is written."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import TINY
+from isonet import load_cfg
+from isonet.checkpoint import read_checkpoint
+from isonet.errors import CheckpointError, ConfigError
+from isonet.training.run import run_training
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = run_training(load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path_factory.mktemp("trained"))]), "run")
+    return read_checkpoint(folder.latest)
+
+
+def nested(times=60) -> list:
+    """A list of lists: small in memory, and without end once written out or made an array."""
+    grown: list = [0]
+    for _ in range(times):
+        grown = [grown, grown]
+    return grown
+
+
+def with_momentum(make):
+    def change(state):
+        values = {index: {"momentum_buffer": make(v["momentum_buffer"])} for index, v in state["state"].items()}
+        return {**state, "state": values}
+
+    return change
+
+
+SPOILT_STATES = {
+    "no optimiser": ("optimizer", lambda _: None),
+    "momentum of another shape": ("optimizer", with_momentum(lambda m: m[:1])),
+    "momentum expanded": ("optimizer", with_momentum(lambda m: m.expand(1000, *m.shape))),
+    "momentum NaN": ("optimizer", with_momentum(lambda m: m * float("nan"))),
+    "momentum text": ("optimizer", with_momentum(lambda _: "x")),
+    "other groups": ("optimizer", lambda s: {**s, "param_groups": s["param_groups"][:1]}),
+    "other parameters": ("optimizer", lambda s: {**s, "state": {999: s["state"][0]}}),
+    "one momentum None": ("optimizer", lambda s: {**s, "state": {**s["state"], 1: {"momentum_buffer": None}}}),
+    "one momentum missing": ("optimizer", lambda s: {**s, "state": {k: v for k, v in s["state"].items() if k != 1}}),
+    "momentum of -1": ("optimizer", lambda s: {**s, "state": {**s["state"], -1: s["state"][0]}}),
+    "groups without end": ("optimizer", lambda s: {**s, "param_groups": nested()}),
+    "epoch text": ("epoch", lambda _: "three"),
+    "epoch list": ("epoch", lambda _: nested()),
+    "history of text": ("history", lambda _: [{"epoch": "x"}]),
+    "history without end": ("history", lambda _: [{"epoch": nested()}]),
+    "history no list": ("history", lambda _: 7),
+    "best text": ("best_top1", lambda _: "x"),
+    "random text": ("random", lambda _: "x"),
+    "random of Python": ("random", lambda r: {**r, "python": (3, (1, 2), None)}),
+    "random of NumPy": ("random", lambda r: {**r, "numpy": ("MT19937", nested(), 0, 0, 0.0)}),
+    "random of NumPy beyond its end": ("random", lambda r: {**r, "numpy": (*r["numpy"][:2], 10**9, 0, 0.0)}),
+    "random of torch": ("random", lambda r: {**r, "torch": torch.zeros(3)}),
+    "part text": ("part", lambda _: "x"),
+    "part of lists": ("part", lambda _: {"taken": nested(), "sums": {}}),
+    "part without sums": ("part", lambda _: {"taken": 5, "sums": {}}),
+    "part beyond the epoch": ("part", lambda _: {"taken": 10**9, "sums": SUMS}),
+    "part before it": ("part", lambda _: {"taken": -5, "sums": SUMS}),
+    "part of NaN": ("part", lambda _: {"taken": 5, "sums": {**SUMS, "losses": [float("nan"), 1.0]}}),
+    "part of huge numbers": ("part", lambda _: {"taken": 5, "sums": {**SUMS, "correct": [10**400, 1]}}),
+    "part of three losses": ("part", lambda _: {"taken": 5, "sums": {**SUMS, "losses": [1.0] * 3}}),
+    "history NaN": ("history", lambda h: [{**h[0], "top1": float("nan")}]),
+    "best NaN": ("best_top1", lambda _: float("nan")),
+    "epoch negative": ("epoch", lambda _: -5),
+    "epoch huge": ("epoch", lambda _: 10**400),
+    "config that is none": ("config", lambda _: "ISON: [" * 100),
+    "config of aliases": ("config", lambda _: "a: &a [x]\nb: &b [*a, *a]\nISON: *b\n"),
+    "weights NaN": ("model", lambda w: {name: value * float("nan") for name, value in w.items()}),
+}
+SUMS = {"losses": [1.0, 1.0], "correct": [1, 1], "images": 5, "steps": 1, "seconds": 1.0, "waited": 0.0}
+
+
+@pytest.mark.parametrize("what", SPOILT_STATES)
+def test_a_training_state_that_is_none_is_refused_before_anything_is_written(trained, tmp_path, tally, what):
+    key, change = SPOILT_STATES[what]
+    torch.save({**trained, key: change(trained[key])}, tmp_path / "c.pt")
+    config = load_cfg(None, [*TINY, "SOLVER.MAX_EPOCHS", 2, "OUTPUT_DIR", str(tmp_path / "out")])
+    with pytest.raises((CheckpointError, ConfigError)) as error:
+        run_training(config, "run", resume=str(tmp_path / "c.pt"))
+    assert "c.pt" in str(error.value)
+    assert len(str(error.value)) < 700
+    assert not (tmp_path / "out").exists()
+    tally("refused")
+
+
+def test_numbers_of_a_state_that_are_none_are_not_compared(trained, tmp_path):
+    torch.save({**trained, "num_devices": torch.ones(3), "num_images": "x"}, tmp_path / "c.pt")
+    config = load_cfg(None, [*TINY, "SOLVER.MAX_EPOCHS", 1, "OUTPUT_DIR", str(tmp_path / "out")])
+    assert run_training(config, "run", resume=str(tmp_path / "c.pt")).latest.exists()
+
+
+@pytest.mark.parametrize("change", [{"scale": "x"}, {"scale": 0.0}, {"_growth_tracker": "x"}], ids=str)
+def test_a_scale_of_fp16_that_is_none_is_refused(tmp_path, change, tally):
+    keys = [*TINY, "RUNTIME.AMP", "fp16", "SOLVER.TRAIN_BATCH_SIZE", 1437]
+    folder = run_training(load_cfg(None, [*keys, "OUTPUT_DIR", str(tmp_path)]), "run")
+    state = read_checkpoint(folder.latest)
+    torch.save({**state, "scaler": {**state["scaler"], **change}}, tmp_path / "c.pt")
+    config = load_cfg(None, [*keys, "SOLVER.MAX_EPOCHS", 2, "OUTPUT_DIR", str(tmp_path)])
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        run_training(config, "other", resume=str(tmp_path / "c.pt"))
+    tally("refused")
