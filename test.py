@@ -10,11 +10,13 @@ from isonet.errors import run_cli
 from isonet.tools.cli import make_parser
 from isonet.tools.evaluate import check_writable, evaluate_checkpoint, report
 from isonet.training.log import log_to_terminal
+from isonet.training.peers import processes
 
 EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
   python test.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --ckpt cifar10_ISO110.pt
-  python test.py --ckpt outputs/cls/digits/digits_ISO20 --json result.json"""
+  python test.py --ckpt outputs/cls/digits/digits_ISO20 --json result.json
+  torchrun --nproc-per-node 8 test.py --cfg configs/IN1k-RISO50.yaml --ckpt RISO50.pt"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,9 +34,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    check_writable(args.json)
-    result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-    report(result, path, args.json)
+    with processes(args.gpus) as (world, _):
+        check_writable(args.json)
+        result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
+        if world.leads:
+            report(result, path, args.json)
 
 
 if __name__ == "__main__":

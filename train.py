@@ -12,13 +12,15 @@ from isonet.config import default_cfg, flat, load_cfg
 from isonet.errors import run_cli
 from isonet.tools.cli import make_parser
 from isonet.training.log import log_to_terminal
+from isonet.training.peers import processes
 from isonet.training.run import LATEST, run_training
 
 EXAMPLES = """\
   python train.py --cfg configs/digits_ISO20.yaml
   python train.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --output cifar10_ISO110.pt
   python train.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --output cifar10_ISO110.pt --resume
-  python train.py --cfg configs/IN1k-ISO34.yaml --output ISO34-nodropout ISON.DROPOUT False"""
+  python train.py --cfg configs/IN1k-ISO34.yaml --output ISO34-nodropout ISON.DROPOUT False
+  torchrun --nproc-per-node 8 train.py --cfg configs/IN1k-RISO50.yaml --resume auto"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         const=LATEST,
         metavar="CKPT",
         help="go on with the next batch after the last save: of this run, or of a checkpoint or run folder, "
-        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt",
+        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt; auto: of this run, which is started if it is not there",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run of this name, e.g. --output first-try --overwrite"
@@ -48,10 +50,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    cfg = load_cfg(args.cfg, args.opts)
-    run_training(
-        cfg, Path(args.cfg).stem if args.output is None else args.output, args.gpus, args.resume, args.overwrite
-    )
+    with processes(args.gpus):  # first, so that of many that find the same mistake one tells of it
+        cfg = load_cfg(args.cfg, args.opts)
+        output = Path(args.cfg).stem if args.output is None else args.output
+        run_training(cfg, output, args.gpus, args.resume, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(found))):
-        loader = WorkerLoader(source, transform, normalise, 50, True, 0, 0, as_tensor=decoder == "torch")
+        loader = WorkerLoader(source, transform, 224, normalise, 50, True, 0, 0, as_tensor=decoder == "torch")
         seconds = interleave([functools.partial(_drain, published), functools.partial(_drain, loader)], repeats, device)
         rows.append(_rate(f"ImageNet training images, DECODER {decoder}", len(source.labels), seconds, goal, note))
     torch.set_num_threads(threads)

@@ -39,7 +39,7 @@ def default_cfg() -> CfgNode:
     cfg.DATASET.ON_ERROR = "stop"  # at an image that cannot be read; skip: leave it out, count it, list it at the end
 
     cfg.SOLVER = CfgNode()
-    cfg.SOLVER.BASE_LR = 0.05  # per GPU: grows with the number of GPUs
+    cfg.SOLVER.BASE_LR = 0.05  # per GPU: grows with the number of GPUs, and with ACCUMULATE
     cfg.SOLVER.LR_MILESTONES = [30, 60, 90]  # the rate falls after each of these epochs
     cfg.SOLVER.LR_GAMMA = 0.1  # by this factor
     cfg.SOLVER.WEIGHT_DECAY = 1e-4  # on all but the SReLU shifts
@@ -48,6 +48,7 @@ def default_cfg() -> CfgNode:
     cfg.SOLVER.NESTEROV = False
     cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU
     cfg.SOLVER.TEST_BATCH_SIZE = 200  # images per GPU
+    cfg.SOLVER.ACCUMULATE = 1  # batches whose gradients add up to a step's: each GPU does the work of so many
     cfg.SOLVER.MAX_EPOCHS = 100
     cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start
     cfg.SOLVER.WARMUP_EPOCH = 5  # the first epoch at the full rate
@@ -113,6 +114,11 @@ def image_size(cfg: CfgNode) -> int:
 def uses_small_images(cfg: CfgNode) -> bool:
     """Whether images are at most 64 pixels: CIFAR networks, CIFAR augmentation, kept in memory."""
     return image_size(cfg) <= SMALL_IMAGE
+
+
+def global_batch(cfg: CfgNode, num_gpus: int = 1) -> int:
+    """Images of a training step on ``num_gpus`` GPUs, whether they are of one process or of several."""
+    return cfg.SOLVER.TRAIN_BATCH_SIZE * cfg.SOLVER.ACCUMULATE * num_gpus
 
 
 def flat(cfg: CfgNode) -> dict[str, Any]:

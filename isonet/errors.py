@@ -13,7 +13,12 @@ EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says what was wrong, where, and what to do."""
+    """Something the user can put right. The message says what was wrong, where, and what to do.
+
+    where: which process of several it was, to print before the message.
+    """
+
+    where = ""
 
 
 class ConfigError(UserError, ValueError):
@@ -59,7 +64,7 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except UserError as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {printable(error)}", file=sys.stderr)
+        print(f"error: {error.where}{printable(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Stopped as stop:
         print(f"stopped: {printable(stop)}", file=sys.stderr)

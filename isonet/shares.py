@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """The ``index``-th of ``parts`` parts; as it stands, the whole."""
 
     index: int = 0
     parts: int = 1
 
     def of(self, count: int) -> slice:
-        """Its piece of ``count`` items. Pieces follow each other, and differ by one item at most, the first ones longer."""
-        start, stop = (-(-i * count // self.parts) for i in (self.index, self.index + 1))
+        """Its piece of ``count`` items. Pieces follow each other; the first ones have an item more where they must."""
+        each, rest = divmod(count, self.parts)
+        start, stop = (i * each + min(i, rest) for i in (self.index, self.index + 1))
         return slice(start, stop)
 
     def size(self, count: int) -> int:

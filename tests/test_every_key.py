@@ -91,7 +91,7 @@ def classes_found(cfg, tmp):
 def workers(cfg, tmp):
     make_folder(tmp, 10)
     opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.NUM_WORKERS", cfg.DATASET.NUM_WORKERS]
-    return build_loader(load_cfg(None, opts), "val")._batches.num_workers
+    return build_loader(load_cfg(None, opts), "val")._reader.num_workers
 
 
 def download(cfg, tmp):

@@ -16,12 +16,13 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from isonet.config import image_size, uses_small_images
+from isonet.config import global_batch, image_size, uses_small_images
 from isonet.data.memory import Batch, CropFlip, MemoryLoader
 from isonet.data.pixels import Normalise
 from isonet.data.sources import ImageSource, cifar, digits, image_folder
 from isonet.data.workers import WorkerLoader, decode_all
 from isonet.errors import DataError
+from isonet.shares import WHOLE, Share
 
 log = logging.getLogger("isonet")
 
@@ -36,12 +37,13 @@ _DIGITS_STATS = ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))  # of the 1,437 t
 class Loader(Protocol):
     """Batches of (images, labels), each image once an epoch: float32 (N, 3, H, W), normalised, and int64 (N,).
 
-    They lie on the first of the loader's devices, in the memory format that the config asks for.
+    They lie on the first of the loader's devices, in the memory format that the config asks for. Of a run
+    of several processes each gets its piece of every batch, which may be an empty one.
     """
 
     classes: Sequence[str]
     skipped: dict[str, str]  # images left out because they could not be read, with DATASET.ON_ERROR skip: path, reason
-    taken: int  # images of the current epoch's order that were handed over, those skipped and left out included
+    taken: int  # images of the epoch's order, over all processes, up to the last batch; those left out included
 
     @property
     def num_images(self) -> int: ...
@@ -54,7 +56,7 @@ class Loader(Protocol):
         """
 
     def __len__(self) -> int:
-        """The number of batches of the epoch, from ``skip`` on; one of which all images are left out is not given."""
+        """The number of batches of the epoch, from ``skip`` on: on all processes the same."""
 
     def __iter__(self) -> Iterator[Batch]: ...
 
@@ -64,11 +66,13 @@ def build_loader(
     split: str,
     devices: Sequence[torch.device] = (torch.device("cpu"),),
     classes: Sequence[str] | None = None,
+    share: Share = WHOLE,
 ) -> Loader:
     """The loader of ``split``, "train" (shuffled, augmented) or "val", for the data set that ``cfg`` names.
 
-    Batches hold the config's images per GPU for all of ``devices``, and lie on the first. ``classes``
-    gives the order of labels where an image folder has no training part to tell it. Raises
+    Batches hold the config's images per GPU for all GPUs of a step (``global_batch``). ``share`` says which
+    of the processes this is; its piece lies on the first of its ``devices``. ``classes`` gives the order
+    of labels where an image folder has no training part to tell it. Raises
     ``DataError`` for a data set that is missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``;
     so does its iteration. An image that cannot be read is left out instead where ``DATASET.ON_ERROR`` says so.
     """
@@ -77,17 +81,20 @@ def build_loader(
     _check_classes(cfg, source, split)
     size = image_size(cfg)
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
-    batch_size = (cfg.SOLVER.TRAIN_BATCH_SIZE if train else cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
+    num_gpus = len(devices) * share.parts
+    batch_size = global_batch(cfg, num_gpus) if train else cfg.SOLVER.TEST_BATCH_SIZE * num_gpus
     augment = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
     seed, workers, skip = cfg.RUNTIME.SEED, _num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
 
     if _in_memory(cfg, len(source.labels)):
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
         images, failed = decode_all(source, _to_square(size), size, workers, progress, skip)
-        return MemoryLoader(images, source.labels, source.classes, batch_size, normalise, augment, train, seed, failed)
+        return MemoryLoader(
+            images, source.labels, source.classes, batch_size, normalise, augment, train, seed, failed, share
+        )
     transform = _image_transforms(size, uses_small_images(cfg), augment)
     as_tensor = cfg.RUNTIME.DECODER == "torch"
-    return WorkerLoader(source, transform, normalise, batch_size, train, seed, workers, as_tensor, skip)
+    return WorkerLoader(source, transform, size, normalise, batch_size, train, seed, workers, as_tensor, skip, share)
 
 
 def _in_memory(cfg: CfgNode, num_images: int) -> bool:
@@ -117,8 +124,9 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def _num_workers(cfg: CfgNode) -> int:
-    """Workers beyond the number of CPU cores only get into each other's way."""
-    return min(cfg.DATASET.NUM_WORKERS, os.cpu_count() or 1)
+    """Of this process. Workers beyond the number of CPU cores only get into each other's way."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a launcher, on this machine
+    return min(cfg.DATASET.NUM_WORKERS, max(1, (os.cpu_count() or 1) // processes))
 
 
 def _check_classes(cfg: CfgNode, source: ImageSource, split: str) -> None:

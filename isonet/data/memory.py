@@ -11,7 +11,8 @@ from torch import Tensor
 
 from isonet.data.faults import Failure
 from isonet.data.pixels import Normalise
-from isonet.data.random_streams import EpochSampler, generator
+from isonet.data.random_streams import EpochBatches, generator
+from isonet.shares import WHOLE, Share
 
 Batch = tuple[Tensor, Tensor]
 
@@ -28,7 +29,8 @@ class MemoryLoader:
     """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
     ``images`` are uint8 (N, H, W, 3). Each image's crop and flip in an epoch follow from the seed, the
-    epoch and the image alone. failures: images that could not be read and are left out of their batches.
+    epoch and the image alone. batch_size: images of a batch over all processes, of which this one gives its
+    ``share``. failures: images that could not be read and are left out of their batches.
     """
 
     def __init__(
@@ -42,14 +44,14 @@ class MemoryLoader:
         shuffle: bool,
         seed: int,
         failures: Sequence[Failure] = (),
+        share: Share = WHOLE,
     ) -> None:
         self.device = normalise.device
         self.labels = torch.tensor(labels, device=self.device)
         self.classes = classes
-        self.batch_size = batch_size
         self.normalise = normalise
         self.augment = augment
-        self.sampler = EpochSampler(len(labels), shuffle, seed)
+        self.batches = EpochBatches(len(labels), batch_size, shuffle, seed, share)
         self.taken = 0
         self.skipped = {failed.path: failed.reason for failed in failures}
         self.readable = torch.ones(len(labels), dtype=torch.bool)  # on the CPU, where the order is drawn
@@ -66,34 +68,29 @@ class MemoryLoader:
         return len(self.labels)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        self.sampler.set_epoch(epoch, skip)
+        self.batches.set_epoch(epoch, skip)
         self.taken = skip
 
     def __len__(self) -> int:
-        return -(-len(self.sampler) // self.batch_size)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         crops = self._draw_crops().to(self.device)
-        self.taken = self.sampler.skip
-        for index in self._batches():
-            self.taken = min(self.taken + self.batch_size, self.num_images)
-            if len(index):
-                yield self.normalise(self._crop(index, crops[index])), self.labels[index]
-
-    def _batches(self) -> Sequence[Tensor]:
-        """Of each batch to come the indices of its images that could be read."""
-        order = self.sampler.order()
-        sizes = [min(self.batch_size, len(order) - start) for start in range(0, len(order), self.batch_size)]
+        pieces = self.batches.pieces()
+        indices = torch.cat([torch.empty(0, dtype=torch.int64), *pieces])
+        sizes = [len(piece) for piece in pieces]
         if self.skipped:
-            kept = self.readable[order]
-            order, sizes = order[kept], [int(part.sum()) for part in kept.split(sizes)]
-        return order.to(self.device).split(sizes)
+            readable = self.readable[indices]
+            indices, sizes = indices[readable], [int(part.sum()) for part in readable.split(sizes)]
+        for number, index in enumerate(indices.to(self.device).split(sizes), start=1):
+            self.taken = self.batches.taken(number)
+            yield self.normalise(self._crop(index, crops[index])), self.labels[index]
 
     def _draw_crops(self) -> Tensor:
         """For each image of the set its crop's top, its left, and whether it is flipped: (N, 3) int64."""
         if self.augment is None:
             return torch.zeros(self.num_images, 3, dtype=torch.int64)
-        rng = generator(self.sampler.seed, "augment", self.sampler.epoch)
+        rng = generator(self.batches.seed, "augment", self.batches.epoch)
         corner = torch.randint(2 * self.augment.padding + 1, (self.num_images, 2), generator=rng)
         flip = torch.randint(2, (self.num_images, 1), generator=rng) * int(self.augment.flip)
         return torch.cat([corner, flip], dim=1)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from isonet.shares import WHOLE, Share
+
 
 def stream_seed(*parts: int | str) -> int:
     """A 63-bit seed for the stream that ``parts`` name; unlike sums, no two names share one."""
@@ -21,17 +23,22 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(*parts))
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, image index) for every image once, in an order drawn anew for each epoch.
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Yields this process's piece of every batch of an epoch, as a list of (epoch, image index).
 
+    All processes draw the same order, anew for each epoch, cut it into batches of ``batch_size``, and take
+    their ``share`` of each. So every image comes once, in a batch that does not depend on the number of
+    processes, and all have equally many batches; in the last one a piece may be empty.
     The epoch travels with the index, so that workers which outlive an epoch augment for the right one.
     An epoch that was interrupted goes on after the first ``skip`` images of its order.
     """
 
-    def __init__(self, num_images: int, shuffle: bool, seed: int) -> None:
+    def __init__(self, num_images: int, batch_size: int, shuffle: bool, seed: int, share: Share = WHOLE) -> None:
         self.num_images = num_images
+        self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
+        self.share = share
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -45,8 +52,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
             return torch.arange(self.skip, self.num_images)
         return torch.randperm(self.num_images, generator=generator(self.seed, "order", self.epoch))[self.skip :]
 
-    def __len__(self) -> int:
-        return self.num_images - self.skip
+    def pieces(self) -> list[Tensor]:
+        """Of each batch to come the indices of this process's images."""
+        batches = self.order().split(self.batch_size)[: len(self)]  # of nothing, split makes an empty one
+        return [batch[self.share.of(len(batch))] for batch in batches]
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in self.order().tolist())
+    def taken(self, batches: int) -> int:
+        """Images of the epoch's order, over all processes, after so many batches from ``skip`` on."""
+        return min(self.skip + batches * self.batch_size, self.num_images)
+
+    def __len__(self) -> int:
+        return -(-(self.num_images - self.skip) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([(self.epoch, index) for index in piece.tolist()] for piece in self.pieces())

@@ -15,9 +15,10 @@ from isonet.data.faults import Failure, LeftOut, failure
 from isonet.data.memory import Batch
 from isonet.data.pixels import Normalise
 from isonet.data.processes import explain_dead_workers, held_stop_signals, outlive_stop_signals, remember_workers
-from isonet.data.random_streams import EpochSampler, stream_seed
+from isonet.data.random_streams import EpochBatches, stream_seed
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
+from isonet.shares import WHOLE, Share
 
 __all__ = ["WorkerLoader", "decode_all", "explain_dead_workers"]
 
@@ -76,14 +77,16 @@ def _bytes(image: Image.Image | Tensor) -> Tensor:
 class WorkerLoader:
     """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
-    Processes read and augment; what they hand over is bytes. transform: an image to one of the batch's
-    size, PIL or, ``as_tensor``, uint8 (3, H, W). skip: leave out images that cannot be read.
+    Workers read and augment; what they hand over is bytes. transform: an image to one of ``size`` pixels
+    square, PIL or, ``as_tensor``, uint8 (3, H, W). batch_size: images of a batch over all processes of the
+    run, of which this one gives its ``share``. skip: leave out images that cannot be read.
     """
 
     def __init__(
         self,
         source: ImageSource,
         transform: Transform,
+        size: int,
         normalise: Normalise,
         batch_size: int,
         shuffle: bool,
@@ -91,18 +94,19 @@ class WorkerLoader:
         num_workers: int,
         as_tensor: bool = False,
         skip: bool = False,
+        share: Share = WHOLE,
     ) -> None:
+        self.nothing = torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         self.normalise = normalise
         self.classes: Sequence[str] = source.classes
         self.num_images = len(source.labels)
-        self.sampler = EpochSampler(self.num_images, shuffle, seed)
+        self.batches = EpochBatches(self.num_images, batch_size, shuffle, seed, share)
         self.taken = 0
         self._left_out = LeftOut(self.num_images, skip)
         self.skipped = self._left_out.skipped
-        self._batches = _Batches(
+        self._reader = _Batches(
             _AugmentedImages(source, transform, seed, as_tensor),
-            batch_size=batch_size,
-            sampler=self.sampler,
+            batch_sampler=self.batches,
             num_workers=num_workers,
             pin_memory=normalise.device.type == "cuda",
             persistent_workers=num_workers > 0,
@@ -110,22 +114,19 @@ class WorkerLoader:
         )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        self.sampler.set_epoch(epoch, skip)
+        self.batches.set_epoch(epoch, skip)
         self.taken = skip
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        self.taken = self.sampler.skip
         with explain_dead_workers():
-            for batch, failures in self._batches:
-                size = len(failures) + (len(batch[1]) if batch else 0)
-                self._left_out.note(failures, size)
-                self.taken += size  # not what the workers have read ahead
-                if batch:
-                    pixels, labels = batch
-                    yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
+            for number, (batch, failures) in enumerate(self._reader, start=1):
+                pixels, labels = batch or self.nothing
+                self._left_out.note(failures, len(failures) + len(labels))
+                self.taken = self.batches.taken(number)  # not what the workers have read ahead
+                yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
 
 
 class _Pixels(Dataset):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from typing import NoReturn
 
 from isonet.errors import EXIT_USER_ERROR
 
-GPUS_HELP = "GPUs to use, the weights live on the first, e.g. --gpus 0,1 (default: all visible ones, else the CPU)"
+GPUS_HELP = (
+    "GPUs to use, the weights live on the first, e.g. --gpus 0,1 (default: all visible ones, else the CPU); "
+    "under torchrun each process takes one of them"
+)
 
 
 _NEGATIVE_POWER = re.compile(r"-[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)  # which argparse takes for an option
@@ -30,7 +34,8 @@ class Parser(argparse.ArgumentParser):
             unknown = message.split(": ", 1)[1].split()[0].split("=")[0]
             near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-        self.exit(EXIT_USER_ERROR, f"error: {message}{hint} ({self.prog} --help lists all options)\n")
+        first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher, which all are given the same
+        self.exit(EXIT_USER_ERROR, first * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
 
 
 def make_parser(description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP) -> Parser:

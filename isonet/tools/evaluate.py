@@ -23,8 +23,10 @@ from isonet.run_folder import find_checkpoint
 from isonet.storage import write_file
 from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
-from isonet.training.devices import describe, explain_out_of_memory, pick_devices, place, set_precision
+from isonet.training.devices import describe, explain_out_of_memory, place, set_precision
 from isonet.training.evaluate import list_skipped
+from isonet.training.lockstep import Lockstep
+from isonet.training.peers import explain_lost_peers, processes
 
 log = logging.getLogger("isonet")
 
@@ -39,25 +41,37 @@ def evaluate_checkpoint(
     Raises ``UserError`` for everything that the user can put right.
     """
     cfg = load_cfg(cfg_path, opts)
-    path = find_checkpoint(cfg if cfg_path else None, ckpt)
-    state = read_checkpoint(path)
-    if cfg_path is None:
-        cfg = _own_config(state, path, opts)
-    else:
-        _warn_of_other_images(state, path, cfg)
-    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    with explain_dead_workers(), explain_out_of_memory():
+    with (
+        processes(gpus) as (world, devices),
+        explain_lost_peers(world),
+        explain_dead_workers(),
+        explain_out_of_memory(),
+    ):
+        path, state = world.from_leader(lambda: _read(cfg if cfg_path else None, ckpt))
+        if cfg_path is None:
+            cfg = _own_config(state, path, opts)
+        else:
+            _warn_of_other_images(state, path, cfg)
+        set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         model = build_model(cfg)
         load_state(model, weights_of(state, path), path)
-        devices = pick_devices(gpus)
-        loader = build_loader(cfg, "val", devices, _classes(state))
-        log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices))
+        loader = build_loader(cfg, "val", devices, _classes(state), world.share)
+        log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices, world.size))
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
-        found = evaluate(forward, loader, devices[0], Amp(cfg.RUNTIME.AMP, devices[0]))
-    list_skipped({"val": loader})
+        batches = Lockstep(loader, world)
+        found = evaluate(forward, batches, devices[0], Amp(cfg.RUNTIME.AMP, devices[0]), world)
+        for skipped in world.gather(dict(loader.skipped)):
+            loader.skipped.update(skipped)
+    if world.leads:
+        list_skipped({"val": loader})
     if not math.isfinite(found.loss):
         raise NonFiniteError(f"{path}: the network's output is not finite, so its accuracy means nothing")
     return found, path
+
+
+def _read(cfg: CfgNode | None, ckpt: str) -> tuple[Path, dict[str, Any]]:
+    path = find_checkpoint(cfg, ckpt)
+    return path, read_checkpoint(path)
 
 
 def check_writable(json_file: str | None) -> None:

@@ -99,11 +99,13 @@ def explain_out_of_memory() -> Iterator[None]:
         ) from None
 
 
-def describe(devices: list[torch.device]) -> str:
+def describe(devices: list[torch.device], processes: int = 1) -> str:
     """For the log: how many of what."""
     if devices[0].type == "cpu":
-        return f"CPU, {torch.get_num_threads()} threads"
-    return ", ".join(f"{device} ({torch.cuda.get_device_name(device)})" for device in devices)
+        here = f"CPU, {torch.get_num_threads()} threads"
+    else:
+        here = ", ".join(f"{device} ({torch.cuda.get_device_name(device)})" for device in devices)
+    return here if processes == 1 else f"{processes} processes; the first: {here}"
 
 
 def seed_everything(seed: int) -> None:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from isonet.training.step import EpochSums, StepOutput
+from isonet.training.step import StepOutput
+from isonet.training.sums import EpochSums
 
 
 class NonFiniteStep(Exception):  # noqa: N818 - what it means for the run is said by the run
@@ -25,11 +26,11 @@ class NonFiniteStep(Exception):  # noqa: N818 - what it means for the run is sai
 class TimedBatches:
     """Passes batches on and adds up the seconds that the caller waited for them."""
 
-    def __init__(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, batches: Iterable[tuple[Tensor, Tensor, int]]) -> None:
         self.batches = batches
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         iterator = iter(self.batches)
         while True:
             start = time.perf_counter()
@@ -42,23 +43,24 @@ class TimedBatches:
 
 def train_epoch(
     model: nn.Module,
-    step: Callable[[Tensor, Tensor], StepOutput],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    step: Callable[[Tensor, Tensor, int, int], StepOutput],
+    batches: Iterable[tuple[Tensor, Tensor, int]],
     sums: EpochSums,
     log_every: int,
     on_step: Callable[[int, dict[str, float] | None], None],
 ) -> dict[str, float]:
     """Take a step of ``model`` on every batch, all of which lie on the device of ``sums``.
 
-    Returns the means over the epoch. ``sums`` may hold its beginning, from before an interruption.
-    ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as well; what it
-    raises ends the epoch. Raises ``NonFiniteStep`` at the first such look, or at the end.
+    batches: images, labels, and how many images all processes have together. step: is given these and its
+    number in the epoch. Returns the means over the epoch. ``sums`` may hold its beginning, from before an
+    interruption. ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as
+    well; what it raises ends the epoch. Raises ``NonFiniteStep`` at the first such look, or at the end.
     """
     model.train()
     timed = TimedBatches(batches)
     start, seconds, waited = time.perf_counter(), sums.seconds, sums.waited
-    for images, labels in timed:
-        sums.add(step(images, labels), labels)
+    for images, labels, total in timed:
+        sums.add(step(images, labels, total, sums.steps + 1), labels, total)
         sums.seconds, sums.waited = seconds + time.perf_counter() - start, waited + timed.seconds
         looks = sums.steps % log_every == 0
         on_step(sums.steps, finite_means(model, sums) if looks else None)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from isonet.data import Loader
 from isonet.errors import DataError, printable
 from isonet.storage import write_file
 from isonet.training.amp import Amp
 from isonet.training.step import count_correct
+from isonet.training.world import ALONE, World
 
 log = logging.getLogger("isonet")
 
@@ -39,32 +41,37 @@ class Evaluation:
 
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel do not inherit
 def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, amp: Amp | None = None
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    device: torch.device,
+    amp: Amp | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Run ``model``, in evaluation mode and back, over all ``batches``, which lie on ``device``.
 
-    Waits for the device once, at the end. Raises ``DataError`` if there is no batch.
+    batches: images and labels, and whatever follows these; of several processes each gives its own, and
+    all get the whole result. Waits for the device once, at the end. Raises ``DataError`` if there is no image.
     """
     amp = amp or Amp("off", device)
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros(2, dtype=torch.int64, device=device)
-    images = 0
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
     start = time.perf_counter()
-    for inputs, labels in batches:
+    for inputs, labels, *_ in batches:
+        if not len(labels):
+            continue
         with amp.autocast():
             logits = model(inputs)
         logits = logits.float()
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-        correct += count_correct(logits, labels)
-        images += len(labels)
+        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+        sums[1:3] += count_correct(logits, labels)
+        sums[3] += len(labels)
+    loss, top1, top5, images = world.sum(sums).tolist()
     if not images:
         raise DataError("there is no image to evaluate on")
-    top1, top5 = correct.tolist()
     seconds = time.perf_counter() - start
     model.train(was_training)
-    return Evaluation(100 * top1 / images, 100 * top5 / images, loss.item() / images, images, images / seconds)
+    return Evaluation(100 * top1 / images, 100 * top5 / images, loss / images, int(images), images / seconds)
 
 
 def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:

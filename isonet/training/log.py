@@ -42,7 +42,14 @@ class _TerminalHandler(logging.Handler):
 
 
 def log_to_terminal() -> None:
-    """Show the project's log on standard output, warnings marked as such."""
+    """Show the project's log on standard output, warnings marked as such.
+
+    Of several processes that a launcher started the first one does; a warning of the others would be its own again.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        log.addHandler(logging.NullHandler())
+        log.propagate = False
+        return
     _replace_handlers(_TerminalHandler, _TerminalHandler(), _LevelFormatter("%(message)s"))
     log.propagate = False
 
@@ -103,12 +110,12 @@ def _remove_handlers(kind: type[logging.Handler]) -> None:
 class EpochDisplay:
     """Progress within one epoch: a bar on a terminal, else a plain line every so often."""
 
-    def __init__(self, epoch: int, max_epochs: int, done: int, steps: int) -> None:
-        """``done`` of ``steps`` were taken before."""
+    def __init__(self, epoch: int, max_epochs: int, done: int, steps: int, hidden: bool = False) -> None:
+        """``done`` of ``steps`` were taken before. hidden: show nothing."""
         self.title = f"epoch {epoch}/{max_epochs}"
         self.steps = steps
         self.last_line = time.monotonic()
-        plain = not sys.stderr.isatty()
+        plain = hidden or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=done, desc=self.title, leave=False, unit="step", disable=plain)
 
     def advance(self) -> None:

@@ -16,6 +16,7 @@ from isonet.training.state import Progress
 log = logging.getLogger("isonet")
 
 LATEST = ""  # the value of --resume without a checkpoint
+AUTO = "auto"  # of --resume: go on with this run if it has saved anything, else start it
 
 
 def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[Path, dict[str, Any]] | None:
@@ -33,6 +34,8 @@ def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool)
             )
         return None
     source, candidates = _candidates(folder, resume)
+    if not candidates and resume == AUTO:
+        return None
     if not candidates:
         if resume != LATEST:
             raise CheckpointError(f"--resume {resume}: no checkpoint to resume, and no run folder with one, is there")
@@ -52,8 +55,8 @@ def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
     """The folder that ``resume`` is about, and what to go on from there, the newest first."""
     asked = Path(resume)
     try:
-        if resume == LATEST or asked.is_dir():
-            source = folder if resume == LATEST else RunFolder(asked)
+        if resume in (LATEST, AUTO) or asked.is_dir():
+            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
             return source, source.resumable()
         return RunFolder(asked.parent), [asked] if asked.is_file() else []
     except (OSError, ValueError) as error:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from isonet.checkpoint import fitted, weights_of
-from isonet.config import flat, parse_cfg
 from isonet.data import Loader
 from isonet.errors import CheckpointError
 from isonet.training.amp import Amp
-
-# Keys that a resumed run may change without becoming another run
-_MAY_DIFFER = {
-    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "DATASET.ON_ERROR", "RUNTIME.LOG_EVERY",
-    "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
-}  # fmt: skip
 
 
 @dataclass
@@ -68,7 +58,7 @@ def pack_state(
     progress: Progress,
     cfg: CfgNode,
     loader: Loader,
-    devices: Sequence[torch.device],
+    num_gpus: int,
 ) -> dict[str, Any]:
     """A checkpoint: tensors, numbers and text only, so that it loads without running code."""
     return {
@@ -81,8 +71,7 @@ def pack_state(
         "history": progress.history,
         "timing": progress.timing,
         "part": asdict(progress.part) if progress.part else None,
-        "random": _random_state(devices),
-        "num_devices": len(devices),
+        "num_devices": num_gpus,
         "config": cfg.dump(),
         "classes": list(loader.classes),
         "num_images": loader.num_images,
@@ -96,14 +85,13 @@ def restore_state(
     optimizer: torch.optim.Optimizer,
     amp: Amp,
     loader: Loader,
-    devices: Sequence[torch.device],
 ) -> Progress:
-    """Put model, optimiser and random streams where the run that wrote ``state``, read from ``path``, left them.
+    """Put model and optimiser where the run that wrote ``state``, read from ``path``, left them.
 
     The optimiser keeps the settings of its groups, which are the config's, and takes on the momentum.
     Raises ``CheckpointError``, with the model unchanged, for a state that does not fit.
     """
-    wanted = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history", "random")
+    wanted = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")
     if missing := [key for key in wanted if key not in state]:
         raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(missing)}; it may still be evaluated")
     weights = fitted(model, weights_of(state, path), path)
@@ -113,11 +101,8 @@ def restore_state(
         optimizer.load_state_dict(_checked_optimizer(state["optimizer"], optimizer))
         if state.get("scaler") and amp.scaler.is_enabled():
             amp.scaler.load_state_dict(_checked_scaler(state["scaler"], amp.scaler.state_dict()))
-        _set_random_state(state["random"], devices)
     except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
-        raise CheckpointError(
-            f"{path}: its optimiser, metrics or random state does not fit this run ({error})"
-        ) from None
+        raise CheckpointError(f"{path}: its optimiser or metrics do not fit this run ({error})") from None
     model.load_state_dict(weights)  # last, since it cannot fail
     return progress
 
@@ -199,43 +184,3 @@ def _checked_scaler(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any
     if not scale > 0:
         raise ValueError("the scale of fp16 is not above 0")
     return {**own, "scale": scale, "_growth_tracker": _count(state["_growth_tracker"])}
-
-
-def changes(
-    state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, devices: Sequence[torch.device]
-) -> list[str]:
-    """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
-    found = []
-    if isinstance(state.get("config"), str):
-        before, now = flat(parse_cfg(state["config"], str(path))), flat(cfg)
-        found = [f"{k} {before[k]} -> {now[k]}" for k in now if k not in _MAY_DIFFER and before[k] != now[k]]
-    for key, what, here in (
-        ("num_devices", "the number of GPUs, and with it batch and rate,", len(devices)),
-        ("num_images", "the number of training images", loader.num_images),
-    ):
-        if type(state.get(key)) is int and state[key] != here:
-            found.append(f"{what} {state[key]} -> {here}")
-    return found
-
-
-def _random_state(devices: Sequence[torch.device]) -> dict[str, Any]:
-    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, np.asarray(keys).tolist(), position, has_gauss, gauss),
-        "torch": torch.get_rng_state(),
-        "cuda": [torch.cuda.get_rng_state(device) for device in devices if device.type == "cuda"],
-    }
-
-
-def _set_random_state(state: dict[str, Any], devices: Sequence[torch.device]) -> None:
-    random.setstate(state["python"])
-    kind, keys, position, has_gauss, gauss = state["numpy"]
-    # Of lists in lists numpy would make an array of any size, and beyond the last key it would read other memory
-    if not all(type(key) is int for key in keys) or not 0 <= position <= len(keys) == 624:
-        raise ValueError("NumPy's random state is none")
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
-    torch.set_rng_state(state["torch"])
-    on_gpu = [device for device in devices if device.type == "cuda"]
-    for device, device_state in zip(on_gpu, state["cuda"], strict=False):  # by position; another number is warned of
-        torch.cuda.set_rng_state(device_state, device)

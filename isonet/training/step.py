@@ -1,29 +1,34 @@
-"""One training step, and the sums it leaves on the device."""
+"""One training step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from isonet.data.random_streams import stream_seed
 from isonet.ortho import OrthoPenalty
+from isonet.shares import Share
 from isonet.training.amp import Amp
+from isonet.training.devices import seed_everything
 from isonet.training.update import GuardedUpdate
+from isonet.training.world import ALONE, World
 
 TOP_K = 5
 
 
 @dataclass
 class StepOutput:
-    """What one step leaves for the log, all on the device and detached."""
+    """What one step leaves for the log, all on the device and detached; of several processes each leaves its part."""
 
     logits: Tensor  # (N, num_classes)
-    cross_entropy: Tensor  # scalar, mean over the batch
-    penalty: Tensor  # scalar, without its coefficient
+    cross_entropy: Tensor  # scalar, mean over the batch: the parts of the processes add up to it
+    penalty: Tensor  # scalar, without its coefficient; likewise
     finite: Tensor  # bool, whether losses and gradient are
 
 
@@ -32,8 +37,11 @@ class TrainStep:
 
     The two terms have a backward pass each, whose gradients add up: hooks on a weight's gradient see both.
 
-    ``forward`` is ``model`` or a wrapper that spreads or compiles it. The penalty depends on the weights
-    alone, so it is taken of ``model``, once; with a coefficient of 0 it is not computed.
+    ``forward`` is ``model`` or a wrapper that spreads, compiles or synchronises it. The penalty depends on
+    the weights alone, so it is taken of ``model``, once, each process of ``world`` its share of the layers;
+    with a coefficient of 0 it is not computed.
+    accumulate: in so many pieces a batch goes through the network, their gradients adding up.
+    seed: of what layers draw, such as dropout; None: they draw from torch's streams as they are.
     """
 
     def __init__(
@@ -43,27 +51,67 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         ortho_coeff: float,
         amp: Amp | None = None,
+        world: World = ALONE,
+        accumulate: int = 1,
+        seed: int | None = None,
     ) -> None:
         self.forward = forward
         self.optimizer = optimizer
         self.ortho_coeff = ortho_coeff
-        self.penalty = OrthoPenalty(model) if ortho_coeff > 0 else None
+        self.penalty = OrthoPenalty(model, world.share) if ortho_coeff > 0 else None
         self.amp = amp or Amp("off", next(model.parameters()).device)
         self.update = GuardedUpdate(optimizer, self.amp)
+        self.world = world
+        self.accumulate = accumulate
+        self.seed = seed
 
-    def __call__(self, images: Tensor, labels: Tensor) -> StepOutput:
+    def __call__(
+        self, images: Tensor, labels: Tensor, total: int | None = None, position: tuple[int, int] = (0, 0)
+    ) -> StepOutput:
+        """Take a step. total: images of the batch over all processes; position: epoch and step, for the streams."""
+        total = total or len(labels)
         self.optimizer.zero_grad(set_to_none=True)
-        # By itself and first: its working memory is free again when the activations fill theirs
+        # By itself and first: its working memory is free again when the activations fill theirs. The
+        # processes' gradients are averaged after the last backward pass, hence times their number
         penalty = self.penalty() if self.penalty else torch.zeros((), device=images.device)
         if penalty.requires_grad:  # not without a penalised weight to train
-            self.amp.backward(self.ortho_coeff * penalty)
+            self.amp.backward(self.ortho_coeff * self.world.size * penalty)
 
-        with self.amp.autocast():
-            logits = self.forward(images)
-        cross_entropy = F.cross_entropy(logits.float(), labels)
-        self.amp.backward(cross_entropy)
-        finite = self.update(torch.stack([cross_entropy.detach(), penalty.detach()]))
-        return StepOutput(logits.detach(), cross_entropy.detach(), penalty.detach(), finite)
+        outputs, cross_entropy = [], torch.zeros((), device=images.device)
+        pieces = self._pieces(images, labels)
+        for number, (part, targets) in enumerate(pieces, start=1):
+            self._seed(position, number)
+            with self._synchronised(number == len(pieces)):
+                with self.amp.autocast():
+                    logits = self.forward(part)
+                loss = F.cross_entropy(logits.float(), targets, reduction="sum") / (total / self.world.size)
+                self.amp.backward(loss if len(labels) else 0 * loss)
+            if len(labels):
+                cross_entropy += loss.detach() / self.world.size
+            outputs.append(logits.detach())
+        finite = self.update(torch.stack([cross_entropy, penalty.detach()]))
+        return StepOutput(torch.cat(outputs)[: len(labels)], cross_entropy, penalty.detach(), finite)
+
+    def _pieces(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What goes through the network at a time: where only others have images, one that does not count."""
+        if not len(labels):
+            return [(images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1))]
+        shares = [Share(i, self.accumulate).of(len(labels)) for i in range(min(self.accumulate, len(labels)))]
+        return [(images[share], labels[share]) for share in shares]
+
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """Gradients are averaged over the processes in the backward pass of the last piece."""
+        return (
+            nullcontext() if last or not isinstance(self.forward, DistributedDataParallel) else self.forward.no_sync()
+        )
+
+    def _seed(self, position: tuple[int, int], piece: int) -> None:
+        """Name the stream after epoch, step and piece, so that it is the same however the run came there.
+
+        Pieces are counted over all processes: four of one process draw what one of each of four would.
+        """
+        if self.seed is not None:
+            seed_everything(stream_seed(self.seed, "step", *position, self.world.rank * self.accumulate + piece))
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
@@ -71,53 +119,3 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     guesses = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
     hits = guesses == labels[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()])
-
-
-class EpochSums:
-    """Sums over the steps of an epoch, kept on the device; ``read`` and ``state_dict`` are where one waits for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.losses = torch.zeros(2, dtype=torch.float64, device=device)  # cross entropy x images, penalty
-        self.correct = torch.zeros(2, dtype=torch.int64, device=device)  # top-1, top-5
-        self.bad_step = torch.zeros((), dtype=torch.int64, device=device)  # first step that was not finite, or 0
-        self.images = 0
-        self.steps = 0
-        self.seconds = 0.0  # of the steps
-        self.waited = 0.0  # seconds of those spent waiting for data
-
-    def add(self, output: StepOutput, labels: Tensor) -> None:
-        self.images += len(labels)
-        self.steps += 1
-        self.losses += torch.stack([output.cross_entropy * len(labels), output.penalty])
-        self.correct += count_correct(output.logits, labels)
-        first_bad = (self.bad_step == 0) & ~output.finite
-        self.bad_step += first_bad * self.steps
-
-    def read(self) -> dict[str, float]:
-        """Means so far (accuracies in percent), and ``bad_step``."""
-        cross_entropy, penalty = self.losses.tolist()
-        top1, top5 = self.correct.tolist()
-        return {
-            "cross_entropy": cross_entropy / self.images,
-            "penalty": penalty / self.steps,
-            "train_top1": 100 * top1 / self.images,
-            "train_top5": 100 * top5 / self.images,
-            "bad_step": int(self.bad_step),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint within the epoch holds; not ``bad_step``, since none is saved after one."""
-        return {
-            "losses": self.losses.tolist(),
-            "correct": self.correct.tolist(),
-            "images": self.images,
-            "steps": self.steps,
-            "seconds": self.seconds,
-            "waited": self.waited,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses.copy_(torch.tensor(state["losses"], dtype=torch.float64))
-        self.correct.copy_(torch.tensor(state["correct"]))
-        self.images, self.steps = state["images"], state["steps"]
-        self.seconds, self.waited = state["seconds"], state["waited"]

@@ -6,11 +6,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 # What a terminal (SIGINT; SIGHUP when it closes), `kill` (SIGTERM) and a scheduler before it takes the machine send
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -27,9 +24,11 @@ class StopSignals:
 
     A later Ctrl-C raises ``KeyboardInterrupt``, and again until ``calm`` is called: where Python runs code for
     others, such as a destructor, an exception is printed and lost.
+    quiet: note it without a word, as all processes of a run but one do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.received: str | None = None
         self._former: dict[int, Any] = {}
         self._insists = False
@@ -47,23 +46,12 @@ class StopSignals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raise ``StopRequested`` if a signal has come."""
-        if self.received:
-            raise StopRequested(self.received)
-
     def calm(self) -> None:
         """The interrupt has arrived: let what follows end in peace."""
         if self._insists:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             self._insists = False
-
-    def watch(self, items: Iterable[T]) -> Iterator[T]:
-        """Pass ``items`` on, and check before each."""
-        for item in items:
-            self.check()
-            yield item
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -73,5 +61,7 @@ class StopSignals:
             raise KeyboardInterrupt
         if not self.received:
             self.received = signal.Signals(number).name
+            if self.quiet:
+                return
             with contextlib.suppress(OSError):  # not print, which may be what was interrupted
                 os.write(2, f"\n{self.received}: finishing the step and saving; Ctrl-C stops at once\n".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -9,31 +10,38 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from isonet.config import global_batch
 from isonet.data import Loader
 from isonet.errors import NonFiniteError, Stopped, UserError
 from isonet.run_folder import RunFolder
 from isonet.storage import append_line, write_file
 from isonet.training.amp import Amp
 from isonet.training.epoch import NonFiniteStep, finite_means, train_epoch
-from isonet.training.evaluate import evaluate, list_skipped
+from isonet.training.evaluate import Evaluation, evaluate, list_skipped
 from isonet.training.failure import first_non_finite
+from isonet.training.lockstep import Lockstep
 from isonet.training.log import EpochDisplay
 from isonet.training.optim import set_learning_rate
 from isonet.training.profile import StepProfile
 from isonet.training.schedule import learning_rate_at
 from isonet.training.state import Part, Progress, pack_state
-from isonet.training.step import EpochSums, TrainStep
+from isonet.training.step import StepOutput, TrainStep
 from isonet.training.stop import StopRequested, StopSignals
+from isonet.training.sums import EpochSums
+from isonet.training.world import World
 
 log = logging.getLogger("isonet")
 
 
 @dataclass
 class Trainer:
-    """Trains ``model`` from where ``progress`` says, and leaves what it does in ``folder``."""
+    """Trains ``model`` from where ``progress`` says, and leaves what it does in ``folder``.
+
+    Of several processes the leading one writes. All of them save, stop and fail at the same step.
+    """
 
     cfg: CfgNode
     folder: RunFolder
@@ -45,6 +53,12 @@ class Trainer:
     train_loader: Loader
     val_loader: Loader
     progress: Progress
+    world: World
+
+    @property
+    def num_gpus(self) -> int:
+        """Of all processes."""
+        return len(self.devices) * self.world.size
 
     def fit(self, stop: StopSignals) -> None:
         """Train until MAX_EPOCHS, saving after each epoch, and within it where the config or a signal asks for it.
@@ -52,7 +66,9 @@ class Trainer:
         Raises ``Stopped`` after a signal and ``NonFiniteError`` where the numbers are no longer finite.
         """
         start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
-        step = TrainStep(self.forward, self.model, self.optimizer, self.cfg.ISON.ORTHO_COEFF, self.amp)
+        forward = self.world.synchronised(self.forward, self.devices[0])
+        solver, coeff, seed = self.cfg.SOLVER, self.cfg.ISON.ORTHO_COEFF, self.cfg.RUNTIME.SEED
+        step = TrainStep(forward, self.model, self.optimizer, coeff, self.amp, self.world, solver.ACCUMULATE, seed)
         if self.progress.epoch >= max_epochs:
             log.info("nothing to do: %d epochs are finished (SOLVER.MAX_EPOCHS %d)", self.progress.epoch, max_epochs)
         try:
@@ -60,7 +76,8 @@ class Trainer:
                 self._epoch(self.progress.epoch + 1, step, stop)
         finally:
             stop.calm()
-            list_skipped({"train": self.train_loader, "val": self.val_loader}, self.folder.skipped)
+            if self.world.leads:
+                list_skipped({"train": self.train_loader, "val": self.val_loader}, self.folder.skipped)
         log.info(
             "best top-1 %.2f %% in epoch %d, %.0f s, run in %s",
             self.progress.best_top1, self.progress.best_epoch, time.perf_counter() - start, self.folder.path,
@@ -68,36 +85,41 @@ class Trainer:
 
     def _epoch(self, epoch: int, step: TrainStep, stop: StopSignals) -> None:
         """Train, evaluate and save one epoch, or what is left of it."""
-        rate = learning_rate_at(self.cfg, epoch, len(self.devices))
+        rate = learning_rate_at(self.cfg, epoch, self.num_gpus)
         set_learning_rate(self.optimizer, rate)
-        sums = EpochSums(self.devices[0])
+        sums = EpochSums(self.devices[0], self.world)
         if part := self.progress.part:
             sums.load_state_dict(part.sums)
         self.train_loader.set_epoch(epoch, skip=part.taken if part else 0)
         self.val_loader.set_epoch(epoch)
+        batches = Lockstep(self.train_loader, self.world, stop)
         try:
             try:
-                means = self._train(epoch, step, sums, stop)
+                means = self._train(epoch, step, sums, batches)
                 start = time.perf_counter()
-                found = evaluate(self.forward, stop.watch(self.val_loader), self.devices[0], self.amp)
+                found = self._evaluate(stop)
             except StopRequested as request:
                 if sums.steps:
-                    self._save_part(epoch, sums)
+                    self._save_part(epoch, sums, batches.taken)
                 raise Stopped(self._stop_message(request, epoch, sums.steps)) from None
             if not math.isfinite(found.loss):  # the last step's update is not in the training loss yet
                 raise NonFiniteStep(0)
         except NonFiniteStep as failure:
             raise NonFiniteError(self._non_finite_message(epoch, failure.step, sums.steps, rate)) from None
+        images = means.pop("images")
         row = {"epoch": epoch, "learning_rate": rate, **means,
                "top1": found.top1, "top5": found.top5, "val_loss": found.loss}  # fmt: skip
-        timing = {"epoch": epoch, "images_per_second": sums.images / sums.seconds, "data_wait_seconds": sums.waited,
+        timing = {"epoch": epoch, "images_per_second": images / sums.seconds, "data_wait_seconds": sums.waited,
                   "seconds": sums.seconds + time.perf_counter() - start}  # fmt: skip
         self._finish(row, timing)
 
-    def _train(self, epoch: int, step: TrainStep, sums: EpochSums, stop: StopSignals) -> dict[str, float]:
-        runtime, loader = self.cfg.RUNTIME, self.train_loader
-        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, sums.steps, sums.steps + len(loader))
-        profile = StepProfile(runtime.PROFILE if epoch == 1 else 0, self.devices[0])
+    def _train(self, epoch: int, step: TrainStep, sums: EpochSums, batches: Lockstep) -> dict[str, float]:
+        runtime, done, leads = self.cfg.RUNTIME, sums.steps, self.world.leads
+        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, done, done + len(batches), hidden=not leads)
+        profile = StepProfile(runtime.PROFILE if epoch == 1 and leads else 0, self.devices[0])
+
+        def take_step(images: Tensor, labels: Tensor, total: int, number: int) -> StepOutput:
+            return step(images, labels, total, (epoch, number))
 
         def on_step(number: int, means: dict[str, float] | None) -> None:
             profile.step()
@@ -105,13 +127,11 @@ class Trainer:
             if means:
                 display.show(number, means)
             if runtime.SAVE_EVERY and number % runtime.SAVE_EVERY == 0:
-                self._save_part(epoch, sums)
-            stop.check()
+                self._save_part(epoch, sums, batches.taken)
 
         try:
             with profile:
-                stop.check()
-                means = train_epoch(self.model, step, loader, sums, runtime.LOG_EVERY, on_step)
+                means = train_epoch(self.model, take_step, batches, sums, runtime.LOG_EVERY, on_step)
         finally:
             display.close()
         if profile.table:
@@ -119,17 +139,40 @@ class Trainer:
             log.info("where the time of %d steps went: %s", runtime.PROFILE, self.folder.profile)
         return means
 
-    def _save_part(self, epoch: int, sums: EpochSums) -> None:
+    def _evaluate(self, stop: StopSignals) -> Evaluation:
+        self.world.copy_from_leader(self.model.buffers())  # such as batch norm's, of which each process has its own
+        return evaluate(
+            self.forward, Lockstep(self.val_loader, self.world, stop), self.devices[0], self.amp, self.world
+        )
+
+    def _save_part(self, epoch: int, sums: EpochSums, taken: int) -> None:
         """Save the epoch's beginning."""
         finite_means(self.model, sums)  # nothing that is spoilt is saved
-        self.progress.part = Part(self.train_loader.taken, sums.state_dict())
-        self.folder.save(self._state(), epoch, sums.steps, self.cfg.RUNTIME.KEEP)
+        self.progress.part = Part(taken, sums.state_dict())
+        self._save(epoch, sums.steps)
+
+    def _save(self, epoch: int, step: int, best: bool = False) -> None:
+        self._share_skipped()
+        if self.world.leads:
+            state = pack_state(
+                self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader, self.num_gpus
+            )
+            self.folder.save(state, epoch, step, self.cfg.RUNTIME.KEEP, best)
+
+    def _share_skipped(self) -> None:
+        """Let the leading process know which images others could not read."""
+        if self.cfg.DATASET.ON_ERROR == "skip":
+            for loader in (self.train_loader, self.val_loader):
+                for skipped in self.world.gather(dict(loader.skipped)):
+                    loader.skipped.update(skipped)
 
     def _finish(self, row: dict[str, float], timing: dict[str, float]) -> None:
         """Save and log a whole epoch."""
         epoch = int(row["epoch"])
         improved = self.progress.record(row, timing)
-        self.folder.save(self._state(), epoch, 0, self.cfg.RUNTIME.KEEP, best=improved)
+        self._save(epoch, 0, best=improved)
+        if not self.world.leads:
+            return
         append_line(self.folder.metrics, json.dumps(row, allow_nan=False))
         append_line(self.folder.timing, json.dumps(timing, allow_nan=False))
         log.info(
@@ -138,11 +181,6 @@ class Trainer:
             epoch, self.cfg.SOLVER.MAX_EPOCHS, row["learning_rate"], row["cross_entropy"], row["penalty"],
             row["train_top1"], row["top1"], row["top5"], timing["images_per_second"], timing["data_wait_seconds"],
         )  # fmt: skip
-
-    def _state(self) -> dict[str, object]:
-        return pack_state(
-            self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader, self.devices
-        )
 
     def _stop_message(self, request: StopRequested, epoch: int, steps: int) -> str:
         if not steps and not self.folder.latest.exists():
@@ -168,12 +206,14 @@ class Trainer:
         """Repeat the failed step, or the first batch of validation: the weights are those that it had."""
         loader, part = self.train_loader if bad_step else self.val_loader, self.progress.part
         taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
-        images_per_step = self.cfg.SOLVER.TRAIN_BATCH_SIZE * len(self.devices)
-        loader.set_epoch(epoch, skip=taken + (bad_step - 1 - steps) * images_per_step if bad_step else 0)
+        skip = taken + (bad_step - 1 - steps) * global_batch(self.cfg, self.num_gpus)
+        loader.set_epoch(epoch, skip=skip if bad_step else 0)
         self.model.train(bool(bad_step))
         coeff = self.cfg.ISON.ORTHO_COEFF if bad_step else 0.0
-        try:
+        where = ""
+        # What is to be told is the failure, not why it was not found
+        with contextlib.suppress(UserError, StopIteration, RuntimeError):
             images, labels = next(iter(loader))
-            return first_non_finite(self.model, images, labels, self.amp, coeff, chunks=len(self.devices))
-        except (UserError, StopIteration, RuntimeError):  # what is to be told is the failure, not why it was not found
-            return ""
+            chunks = len(self.devices) * self.cfg.SOLVER.ACCUMULATE
+            where = first_non_finite(self.model, images, labels, self.amp, coeff, chunks)
+        return next(filter(None, self.world.gather(where)), "")

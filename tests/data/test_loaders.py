@@ -173,7 +173,7 @@ def test_evaluation_resizes_and_cuts_the_centre(photographs):
             transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
-    source = batches._batches.dataset.source
+    source = batches._reader.dataset.source
     torch.testing.assert_close(images[0], reference(Image.open(source.paths[0])))
 
 

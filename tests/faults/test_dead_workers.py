@@ -37,7 +37,7 @@ def many(images):
 
 
 def worker_pids(batches):
-    return [worker.pid for worker in batches._batches._iterator._workers]
+    return [worker.pid for worker in batches._reader._iterator._workers]
 
 
 DEATHS = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -221,15 +223,16 @@ def test_nothing_spoilt_is_saved_within_an_epoch_either(tmp_path, monkeypatch, s
     spoil(1, 3)
     opts = ["RUNTIME.LOG_EVERY", 1000, "RUNTIME.SAVE_EVERY", 5 if how == "resumed" else 0]
     if how == "stopped":
-        real = trainer.StopSignals.check
+        real = trainer.TrainStep.__call__
         calls = SimpleNamespace(n=0)
 
-        def check(self):
+        def step(self, *args):
             calls.n += 1
-            self.received = "SIGTERM" if calls.n == 6 else None
-            real(self)
+            if calls.n == 6:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(self, *args)
 
-        monkeypatch.setattr(trainer.StopSignals, "check", check)
+        monkeypatch.setattr(trainer.TrainStep, "__call__", step)
     with pytest.raises(NonFiniteError, match=r"epoch 1, step 3, .*first in the images; nothing was saved"):
         run_training(cfg(tmp_path, *opts), "run")
     assert not list(tmp_path.rglob("*.pt"))

@@ -57,7 +57,7 @@ from isonet.data import build_loader
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place
-from isonet.training.step import EpochSums
+from isonet.training.sums import EpochSums
 
 device = torch.device("cuda", 0)
 cfg = load_cfg(sys.argv[1], ["RUNTIME.AMP", sys.argv[2]])

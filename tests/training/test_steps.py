@@ -14,7 +14,7 @@ from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
 from isonet.training.devices import explain_out_of_memory, parse_gpu_ids, pick_devices
 from isonet.training.epoch import NonFiniteStep, train_epoch
-from isonet.training.step import EpochSums
+from isonet.training.sums import EpochSums
 
 CPU = torch.device("cpu")
 
@@ -31,6 +31,11 @@ def batches(sizes, classes=7):
         (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, classes, (n,), generator=generator))
         for n in sizes
     ]
+
+
+def run_epoch(model, step, data, look_every, on_step=lambda *_: None):
+    in_step = [(images, labels, len(labels)) for images, labels in data]
+    return train_epoch(model, lambda images, labels, *_: step(images, labels), in_step, EpochSums(CPU), look_every, on_step)
 
 
 def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
@@ -51,7 +56,7 @@ def test_an_epochs_means_weigh_each_image_alike():
     data = batches([4, 4, 2])
     seen = []
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.0), 0.1)
-    means = train_epoch(model, step, data, EpochSums(CPU), 2, lambda step, found: seen.append((step, found)))
+    means = run_epoch(model, step, data, 2, lambda step, found: seen.append((step, found)))
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
     logits = model(images).detach()
     assert means["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
@@ -92,7 +97,7 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named():
     data[4][0][0, 0, 0, 0] = float("inf")
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
     with pytest.raises(NonFiniteStep) as error:
-        train_epoch(model, step, data, EpochSums(CPU), 4, lambda *_: None)
+        run_epoch(model, step, data, 4)
     assert error.value.step == 5
 
 

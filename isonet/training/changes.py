@@ -1,0 +1,77 @@
+"""What a resumed run may change, and what makes it another run than the one that was interrupted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from isonet.config import flat, global_batch, parse_cfg
+from isonet.data import Loader
+
+log = logging.getLogger("isonet")
+
+# Keys that a resumed run may change without becoming another run
+_MAY_DIFFER = {
+    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "DATASET.ON_ERROR", "RUNTIME.LOG_EVERY",
+    "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
+}  # fmt: skip
+
+
+def keep_global_batch(state: dict[str, Any], path: Path, cfg: CfgNode, num_gpus: int) -> CfgNode:
+    """``cfg`` for going on from ``state`` with another number of GPUs: with its global batch, where that can be.
+
+    SOLVER.ACCUMULATE makes up for the GPUs that there are fewer of, unless the user has changed it.
+    """
+    then, gpus_then = _config(state, path), state.get("num_devices")
+    if then is None or type(gpus_then) is not int or gpus_then == num_gpus:
+        return cfg
+    accumulate, rest = divmod(gpus_then * then.SOLVER.ACCUMULATE, num_gpus)
+    if rest or any(then.SOLVER[key] != cfg.SOLVER[key] for key in ("ACCUMULATE", "TRAIN_BATCH_SIZE")):
+        return cfg
+    images = global_batch(then, gpus_then)
+    log.info(
+        "%d GPUs before, %d now: SOLVER.ACCUMULATE %d keeps the global batch of %d images, and the rate",
+        gpus_then, num_gpus, accumulate, images,
+    )  # fmt: skip
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.ACCUMULATE = accumulate
+    cfg.freeze()
+    return cfg
+
+
+def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num_gpus: int) -> Iterator[str]:
+    """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
+    if then := _config(state, path):
+        before, now = flat(then), flat(cfg)
+        ignored, gpus_then = set(_MAY_DIFFER), state.get("num_devices")
+        if type(gpus_then) is int and gpus_then > 0:
+            ignored.add("SOLVER.ACCUMULATE")  # with the number of GPUs it makes the global batch, which is told instead
+            yield from _other_batch(then, gpus_then, cfg, num_gpus)
+        yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
+    if type(state.get("num_images")) is int and state["num_images"] != loader.num_images:
+        yield f"the number of training images {state['num_images']} -> {loader.num_images}"
+
+
+def _other_batch(then: CfgNode, gpus_then: int, cfg: CfgNode, num_gpus: int) -> Iterator[str]:
+    """The global batch, where it differs, of what, and what that does to the rate."""
+    images = global_batch(then, gpus_then), global_batch(cfg, num_gpus)
+    if images[0] == images[1]:
+        return
+    factors = [
+        f"{gpus} GPU{'s' if gpus > 1 else ''} x {c.SOLVER.TRAIN_BATCH_SIZE} x SOLVER.ACCUMULATE {c.SOLVER.ACCUMULATE}"
+        for c, gpus in ((then, gpus_then), (cfg, num_gpus))
+    ]
+    rates = [c.SOLVER.BASE_LR * c.SOLVER.ACCUMULATE * gpus for c, gpus in ((then, gpus_then), (cfg, num_gpus))]
+    yield (
+        f"the global batch {images[0]} -> {images[1]} images ({factors[0]} -> {factors[1]}), "
+        f"and with it the rate {rates[0]:g} -> {rates[1]:g}"
+    )
+
+
+def _config(state: dict[str, Any], path: Path) -> CfgNode | None:
+    return parse_cfg(state["config"], str(path)) if isinstance(state.get("config"), str) else None

@@ -1,0 +1,112 @@
+"""One global batch on 1, 2 and 4 processes, or in 1, 2 and 4 pieces of one: the same losses, the same accuracy."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from conftest import TINY
+from isonet import load_cfg
+from isonet.checkpoint import read_checkpoint
+from isonet.training.run import LATEST, run_training
+from isonet.training.trainer import TrainStep
+from launch import forked
+
+BATCH, RATE, STEPS = 72, 0.02, 20  # 1,437 images: 19 whole steps, and one of 69, which no number of processes divides
+WAYS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]  # processes, SOLVER.ACCUMULATE
+
+
+def cfg(tmp_path, processes, accumulate, *opts):
+    shares = processes * accumulate
+    return load_cfg(None, [
+        *TINY, "OUTPUT_DIR", str(tmp_path), "RUNTIME.LOG_EVERY", 1, "SOLVER.ACCUMULATE", accumulate,
+        "SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, *opts,
+    ])  # fmt: skip
+
+
+def train(_rank, tmp_path, config, resume=None):
+    """A run; returns the sums of this process's losses at each step."""
+    losses = []
+
+    def step(self, *args, real=TrainStep.__call__):
+        output = real(self, *args)
+        losses.append((float(output.cross_entropy), float(output.penalty)))
+        return output
+
+    TrainStep.__call__, real = step, TrainStep.__call__
+    try:
+        run_training(config, "run", resume=resume)
+    finally:
+        TrainStep.__call__ = real
+    return losses
+
+
+def run(tmp_path, processes, accumulate, *opts, resume=None):
+    """Losses of each step, summed over processes; the metrics; the last checkpoint."""
+    config = cfg(tmp_path, processes, accumulate, *opts)
+    if processes == 1:
+        losses = [train(0, tmp_path, config, resume)]
+    else:
+        losses = forked(processes, train, tmp_path, tmp_path, config, resume)
+    folder = tmp_path / "digits" / "run"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    return torch.tensor(losses, dtype=torch.float64).sum(0), rows, read_checkpoint(folder / "latest.pt")
+
+
+DROPOUT = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("alone"), 1, 1)
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), WAYS[1:])
+def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(alone, tmp_path, processes, accumulate):
+    losses, rows, state = run(tmp_path, processes, accumulate)
+    assert len(losses) == STEPS == len(alone[0])
+    torch.testing.assert_close(losses, alone[0], rtol=1e-5, atol=0)
+    for row, expected in zip(rows, alone[1], strict=True):
+        assert row["top1"] == expected["top1"]  # to the image
+        assert row["top5"] == expected["top5"]
+        assert row == pytest.approx(expected, rel=1e-5)
+    for name, value in alone[2]["model"].items():
+        torch.testing.assert_close(state["model"][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_is_drawn_for_pieces_of_the_batch_wherever_they_are(tmp_path):
+    ways = [run(tmp_path / f"{p}{a}", p, a, *DROPOUT) for p, a in ((4, 1), (2, 2), (1, 4))]
+    for losses, _, _ in ways[1:]:
+        torch.testing.assert_close(losses, ways[0][0], rtol=1e-5, atol=0)
+
+
+def test_batch_norm_takes_the_leading_processs_statistics(tmp_path):
+    """They are each process's own in training, as they are each GPU's under DataParallel; evaluation must agree."""
+    _, rows, state = run(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
+    config = cfg(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
+    from isonet import build_model
+    from isonet.data import build_loader
+    from isonet.training import evaluate
+
+    model = build_model(config)
+    model.load_state_dict(state["model"])
+    found = evaluate(model, build_loader(config, "val"), torch.device("cpu"))
+    assert (found.top1, found.top5) == (rows[-1]["top1"], rows[-1]["top5"])
+
+
+@pytest.mark.parametrize("processes", [2, 1, 3])
+def test_another_number_of_processes_goes_on_with_the_global_batch_or_says_what_changed(tmp_path, processes):
+    run(tmp_path, 4, 1)
+    more = ["SOLVER.MAX_EPOCHS", 2, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
+    losses, rows, _ = run(tmp_path, processes, 1, *more, resume=LATEST)
+    log = (tmp_path / "digits" / "run" / "log.txt").read_text()
+    if processes == 3:
+        assert "the global batch 72 -> 54 images (4 GPUs x 18 x SOLVER.ACCUMULATE 1 -> 3 GPUs x 18 " in log
+        assert "and with it the rate 0.02 -> 0.015" in log
+    else:
+        assert len(losses) == STEPS
+        assert rows[1]["learning_rate"] == pytest.approx(RATE)
+        assert f"4 GPUs before, {processes} now: SOLVER.ACCUMULATE {4 // processes} keeps the global batch of 72" in log
+        assert "another value" not in log
