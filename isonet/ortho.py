@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
 from isonet.gram import ConvShape, gram_penalty
+from isonet.shares import WHOLE, Share, balance
 
 # Elements of the largest intermediate result: 16 MiB of float32, about a processor's cache
 _TOGETHER = 1 << 22
@@ -37,11 +38,15 @@ class OrthoPenalty:
 
     A 7x7 stem and convolutions that read 3 channels are left out, as in the paper. Takes 1-d to 3-d
     convolutions with any stride, dilation and groups; raises ``ValueError`` for transposed ones.
+
+    share: of several processes this one's; each takes some of the convolutions, in about the same time,
+    and the sum over the processes is the penalty.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.names = [name for name, _ in penalised_convs(module)]
-        self.groups = list(_groups(module))
+    def __init__(self, module: nn.Module, share: Share = WHOLE) -> None:
+        own = dict(deal_out(penalised_convs(module), share.parts)[share.index])
+        self.names = list(own)
+        self.groups = list(_groups(own))
         self.nothing = torch.zeros((), device=next((p.device for p in module.parameters()), None))
 
     def __call__(self) -> Tensor:
@@ -83,16 +88,24 @@ def shape_of(conv: Conv) -> ConvShape:
     return ConvShape(conv.out_channels, conv.in_channels, kernel, stride, dilation, conv.groups)
 
 
-def _groups(module: nn.Module) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
+def deal_out(convs: Iterable[tuple[str, Conv]], parts: int) -> list[list[tuple[str, Conv]]]:
+    """Named convolutions in ``parts`` parts that cost about the same; the same on whichever process."""
+    convs = list(convs)
+    if parts == 1:
+        return [convs]
+    return [[convs[i] for i in jobs] for jobs in balance([shape_of(conv).cost() for _, conv in convs], parts)]
+
+
+def _groups(convs: dict[str, Conv]) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
     """Convolutions to be computed together: those of one shape, as far as that pays."""
     alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
-    for name, conv in penalised_convs(module):
+    for name, conv in convs.items():
         alike[shape_of(conv), conv.weight.dtype, conv.weight.device][name] = conv
-    for (shape, _, _), convs in alike.items():
+    for (shape, _, _), same in alike.items():
         together = _how_many_together(shape)
-        names = list(convs)
+        names = list(same)
         for start in range(0, len(names), together):
-            yield shape, {name: convs[name] for name in names[start : start + together]}
+            yield shape, {name: same[name] for name in names[start : start + together]}
 
 
 def _how_many_together(shape: ConvShape) -> int:

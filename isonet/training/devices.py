@@ -53,14 +53,18 @@ def parse_gpu_ids(text: str) -> list[int]:
 
 
 def place(
-    model: nn.Module, devices: list[torch.device], channels_last: bool = False, compiled: bool = False
+    model: nn.Module,
+    devices: list[torch.device],
+    channels_last: bool = False,
+    compiled: bool = False,
+    replayed: bool = True,
 ) -> nn.Module:
     """Move ``model`` to the first device; returns it, or a wrapper that compiles it or spreads batches over devices.
 
     channels_last: keep its 4-d weights in NHWC order.
-    compiled: run it through ``torch.compile``, as one graph, on a GPU replayed as a CUDA graph. That is
+    compiled: run it through ``torch.compile``, as one graph, on a GPU ``replayed`` as a CUDA graph. That is
     made at the first batch of each shape, in training and in evaluation. Raises ``DeviceError`` where it
-    cannot work: with several GPUs, and without the compiler that it calls.
+    cannot work: with several GPUs in one process, and without the compiler that it calls.
     """
     model.to(devices[0])
     if channels_last:
@@ -70,14 +74,17 @@ def place(
         torch.cuda.set_device(devices[0])
     if compiled:
         _check_compiler(devices)
-        mode = "reduce-overhead" if on_gpu else "default"
+        mode = "reduce-overhead" if on_gpu and replayed else "default"
         return cast(nn.Module, torch.compile(model, fullgraph=True, dynamic=False, mode=mode))
     return nn.DataParallel(model, device_ids=devices) if len(devices) > 1 else model
 
 
 def _check_compiler(devices: list[torch.device]) -> None:
     if len(devices) > 1:
-        raise DeviceError(f"RUNTIME.COMPILE works on one GPU, and here are {len(devices)}: name one by --gpus")
+        raise DeviceError(
+            f"RUNTIME.COMPILE works on one GPU a process, and here are {len(devices)}: name one by --gpus, "
+            "or start a process for each by torchrun"
+        )
     if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):
         raise DeviceError("RUNTIME.COMPILE needs the package triton, which is missing: install it, or set it False")
     if devices[0].type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):

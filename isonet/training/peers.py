@@ -14,12 +14,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from isonet.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, printable
+from isonet.training.meeting import wait_for
 from isonet.training.stop import StopSignals
 from isonet.training.world import World, devices_of, joined, world_of_environment
 
@@ -46,12 +46,14 @@ def explain_lost_peers(world: World, stop: StopSignals | None = None) -> Iterato
     except RuntimeError as error:
         if not world.launched or not (isinstance(error, dist.DistError) or any(w in str(error) for w in _GLOO)):
             raise
-        why = _read(_ROOT)
-        lost = PeerError(why or f"the connection to another process is lost ({printable(error)[:200]})")
+        why = (
+            _read(_ROOT)
+            or "the connection to another process is lost, which was probably killed: see torchrun's report"
+        )
         end = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < end and not (stop and stop.received):
             time.sleep(0.05)
-        raise lost from None
+        raise PeerError(why) from error
 
 
 @contextlib.contextmanager
@@ -119,8 +121,8 @@ def _write(key: str, text: str) -> None:
 
 def _read(key: str, seconds: float = 0.2) -> str:
     """What is written there, or comes to be within so many ``seconds``; else nothing."""
-    with contextlib.suppress(RuntimeError):
+    with contextlib.suppress(RuntimeError, TimeoutError):
         if store := _store():
-            store.wait([key], timedelta(seconds=seconds))
+            wait_for(store, key, seconds)
             return store.get(key).decode()
     return ""

@@ -65,7 +65,8 @@ def run_training(
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         seed_everything(cfg.RUNTIME.SEED)
         model = build_model(cfg)
-        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+        # A CUDA graph would let no gradient go before the backward pass has ended
+        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launched)
         train_loader = build_loader(cfg, "train", devices, share=world.share)
         val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
         amp = Amp(cfg.RUNTIME.AMP, devices[0])

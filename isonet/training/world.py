@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from isonet.errors import DeviceError, UserError
 from isonet.shares import Share
 from isonet.training.devices import pick_devices
+from isonet.training.meeting import meet
 
 T = TypeVar("T")
 
@@ -110,14 +111,12 @@ class World:
     def synchronised(self, model: nn.Module, device: torch.device, bucket_mb: float = _BUCKET_MB) -> nn.Module:
         """``model`` with gradients averaged over processes, a bucket at a time while the backward pass goes on.
 
-        Weights become the leading process's. Buffers, such as batch norm's, stay each process's own.
+        Weights become the leading process's. Batch norm takes the mean and variance of each process's images.
         """
         if not self.launched:
             return model
         ids = [device] if device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=ids, broadcast_buffers=False, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
 
 
 ALONE = World()
@@ -150,8 +149,10 @@ def joined(world: World, gpus: str | None) -> Iterator[list[torch.device]]:
     if on_gpu:
         torch.cuda.set_device(devices[0])
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
-    except (RuntimeError, ValueError) as error:
+        store = meet(world.rank, world.size)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
+    except (RuntimeError, ValueError, TimeoutError) as error:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LaunchError(f"the {world.size} processes do not find each other at {address} ({error})") from None
     yield devices

@@ -55,7 +55,7 @@ def test_processes_deal_out_the_same_batches(processes, skip):
         batches.set_epoch(2, skip)
     assert {len(part) for part in parts} == {len(whole)} == {(101 - skip + 11) // 12}
     dealt = list(zip(*parts, strict=True))
-    assert [sum(pieces, start=[]) for pieces in dealt] == list(whole)
+    assert [flat(pieces) for pieces in dealt] == list(whole)
     for pieces in dealt:
         sizes = [len(piece) for piece in pieces]
         assert max(sizes) - min(sizes) <= 1

@@ -22,7 +22,8 @@ def cfg(tmp_path, processes, accumulate, *opts):
     shares = processes * accumulate
     return load_cfg(None, [
         *TINY, "OUTPUT_DIR", str(tmp_path), "RUNTIME.LOG_EVERY", 1, "SOLVER.ACCUMULATE", accumulate,
-        "SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, *opts,
+        "SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.BASE_LR", RATE / shares,
+        "SOLVER.TEST_BATCH_SIZE", 50, *opts,
     ])  # fmt: skip
 
 

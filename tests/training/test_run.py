@@ -14,7 +14,12 @@ from isonet.config import flat, parse_cfg
 from isonet.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StorageError
 from isonet.training.run import LATEST, run_training
 
-DROPOUT = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]  # draws from torch's global stream, which each step names anew
+DROPOUT = [
+    "ISON.DROPOUT",
+    True,
+    "ISON.DROPOUT_RATE",
+    0.3,
+]  # draws from torch's global stream, which each step names anew
 
 
 def cfg(tmp_path, *opts):

@@ -35,7 +35,9 @@ def batches(sizes, classes=7):
 
 def run_epoch(model, step, data, look_every, on_step=lambda *_: None):
     in_step = [(images, labels, len(labels)) for images, labels in data]
-    return train_epoch(model, lambda images, labels, *_: step(images, labels), in_step, EpochSums(CPU), look_every, on_step)
+    return train_epoch(
+        model, lambda images, labels, *_: step(images, labels), in_step, EpochSums(CPU), look_every, on_step
+    )
 
 
 def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():

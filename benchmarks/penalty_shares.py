@@ -1,0 +1,65 @@
+"""How long does the penalty with its gradient take each of several processes that share it out?
+
+python -m benchmarks.penalty_shares
+
+The shares are timed one after another, each by itself on the whole machine, as if it had one of its own, in turn
+with the whole penalty, which is the baseline. The note tells how evenly the costs are dealt out, also to more
+processes than are timed: the costliest share over the mean.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.common import Row, check_equal, interleave, make_parser, report
+from benchmarks.penalty import CONFIGS, run
+from isonet import build_model, load_cfg
+from isonet.ortho import OrthoPenalty, deal_out, penalised_convs, shape_of
+from isonet.shares import Share
+
+NETWORKS = {"IN1k-RISO50": 3, "IN1k-ISO18": 3, "cifar10_ISO110": 15}  # config: repetitions
+QUICK = ("cifar10_ISO110",)
+TIMED = (1, 2, 4)
+DEALT = (2, 4, 8, 64)
+
+
+def unevenness(module: nn.Module, parts: int) -> float:
+    """The costliest share over the mean, by the costs that decide who computes what."""
+    costs = [sum(shape_of(conv).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
+    return max(costs) * parts / sum(costs)
+
+
+def compare(name: str, repeats: int, device: torch.device) -> list[Row]:
+    model = build_model(load_cfg(CONFIGS / f"{name}.yaml")).to(device)
+    with torch.no_grad():  # away from the delta initialisation, where the penalty is 0
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    shares = [Share(index, parts) for parts in TIMED for index in range(parts)]
+    variants = [run(OrthoPenalty(model, share), model) for share in shares]
+    values = [variant().item() for variant in variants]
+    seconds = dict(zip(shares, interleave(variants, repeats, device), strict=True))
+    rows, whole = [], seconds[Share()]
+    for parts in TIMED:
+        own = [i for i, share in enumerate(shares) if share.parts == parts]
+        check_equal(name, [values[0]], [sum(values[i] for i in own)], 1e-5)
+        times = [seconds[shares[i]] for i in own]
+        each = ", ".join(f"{1e3 * t:.1f}" for t in times)
+        dealt = ", ".join(f"{unevenness(model, n):.2f} by {n}" for n in DEALT)
+        note = f"each {each} ms" if parts > 1 else f"costliest share over the mean: {dealt}"
+        work = f"{name}, {parts} process{'es' if parts > 1 else ''}"
+        rows.append(Row(work, 1e3 * whole, 1e3 * max(times), whole / max(times), None, "ms", note))
+    return rows
+
+
+def main() -> None:
+    args = make_parser(__doc__ or "").parse_args()
+    torch.manual_seed(0)
+    rows = []
+    for name in QUICK if args.quick else NETWORKS:
+        rows += compare(name, args.repeats or NETWORKS[name], torch.device(args.device))
+    report("penalty shared out, the slowest of the processes", rows, args.json)
+
+
+if __name__ == "__main__":
+    main()

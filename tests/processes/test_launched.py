@@ -1,0 +1,170 @@
+"""Scripts under torchrun, as users start them: killed workers, failing ones, two machines, a polite stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from conftest import REPO, TINY
+from isonet import load_cfg
+from isonet.checkpoint import read_checkpoint
+from isonet.training.run import run_training
+from launch import forked, free_port, torchrun
+
+RUN = [
+    *TINY, "SOLVER.TRAIN_BATCH_SIZE", 18, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_EPOCHS", 4,
+    "RUNTIME.SAVE_EVERY", 5, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3,
+]  # fmt: skip
+CFG = ("--cfg", REPO / "configs" / "digits_ISO20.yaml", "--output", "run")
+
+
+def train(_rank, tmp_path, *opts):
+    run_training(load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), *opts]), "run")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The checkpoint of an uninterrupted run of four processes."""
+    tmp_path = tmp_path_factory.mktemp("whole")
+    forked(4, train, tmp_path, tmp_path)
+    return read_checkpoint(tmp_path / "digits" / "run" / "latest.pt")
+
+
+def assert_same_weights(found: Path, expected: dict):
+    state = read_checkpoint(found)
+    assert state["epoch"] == expected["epoch"]
+    for name, value in expected["model"].items():
+        torch.testing.assert_close(state["model"][name], value, rtol=0, atol=1e-6)
+    for row, other in zip(state["history"], expected["history"], strict=True):
+        assert row == pytest.approx(other, rel=1e-6)
+
+
+def workers(launcher: int) -> dict[int, int]:
+    """Rank to process number of what a torchrun has started."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == launcher:
+                environment = dict(e.split("=", 1) for e in (folder / "environ").read_text().split("\0") if "=" in e)
+                found[int(environment["RANK"])] = int(folder.name)
+        except (OSError, ValueError, KeyError, IndexError):
+            continue
+    return found
+
+
+def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"{path} never came"
+        time.sleep(0.002)
+
+
+def finished(process: subprocess.Popen, seconds: float = 120) -> str:
+    try:
+        return process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(f"it did not end: {process.communicate()[0]}") from None
+
+
+def test_kill_9_of_one_of_four_workers_costs_nothing(whole, tmp_path):
+    launch = ("--standalone", "--nproc-per-node", 4, "--max-restarts", 1)
+    process = torchrun(*launch, "train.py", *CFG, *RUN, "OUTPUT_DIR", tmp_path, cwd=tmp_path)
+    folder = tmp_path / "digits" / "run"
+    wait_for(folder / "epoch0002-step000005.pt", process)
+    os.kill(workers(process.pid)[2], signal.SIGKILL)
+    output = finished(process)
+    print(output)
+    assert process.returncode == 0, output
+    assert_same_weights(folder / "latest.pt", whole)
+    log = (folder / "log.txt").read_text()
+    assert re.search(r"PeerError: the connection to another process is lost", log)
+    assert re.search(r"resuming .* after epoch [23], step (5|10|15|20)", log)
+    assert log.count("epoch 4/4") == 1
+    assert not (folder / "lock").exists()
+
+
+def test_a_polite_stop_and_the_same_command_again_give_the_whole_run(whole, tmp_path):
+    command = ("--nproc-per-node", 4, "train.py", *CFG, "--resume", "auto", *RUN, "OUTPUT_DIR", tmp_path)
+    folder = tmp_path / "digits" / "run"
+    process = torchrun("--standalone", *command, cwd=tmp_path)
+    wait_for(folder / "epoch0001-step000005.pt", process)
+    os.kill(workers(process.pid)[3], signal.SIGUSR1)  # one of them is told, all of them stop
+    output = finished(process)
+    assert "stopped: by SIGUSR1 in epoch " in output
+    assert "exitcode  : 75" in output
+    assert "Traceback" not in output.split("elastic/multiprocessing")[0]
+    stopped = read_checkpoint(folder / "latest.pt")
+    assert stopped["epoch"] < 4
+    process = torchrun("--standalone", *command, cwd=tmp_path)
+    assert finished(process).count("best top-1") == 1
+    assert_same_weights(folder / "latest.pt", whole)
+
+
+def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_path):
+    """On loopback, as two machines would be: torchrun --nnodes 2 on each."""
+    alone, launched = tmp_path / "alone", tmp_path / "launched"
+    opts = ("SOLVER.MAX_EPOCHS", 1)
+    forked(4, train, tmp_path, alone, *opts)
+    nodes = ("--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-id", "test",
+             "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
+    command = ("train.py", *CFG, *RUN, "OUTPUT_DIR", launched, *opts)
+    machines = [torchrun(*nodes, *command, cwd=tmp_path) for _ in range(2)]
+    outputs = [finished(machine) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert sum(output.count("epoch 1/1: ") for output in outputs) == 1  # one process prints
+    rows = [(root / "digits" / "run" / "metrics.jsonl").read_text() for root in (alone, launched)]
+    assert rows[0] == rows[1]
+
+    json_file = tmp_path / "found.json"
+    process = torchrun(
+        "--standalone", "--nproc-per-node", 2, "test.py", "--ckpt", launched / "digits" / "run" / "latest.pt",
+        "--json", json_file, "SOLVER.TEST_BATCH_SIZE", 50, cwd=tmp_path,
+    )  # fmt: skip
+    output = finished(process)
+    assert output.count("top-1") == 1, output
+    found, row = json.loads(json_file.read_text()), json.loads(rows[0])
+    assert (found["top1"], found["top5"], found["images"]) == (row["top1"], row["top5"], 360)
+    assert found["loss"] == pytest.approx(row["val_loss"], rel=1e-6)
+
+
+def test_the_error_of_one_process_ends_all_of_them_and_is_told_once(tmp_path):
+    for split, count in (("train", 24), ("val", 4)):
+        for name in "ab":
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / "mine" / split / name / f"{i:02}.png")
+    (tmp_path / "mine" / "train" / "b" / "07.png").write_bytes(b"not an image")
+    opts = [*RUN, "DATASET.ROOT", tmp_path, "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 8]
+    opts += ["RUNTIME.INPUT", "workers", "DATASET.NUM_WORKERS", 0, "SOLVER.TRAIN_BATCH_SIZE", 2, "RUNTIME.LOG_EVERY", 1]
+    opts += ["OUTPUT_DIR", tmp_path / "out"]
+    process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, *opts, cwd=tmp_path)
+    start = time.monotonic()
+    output = finished(process)
+    assert process.returncode == 1
+    errors = re.findall(r"^error: (.*)$", output, re.MULTILINE)
+    own = [line for line in errors if "07.png: cannot be read as an image" in line and " failed: " not in line]
+    assert len(own) == 1, output
+    assert len(errors) <= 2, output  # the leading process repeats another's
+    rank = int(re.search(r"process (\d) on", own[0])[1]) if "process" in own[0] else 0
+    root = output.split("Root Cause")[1]
+    assert re.search(rf"rank +: {rank} ", root), output
+    assert "07.png: cannot be read" in root
+    assert "07.png: cannot be read" in (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
+    assert time.monotonic() - start < 60
+
+
+def test_a_mistake_that_all_processes_find_is_told_once(tmp_path):
+    process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, "SOLVER.BASE_LR", "fast", cwd=tmp_path)
+    output = finished(process)
+    assert len(re.findall(r"^error: .*SOLVER.BASE_LR takes a number, got 'fast'", output, re.MULTILINE)) == 1, output

@@ -1,0 +1,76 @@
+"""Gradients travel in buckets while the backward pass goes on, whatever compiles or casts the network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from conftest import TINY
+from isonet import build_model, load_cfg
+from isonet.training import TrainStep, build_optimizer
+from isonet.training.amp import Amp
+from isonet.training.devices import place
+from isonet.training.peers import processes
+from launch import forked
+
+CPU = torch.device("cpu")
+BUCKET_MB = 0.05
+CASES = {
+    "plain": {},
+    "bf16": {"amp": "bf16"},
+    "compiled, bf16": {"compiled": True, "amp": "bf16"},
+    "three pieces": {"accumulate": 3},
+    "channels last": {"channels_last": True},
+}
+
+
+def events(rank, compiled=False, amp="off", accumulate=1, channels_last=False):
+    """What happened in each of three steps: buckets that set out, by size, and when the stem had its gradient."""
+    config = load_cfg(None, [*TINY, "ISON.DEPTH", 8])
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = int(BUCKET_MB * 2**20)  # 1 MiB: more than this network has
+    seen: list[object] = []
+
+    def hook(state, bucket):
+        seen.append(bucket.buffer().numel())
+        return allreduce_hook(state, bucket)
+
+    with processes(None) as (world, _):
+        torch.manual_seed(rank)  # the leading process's weights count
+        model = build_model(config)
+        forward = world.synchronised(place(model, [CPU], channels_last, compiled), CPU, BUCKET_MB)
+        forward.register_comm_hook(None, hook)
+        model.stem.conv.weight.register_post_accumulate_grad_hook(lambda _: seen.append("stem"))
+        step = TrainStep(forward, model, build_optimizer(model, config), 1e-3, Amp(amp, CPU), world, accumulate)
+        generator = torch.Generator().manual_seed(1)
+        steps = []
+        for _ in range(3):
+            images = torch.randn(12, 3, 8, 8, generator=generator)
+            labels = torch.randint(10, (12,), generator=generator)
+            seen.clear()
+            step(images[world.share.of(12)], labels[world.share.of(12)], 12)
+            steps.append(list(seen))
+        return steps, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_buckets_set_out_before_the_backward_pass_ends(tmp_path, case):
+    options = CASES[case]
+    (steps, weights), (other_steps, other_weights) = forked(2, events, tmp_path, *options_of(options))
+    size = sum(p.numel() for p in build_model(load_cfg(None, [*TINY, "ISON.DEPTH", 8])).parameters())
+    pieces = options.get("accumulate", 1)
+    for seen in (*steps[1:], *other_steps[1:]):  # in the first step torch learns in which order gradients come
+        buckets = [event for event in seen if event != "stem"]
+        assert sum(buckets) == size  # each gradient travels once a step, and not once a piece
+        assert len(buckets) >= 4
+        first, last_stem = seen.index(buckets[0]), len(seen) - 1 - seen[::-1].index("stem")
+        assert first < last_stem  # the first sets out while the stem's gradient is still to come
+        assert seen.count("stem") == pieces
+        assert "stem" not in seen[first:last_stem]
+    for name, value in weights.items():
+        assert torch.equal(value, other_weights[name])
+
+
+def options_of(options):
+    return [options.get(name, default) for name, default in
+            (("compiled", False), ("amp", "off"), ("accumulate", 1), ("channels_last", False))]  # fmt: skip
