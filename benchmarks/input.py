@@ -22,8 +22,9 @@ from isonet import load_cfg
 from isonet.data.build import _image_transforms, statistics
 from isonet.data.memory import CropFlip, MemoryLoader
 from isonet.data.pixels import Normalise
+from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource, FolderSource, image_folder
-from isonet.data.workers import WorkerLoader
+from isonet.data.workers import Augment, SourceImages, WorkerLoader
 
 BATCH = 128
 
@@ -53,7 +54,9 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(found))):
-        loader = WorkerLoader(source, transform, 224, normalise, 50, True, 0, 0, as_tensor=decoder == "torch")
+        images = SourceImages(source, Augment(transform, seed=0), as_tensor=decoder == "torch")
+        batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
+        loader = WorkerLoader(images, batches, source.classes, 224, normalise, num_workers=0)
         seconds = interleave([functools.partial(_drain, published), functools.partial(_drain, loader)], repeats, device)
         rows.append(_rate(f"ImageNet training images, DECODER {decoder}", len(source.labels), seconds, goal, note))
     torch.set_num_threads(threads)

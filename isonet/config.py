@@ -36,6 +36,7 @@ def default_cfg() -> CfgNode:
     cfg.DATASET.IMAGE_SIZE = 0  # pixels; 0: the set's own (CIFAR 32, digits 8, else 224); up to 64: CIFAR networks
     cfg.DATASET.MEAN = []  # per channel, in [0, 1]; empty: the set's own (folders: ImageNet's, up to 64 px CIFAR's)
     cfg.DATASET.STD = []  # likewise
+    cfg.DATASET.SHUFFLE_BUFFER = 1000  # images of shards out of which each worker draws the next; held as JPEG
     cfg.DATASET.ON_ERROR = "stop"  # at an image that cannot be read; skip: leave it out, count it, list it at the end
 
     cfg.SOLVER = CfgNode()
@@ -75,7 +76,7 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.AMP = "off"  # bf16: autocast; fp16: autocast with gradient scaling; the penalty stays float32
     cfg.RUNTIME.CHANNELS_LAST = False  # images and weights in NHWC order in memory; sums in another order
     cfg.RUNTIME.COMPILE = False  # torch.compile the network: minutes at the start, faster steps; one GPU, or the CPU
-    cfg.RUNTIME.INPUT = "auto"  # memory: images of up to 64 px held on the device; workers: read by processes
+    cfg.RUNTIME.INPUT = "auto"  # memory: up to 64 px, held on the device; workers: files, read by processes; shards
     cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
     cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device

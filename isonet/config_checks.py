@@ -15,7 +15,7 @@ _SMALLEST_IMAGE = 5
 
 CHOICES = {
     "RUNTIME.AMP": ("off", "bf16", "fp16"),
-    "RUNTIME.INPUT": ("auto", "workers", "memory"),
+    "RUNTIME.INPUT": ("auto", "workers", "memory", "shards"),
     "RUNTIME.DECODER": ("pil", "torch"),
     "DATASET.ON_ERROR": ("stop", "skip"),
 }
@@ -62,6 +62,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATASET.IMAGE_SIZE": (0, 8192),
     "DATASET.MEAN": (0, 1),
     "DATASET.STD": (1e-4, 1e4),
+    "DATASET.SHUFFLE_BUFFER": (1, 1_000_000),
     "SOLVER.BASE_LR": (0, 1e6),
     "SOLVER.LR_MILESTONES": (0, 1_000_000),
     "SOLVER.LR_GAMMA": (0, 1e6),
@@ -129,4 +130,9 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         cfg.RUNTIME.INPUT == "memory" and image_size > SMALL_IMAGE,
         "RUNTIME.INPUT",
         f"memory holds images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use auto or workers",
+    )
+    yield (
+        cfg.RUNTIME.INPUT == "shards" and data.NAME in ("CIFAR10", "CIFAR100", "digits"),
+        "RUNTIME.INPUT",
+        f"shards are made of an image folder, and {data.NAME} is none: use auto",
     )

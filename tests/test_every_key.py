@@ -19,6 +19,7 @@ from isonet.data import build_loader
 from isonet.errors import DataError, UserError
 from isonet.models import ResMultiplier
 from isonet.run_folder import run_folder
+from isonet.tools import shards
 from isonet.training import build_optimizer, learning_rate_at
 from isonet.training.devices import place
 from isonet.training.run import run_training
@@ -123,6 +124,18 @@ def input_loader(cfg, tmp):
     return type(build_loader(load_cfg(None, [*opts, "RUNTIME.INPUT", cfg.RUNTIME.INPUT]), "val"))
 
 
+def images_of_shards(cfg, tmp):
+    folder = tmp / "mine" / "train" / "a"
+    folder.mkdir(parents=True)
+    for value in range(20):
+        Image.new("RGB", (8, 8), (value, value, value)).save(folder / f"{value}.png")
+    shards.main(shards.parse_args(["write", str(tmp / "mine")]))
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "RUNTIME.INPUT", "shards", "DATASET.IMAGE_SIZE", 8,
+            "DATASET.NUM_WORKERS", 0, "DATASET.SHUFFLE_BUFFER", cfg.DATASET.SHUFFLE_BUFFER]  # fmt: skip
+    batches = build_loader(load_cfg(None, [*opts, "SOLVER.TRAIN_BATCH_SIZE", 4]), "train")
+    return [images.sum().item() for images, _ in batches]
+
+
 def images_in_memory(cfg, _tmp):
     images, _ = next(iter(build_loader(cfg, "val")))
     return images.stride()
@@ -186,6 +199,7 @@ PROBES: dict[str, tuple] = {
     "DATASET.IMAGE_SIZE": (batch("val"), 8, 16, TINY),
     "DATASET.MEAN": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
     "DATASET.ON_ERROR": (images_read, "stop", "skip", []),
+    "DATASET.SHUFFLE_BUFFER": (images_of_shards, 1, 10, []),
     "DATASET.STD": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
     "SOLVER.BASE_LR": (rates, 0.1, 0.2, []),
     "SOLVER.LR_MILESTONES": (rates, [2], [3], []),
@@ -196,6 +210,7 @@ PROBES: dict[str, tuple] = {
     "SOLVER.NESTEROV": (optimiser_group("nesterov"), False, True, CIFAR),
     "SOLVER.TRAIN_BATCH_SIZE": (batch("train"), 16, 32, TINY),
     "SOLVER.TEST_BATCH_SIZE": (batch("val"), 16, 32, TINY),
+    "SOLVER.ACCUMULATE": (batch("train"), 1, 2, [*TINY, "SOLVER.TRAIN_BATCH_SIZE", 16]),
     "SOLVER.MAX_EPOCHS": (a_run(epochs), 1, 2, TINY),
     "SOLVER.WARMUP": (rates, False, True, []),
     "SOLVER.WARMUP_EPOCH": (rates, 4, 5, ["SOLVER.WARMUP", True]),

@@ -17,10 +17,15 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from isonet.config import global_batch, image_size, uses_small_images
+from isonet.data.folders import check_known
 from isonet.data.memory import Batch, CropFlip, MemoryLoader
 from isonet.data.pixels import Normalise
+from isonet.data.random_streams import EpochBatches
+from isonet.data.shards.index import INDEX, read_index, require_webdataset
+from isonet.data.shards.order import ShardBatches, ShardOrder
+from isonet.data.shards.reader import ShardImages
 from isonet.data.sources import ImageSource, cifar, digits, image_folder
-from isonet.data.workers import WorkerLoader, decode_all
+from isonet.data.workers import Augment, SourceImages, WorkerLoader, decode_all
 from isonet.errors import DataError
 from isonet.shares import WHOLE, Share
 
@@ -43,6 +48,7 @@ class Loader(Protocol):
 
     classes: Sequence[str]
     skipped: dict[str, str]  # images left out because they could not be read, with DATASET.ON_ERROR skip: path, reason
+    layout: str  # what the order of an epoch depends on besides the seed: processes and workers, with shards
     taken: int  # images of the epoch's order, over all processes, up to the last batch; those left out included
 
     @property
@@ -52,7 +58,8 @@ class Loader(Protocol):
         """Choose the epoch, from 1, whose order and augmentation come next.
 
         skip: the images at the head of its order that were taken before an interruption. After a whole
-        number of batches, those that follow are equal to the bit to the rest of an uninterrupted epoch.
+        number of batches, those that follow are equal to the bit to the rest of an uninterrupted epoch, if
+        ``layout`` is the same.
         """
 
     def __len__(self) -> int:
@@ -77,24 +84,48 @@ def build_loader(
     so does its iteration. An image that cannot be read is left out instead where ``DATASET.ON_ERROR`` says so.
     """
     train = split == "train"
-    source = build_source(cfg, split, classes)
-    _check_classes(cfg, source, split)
-    size = image_size(cfg)
+    size, seed = image_size(cfg), cfg.RUNTIME.SEED
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     num_gpus = len(devices) * share.parts
     batch_size = global_batch(cfg, num_gpus) if train else cfg.SOLVER.TEST_BATCH_SIZE * num_gpus
-    augment = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
-    seed, workers, skip = cfg.RUNTIME.SEED, _num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
+    crop_flip = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
+    augment = Augment(_image_transforms(size, uses_small_images(cfg), crop_flip), seed)
+    workers, skip = _num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
 
+    if cfg.RUNTIME.INPUT == "shards":
+        shards, order, classes = _shards(cfg, split, classes, augment, batch_size, share)
+        return WorkerLoader(shards, order, classes, size, normalise, workers, skip)
+    source = build_source(cfg, split, classes)
+    _check_classes(cfg, source.classes, _place(cfg, split))
     if _in_memory(cfg, len(source.labels)):
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
-        images, failed = decode_all(source, _to_square(size), size, workers, progress, skip)
+        pixels, failed = decode_all(source, _to_square(size), size, workers, progress, skip)
         return MemoryLoader(
-            images, source.labels, source.classes, batch_size, normalise, augment, train, seed, failed, share
+            pixels, source.labels, source.classes, batch_size, normalise, crop_flip, train, seed, failed, share
         )
-    transform = _image_transforms(size, uses_small_images(cfg), augment)
-    as_tensor = cfg.RUNTIME.DECODER == "torch"
-    return WorkerLoader(source, transform, size, normalise, batch_size, train, seed, workers, as_tensor, skip, share)
+    images = SourceImages(source, augment, as_tensor=cfg.RUNTIME.DECODER == "torch")
+    batches = EpochBatches(len(source.labels), batch_size, train, seed, share)
+    return WorkerLoader(images, batches, source.classes, size, normalise, workers, skip)
+
+
+def _shards(
+    cfg: CfgNode, split: str, classes: Sequence[str] | None, augment: Augment, batch_size: int, share: Share
+) -> tuple[ShardImages, ShardBatches, Sequence[str]]:
+    """The images of a split's shards, their order, and the names of their classes."""
+    require_webdataset()
+    folder = Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / "shards" / split
+    index = read_index(folder)
+    classes = index.classes if classes is None else classes
+    check_known(folder, index.classes, classes)
+    _check_classes(cfg, classes, folder)
+    sizes = [shard.images for shard in index.shards]
+    workers = max(1, _num_workers(cfg))
+    order = ShardOrder(
+        sizes, batch_size, split == "train", cfg.DATASET.SHUFFLE_BUFFER, cfg.RUNTIME.SEED, share, workers
+    )
+    labels = [classes.index(name) for name in index.classes]
+    images = ShardImages(folder, index, order, augment, labels, as_tensor=cfg.RUNTIME.DECODER == "torch")
+    return images, ShardBatches(order), classes
 
 
 def _in_memory(cfg: CfgNode, num_images: int) -> bool:
@@ -111,6 +142,9 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
         return digits(split)
     if name in ("CIFAR10", "CIFAR100"):
         return cifar(name, root, split, cfg.DATASET.DOWNLOAD)
+    place = root / name / split
+    if not os.path.lexists(place) and os.path.exists(root / name / "shards" / split / INDEX):
+        raise DataError(f"{place}: no such folder, but there are shards: RUNTIME.INPUT shards reads them")
     return image_folder(root / name, split, classes)
 
 
@@ -129,9 +163,12 @@ def _num_workers(cfg: CfgNode) -> int:
     return min(cfg.DATASET.NUM_WORKERS, max(1, (os.cpu_count() or 1) // processes))
 
 
-def _check_classes(cfg: CfgNode, source: ImageSource, split: str) -> None:
-    found, expected = len(source.classes), cfg.DATASET.NUM_CLASSES
-    where = Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / split
+def _place(cfg: CfgNode, split: str) -> Path:
+    return Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / split
+
+
+def _check_classes(cfg: CfgNode, classes: Sequence[str], where: Path) -> None:
+    found, expected = len(classes), cfg.DATASET.NUM_CLASSES
     if found > expected:
         raise DataError(f"{where}: {found} classes, but DATASET.NUM_CLASSES is {expected}; set it to {found}")
     if found < expected:

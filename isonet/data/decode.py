@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -32,36 +34,70 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
 _JPEG_START = b"\xff\xd8"
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
 _NO_FAULT_OF_THE_IMAGE = {errno.EMFILE: "ulimit -n", errno.ENFILE: "fs.file-max", errno.ENOMEM: "memory"}
 
 
 def read_image(path: Path) -> Image.Image:
     """The image of a file as RGB, the first where it holds several."""
-    with _explained(path), Image.open(path) as image:
-        _check_size(path, *image.size)
-        if image.format in ("JPEG", "MPO") and image.fp is not None:
-            image.fp.seek(-2, os.SEEK_END)
-            if image.fp.read(2) == b"\0\0":
-                _check_end(path.read_bytes())
-        return _rgb(image)
+    with _explained(path), path.open("rb") as file:
+        return _decode(file, path)
+
+
+def decode_image(data: bytes, name: Path) -> Image.Image:
+    """The image that the bytes of a file hold, as RGB. ``name`` is for messages and tells what kind it may be."""
+    with _explained(name):
+        return _decode(io.BytesIO(data), name)
 
 
 def read_tensor(path: Path) -> Tensor:
     """The image of a file as uint8 (3, H, W), JPEG decoded by torchvision."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        with _explained(path):
-            # Not torchvision's read_file: it maps the file, and one that shrinks meanwhile kills the process;
-            # nor does it take names that are not UTF-8
-            data = np.fromfile(path, dtype=np.uint8)
-            if data[-2:].tobytes() == b"\0\0":
-                _check_end(data.tobytes())
-        if (frame := _jpeg_frame(data.data)) is not None:
-            width, height, channels = frame
-            _check_size(path, width, height)
-            if channels in (1, 3):  # else CMYK, of which there are several conventions
-                with contextlib.suppress(RuntimeError):  # Pillow knows, or says what is wrong
-                    return decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB)
-    return torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1)
+    if path.suffix.lower() not in _JPEG_SUFFIXES:
+        return _as_tensor(read_image(path))
+    with _explained(path):
+        # Not torchvision's read_file: it maps the file, and one that shrinks meanwhile kills the process;
+        # nor does it take names that are not UTF-8
+        return _decode_tensor(np.fromfile(path, dtype=np.uint8), path)
+
+
+def decode_tensor(data: bytes, name: Path) -> Tensor:
+    """The image that the bytes of a file hold, as uint8 (3, H, W), JPEG decoded by torchvision."""
+    with _explained(name):
+        if name.suffix.lower() not in _JPEG_SUFFIXES:
+            return _as_tensor(_decode(io.BytesIO(data), name))
+        return _decode_tensor(np.frombuffer(bytearray(data), dtype=np.uint8), name)  # torch wants them writable
+
+
+def _decode(file: BinaryIO, name: Path) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except UnidentifiedImageError:
+        empty = file.seek(0, os.SEEK_END) == 0
+        raise UnidentifiedImageError("it is empty, 0 bytes" if empty else "of no kind that Pillow knows") from None
+    with image:
+        _check_size(name, *image.size)
+        if image.format in ("JPEG", "MPO"):
+            file.seek(-2, os.SEEK_END)
+            if file.read() == b"\0\0":
+                file.seek(0)
+                _check_end(file.read())
+        return _rgb(image)
+
+
+def _decode_tensor(data: np.ndarray, name: Path) -> Tensor:
+    if data[-2:].tobytes() == b"\0\0":
+        _check_end(data.tobytes())
+    if (frame := _jpeg_frame(data.data)) is not None:
+        width, height, channels = frame
+        _check_size(name, width, height)
+        if channels in (1, 3):  # else CMYK, of which there are several conventions
+            with contextlib.suppress(RuntimeError):  # Pillow knows, or says what is wrong
+                return decode_jpeg(torch.from_numpy(data), ImageReadMode.RGB)
+    return _as_tensor(_decode(io.BytesIO(data.tobytes()), name))
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -130,17 +166,14 @@ def _explained(path: Path) -> Iterator[None]:
         if number in _NO_FAULT_OF_THE_IMAGE:
             limit = _NO_FAULT_OF_THE_IMAGE[number]
             raise DataError(f"{printable(path)}: cannot be read ({error}); raise the limit: {limit}") from None
-        raise ImageError(path, _reason(path, error)) from None
+        raise ImageError(path, _reason(error)) from None
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "is not there any more, or is a link to nothing"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read ({error.strerror})"
     if isinstance(error, UnidentifiedImageError):
-        with contextlib.suppress(OSError):
-            if path.stat().st_size == 0:
-                return "cannot be read as an image (it is empty, 0 bytes)"
-        return "cannot be read as an image (of no kind that Pillow knows)"
+        return f"cannot be read as an image ({error})"
     return f"cannot be read as an image ({type(error).__name__}: {error})"

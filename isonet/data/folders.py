@@ -47,7 +47,7 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
         found = _classes_in(folder)
         if classes is None:
             classes = found if split == "train" or not (root / "train").is_dir() else _subfolders(root / "train")
-        _compare(folder, found, classes)
+        check_known(folder, found, classes)
         paths: list[Path] = []
         labels: list[int] = []
         for name in found:
@@ -73,7 +73,7 @@ def _classes_in(folder: Path) -> list[str]:
     return found
 
 
-def _compare(folder: Path, found: Sequence[str], classes: Sequence[str]) -> None:
+def check_known(folder: Path, found: Sequence[str], classes: Sequence[str]) -> None:
     """A class that was never learned cannot be labelled; one that is not asked for is legal, but worth a word."""
     if strangers := sorted(set(found) - set(classes)):
         raise DataError(

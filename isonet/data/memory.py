@@ -51,6 +51,7 @@ class MemoryLoader:
         self.classes = classes
         self.normalise = normalise
         self.augment = augment
+        self.layout = ""
         self.batches = EpochBatches(len(labels), batch_size, shuffle, seed, share)
         self.taken = 0
         self.skipped = {failed.path: failed.reason for failed in failures}

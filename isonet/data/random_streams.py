@@ -23,28 +23,47 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(stream_seed(*parts))
 
 
-class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Yields this process's piece of every batch of an epoch, as a list of (epoch, image index).
+class Epochs(Sampler[list[tuple[int, int]]]):
+    """The batches of ``batch_size`` images that an epoch has, over all processes, and where it begins.
 
-    All processes draw the same order, anew for each epoch, cut it into batches of ``batch_size``, and take
-    their ``share`` of each. So every image comes once, in a batch that does not depend on the number of
-    processes, and all have equally many batches; in the last one a piece may be empty.
-    The epoch travels with the index, so that workers which outlive an epoch augment for the right one.
-    An epoch that was interrupted goes on after the first ``skip`` images of its order.
+    Yields for each batch the keys of this process's piece. The epoch is a part of each key, so that workers
+    which outlive an epoch augment for the right one. An epoch that was interrupted goes on after the first
+    ``skip`` images of its order.
     """
 
-    def __init__(self, num_images: int, batch_size: int, shuffle: bool, seed: int, share: Share = WHOLE) -> None:
+    layout = ""  # what the order depends on besides seed and epoch
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.share = share
-        self.set_epoch(0)
+        self.epoch, self.skip = 0, 0
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         if not 0 <= skip <= self.num_images:
             raise ValueError(f"cannot skip {skip} of {self.num_images} images")
         self.epoch, self.skip = epoch, skip
+
+    def taken(self, batches: int) -> int:
+        """Images of the epoch's order, over all processes, after so many batches from ``skip`` on."""
+        return min(self.skip + batches * self.batch_size, self.num_images)
+
+    def __len__(self) -> int:
+        return -(-(self.num_images - self.skip) // self.batch_size)
+
+
+class EpochBatches(Epochs):
+    """Yields this process's piece of every batch of an epoch, as a list of (epoch, image index).
+
+    All processes draw the same order, anew for each epoch, cut it into batches of ``batch_size``, and take
+    their ``share`` of each. So every image comes once, in a batch that does not depend on the number of
+    processes, and all have equally many batches; in the last one a piece may be empty.
+    """
+
+    def __init__(self, num_images: int, batch_size: int, shuffle: bool, seed: int, share: Share = WHOLE) -> None:
+        super().__init__(num_images, batch_size)
+        self.shuffle = shuffle
+        self.seed = seed
+        self.share = share
 
     def order(self) -> Tensor:
         """Indices of the images of the current epoch that are to come: (num_images - skip,) int64."""
@@ -56,13 +75,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         """Of each batch to come the indices of this process's images."""
         batches = self.order().split(self.batch_size)[: len(self)]  # of nothing, split makes an empty one
         return [batch[self.share.of(len(batch))] for batch in batches]
-
-    def taken(self, batches: int) -> int:
-        """Images of the epoch's order, over all processes, after so many batches from ``skip`` on."""
-        return min(self.skip + batches * self.batch_size, self.num_images)
-
-    def __len__(self) -> int:
-        return -(-(self.num_images - self.skip) // self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return ([(self.epoch, index) for index in piece.tolist()] for piece in self.pieces())

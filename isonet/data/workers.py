@@ -15,12 +15,11 @@ from isonet.data.faults import Failure, LeftOut, failure
 from isonet.data.memory import Batch
 from isonet.data.pixels import Normalise
 from isonet.data.processes import explain_dead_workers, held_stop_signals, outlive_stop_signals, remember_workers
-from isonet.data.random_streams import EpochBatches, stream_seed
+from isonet.data.random_streams import Epochs, stream_seed
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
-from isonet.shares import WHOLE, Share
 
-__all__ = ["WorkerLoader", "decode_all", "explain_dead_workers"]
+__all__ = ["Augment", "SourceImages", "WorkerLoader", "decode_all", "explain_dead_workers"]
 
 _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have started
 
@@ -48,13 +47,33 @@ def _collate(items: list) -> tuple[Any, list[Failure]]:
     return default_collate(found) if found else None, failures
 
 
-class _AugmentedImages(Dataset):
-    """Images by (epoch, index) as bytes, each augmented from a random stream of its own."""
+class Augment:
+    """Applies ``transform`` to an image, from a random stream of the image's own in each epoch.
 
-    def __init__(self, source: ImageSource, transform: Transform, seed: int, as_tensor: bool) -> None:
-        self.source = source
+    transform: an image to a square one, PIL or uint8 (3, H, W).
+    """
+
+    def __init__(self, transform: Transform, seed: int) -> None:
         self.transform = transform
         self.seed = seed
+
+    def __call__(self, image: Image.Image | Tensor, epoch: int, index: int) -> Tensor:
+        """uint8 (H, W, 3)"""
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
+            # Not torch.manual_seed, which would seed every GPU as well
+            torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
+            return _bytes(self.transform(image))
+
+
+class SourceImages(Dataset):
+    """Images of a source by (epoch, index): augmented, as bytes, with the label.
+
+    as_tensor: decode with torchvision.
+    """
+
+    def __init__(self, source: ImageSource, augment: Augment, as_tensor: bool) -> None:
+        self.source = source
+        self.augment = augment
         self.read = source.read_tensor if as_tensor else source.read
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | Failure:
@@ -63,10 +82,7 @@ class _AugmentedImages(Dataset):
             image = self.read(index)
         except DataError as error:
             return failure(index, error)
-        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            # Not torch.manual_seed, which would seed every GPU as well
-            torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
-            return _bytes(self.transform(image)), self.source.labels[index]
+        return self.augment(image, epoch, index), self.source.labels[index]
 
 
 def _bytes(image: Image.Image | Tensor) -> Tensor:
@@ -77,36 +93,33 @@ def _bytes(image: Image.Image | Tensor) -> Tensor:
 class WorkerLoader:
     """Batches of (images, labels) on the device of ``normalise``: float32 (N, 3, H, W), normalised, and int64 (N,).
 
-    Workers read and augment; what they hand over is bytes. transform: an image to one of ``size`` pixels
-    square, PIL or, ``as_tensor``, uint8 (3, H, W). batch_size: images of a batch over all processes of the
-    run, of which this one gives its ``share``. skip: leave out images that cannot be read.
+    Workers read and augment; what they hand over is bytes. images: for each key that ``batches`` yields, the pixels
+    of an image, uint8 (``size``, ``size``, 3), and its label, or a ``Failure``. skip: leave out images that cannot
+    be read.
     """
 
     def __init__(
         self,
-        source: ImageSource,
-        transform: Transform,
+        images: Dataset,
+        batches: Epochs,
+        classes: Sequence[str],
         size: int,
         normalise: Normalise,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
         num_workers: int,
-        as_tensor: bool = False,
         skip: bool = False,
-        share: Share = WHOLE,
     ) -> None:
         self.nothing = torch.empty(0, size, size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         self.normalise = normalise
-        self.classes: Sequence[str] = source.classes
-        self.num_images = len(source.labels)
-        self.batches = EpochBatches(self.num_images, batch_size, shuffle, seed, share)
+        self.classes = classes
+        self.num_images = batches.num_images
+        self.batches = batches
+        self.layout = batches.layout
         self.taken = 0
         self._left_out = LeftOut(self.num_images, skip)
         self.skipped = self._left_out.skipped
         self._reader = _Batches(
-            _AugmentedImages(source, transform, seed, as_tensor),
-            batch_sampler=self.batches,
+            images,
+            batch_sampler=batches,
             num_workers=num_workers,
             pin_memory=normalise.device.type == "cuda",
             persistent_workers=num_workers > 0,
@@ -115,7 +128,7 @@ class WorkerLoader:
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.batches.set_epoch(epoch, skip)
-        self.taken = skip
+        self.taken = self.batches.taken(0)
 
     def __len__(self) -> int:
         return len(self.batches)

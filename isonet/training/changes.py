@@ -10,6 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import flat, global_batch, parse_cfg
+from isonet.config_file import shown
 from isonet.data import Loader
 
 log = logging.getLogger("isonet")
@@ -55,6 +56,12 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
         yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
     if type(state.get("num_images")) is int and state["num_images"] != loader.num_images:
         yield f"the number of training images {state['num_images']} -> {loader.num_images}"
+    layout = state.get("layout", "")
+    if state.get("part") and layout != loader.layout:
+        yield (
+            f"who reads which shards ({shown(layout)} -> {shown(loader.layout)}): until the end of the epoch some "
+            "images come twice and others not at all"
+        )
 
 
 def _other_batch(then: CfgNode, gpus_then: int, cfg: CfgNode, num_gpus: int) -> Iterator[str]:

@@ -97,6 +97,6 @@ def test_a_scale_of_fp16_that_is_none_is_refused(tmp_path, change, tally):
     state = read_checkpoint(folder.latest)
     torch.save({**state, "scaler": {**state["scaler"], **change}}, tmp_path / "c.pt")
     config = load_cfg(None, [*keys, "SOLVER.MAX_EPOCHS", 2, "OUTPUT_DIR", str(tmp_path)])
-    with pytest.raises(CheckpointError, match="does not fit this run"):
+    with pytest.raises(CheckpointError, match="do not fit this run"):
         run_training(config, "other", resume=str(tmp_path / "c.pt"))
     tally("refused")

@@ -63,7 +63,7 @@ def spoil(monkeypatch):
         def batches(self):
             for images, labels in real(self):
                 first = self.taken - len(labels)
-                if self.augment and self.sampler.epoch == epoch and first == (step - 1) * batch_size:
+                if self.augment and self.batches.epoch == epoch and first == (step - 1) * batch_size:
                     images[0, 0, 0, 0] = value
                 yield images, labels
 

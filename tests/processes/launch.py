@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -23,32 +24,35 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+# From a process that has computed nothing: after a backward pass torch cannot be forked
+_CLEAN = multiprocessing.get_context("forkserver")
+_CLEAN.set_forkserver_preload(["isonet.training.run", "pytest"])
+
+
 def forked(processes: int, function: Callable[..., Any], tmp_path: Path, *args: Any) -> list[Any]:
     """What ``function(rank, *args)`` gives in each of the processes, which find the environment that torchrun makes."""
     port, folder = free_port(), tmp_path / f"forked{processes}-{os.urandom(4).hex()}"
     folder.mkdir(parents=True)
-    children = [_fork(rank, processes, port, folder, function, args) for rank in range(processes)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    children = [
+        _CLEAN.Process(target=_run, args=(rank, processes, port, folder, function, args)) for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
     found = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(processes)]
-    failures = [text for ok, text in found if not ok]
-    assert codes == [0] * processes, "\n".join(failures)
+    assert all(ok for ok, _ in found), "\n".join(text for ok, text in found if not ok)
     return [result for _, result in found]
 
 
-def _fork(rank: int, processes: int, port: int, folder: Path, function: Callable[..., Any], args: tuple) -> int:
-    if child := os.fork():
-        return child
-    code = 1
+def _run(rank: int, processes: int, port: int, folder: Path, function: Callable[..., Any], args: tuple) -> None:
     try:
-        torch.set_num_threads(1)  # the threads of the parent are not here
+        torch.set_num_threads(1)
         os.environ.update(environment(rank, processes, port))
         result = True, function(rank, *args)
-        code = 0
     except BaseException:
         result = False, traceback.format_exc()
-    finally:
-        (folder / str(rank)).write_bytes(pickle.dumps(result))
-        os._exit(code)
+    (folder / str(rank)).write_bytes(pickle.dumps(result))
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:

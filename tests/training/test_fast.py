@@ -96,7 +96,7 @@ def test_a_cpu_without_16_bit_arithmetic_is_warned_of(caplog, monkeypatch):
 
 
 def test_compiling_is_refused_for_several_gpus_and_without_a_compiler(monkeypatch, tmp_path):
-    with pytest.raises(DeviceError, match="one GPU, and here are 2"):
+    with pytest.raises(DeviceError, match="one GPU a process, and here are 2"):
         place(network(), [CPU, CPU], compiled=True)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -1,0 +1,1 @@
+"""Image folders as tar shards, the format of the webdataset library: written, indexed, read in order."""
