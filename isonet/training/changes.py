@@ -59,7 +59,7 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
     layout = state.get("layout", "")
     if state.get("part") and layout != loader.layout:
         yield (
-            f"who reads which shards ({shown(layout)} -> {shown(loader.layout)}): until the end of the epoch some "
+            f"the order of the shards ({shown(layout)} -> {shown(loader.layout)}): until the end of the epoch some "
             "images come twice and others not at all"
         )
 

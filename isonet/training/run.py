@@ -10,6 +10,7 @@ from contextlib import contextmanager, nullcontext
 from torch import nn
 from yacs.config import CfgNode
 
+from isonet.config import global_batch
 from isonet.data import build_loader
 from isonet.data.processes import explain_dead_workers
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
@@ -83,7 +84,10 @@ def run_training(
         if world.leads:
             _open_folder(folder, lock, cfg, resume, overwrite, found is None, launchers)
         log.info("training %s on %s", _title(cfg, model), describe(devices, world.size))
-        log.info("%d images for training, %d for validation", train_loader.num_images, val_loader.num_images)
+        log.info(
+            "%d images for training, %d a step, %d for validation",
+            train_loader.num_images, global_batch(cfg, num_gpus), val_loader.num_images,
+        )  # fmt: skip
         trainer = Trainer(
             cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world
         )

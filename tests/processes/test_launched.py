@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from PIL import Image
 from conftest import REPO, TINY
 from isonet import load_cfg
 from isonet.checkpoint import read_checkpoint
+from isonet.errors import Stopped
 from isonet.training.run import run_training
 from launch import forked, free_port, torchrun
 
@@ -27,8 +29,8 @@ RUN = [
 CFG = ("--cfg", REPO / "configs" / "digits_ISO20.yaml", "--output", "run")
 
 
-def train(_rank, tmp_path, *opts):
-    run_training(load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), *opts]), "run")
+def train(_rank, tmp_path, resume=None, *opts):
+    run_training(load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), *opts]), "run", resume=resume)
 
 
 @pytest.fixture(scope="module")
@@ -94,20 +96,28 @@ def test_kill_9_of_one_of_four_workers_costs_nothing(whole, tmp_path):
     assert not (folder / "lock").exists()
 
 
-def test_a_polite_stop_and_the_same_command_again_give_the_whole_run(whole, tmp_path):
-    command = ("--nproc-per-node", 4, "train.py", *CFG, "--resume", "auto", *RUN, "OUTPUT_DIR", tmp_path)
+def train_until_told(rank, tmp_path):
+    """As ``train``, but one of the processes is told to stop when the first checkpoint is there."""
+
+    def tell():
+        while not (tmp_path / "digits" / "run" / "epoch0001-step000005.pt").exists():
+            time.sleep(0.002)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    if rank == 3:
+        threading.Thread(target=tell, daemon=True).start()
+    with pytest.raises(Stopped) as stopped:
+        train(rank, tmp_path)
+    return str(stopped.value)
+
+
+def test_when_one_is_told_to_stop_all_stop_at_the_same_step_and_go_on_to_the_whole_run(whole, tmp_path):
+    (told, *others) = forked(4, train_until_told, tmp_path, tmp_path)
+    assert told.startswith("by SIGUSR1 in epoch 1 after step ")
+    assert others == [told] * 3
     folder = tmp_path / "digits" / "run"
-    process = torchrun("--standalone", *command, cwd=tmp_path)
-    wait_for(folder / "epoch0001-step000005.pt", process)
-    os.kill(workers(process.pid)[3], signal.SIGUSR1)  # one of them is told, all of them stop
-    output = finished(process)
-    assert "stopped: by SIGUSR1 in epoch " in output
-    assert "exitcode  : 75" in output
-    assert "Traceback" not in output.split("elastic/multiprocessing")[0]
-    stopped = read_checkpoint(folder / "latest.pt")
-    assert stopped["epoch"] < 4
-    process = torchrun("--standalone", *command, cwd=tmp_path)
-    assert finished(process).count("best top-1") == 1
+    assert f"after step {read_checkpoint(folder / 'latest.pt')['part']['sums']['steps']};" in told
+    forked(4, train, tmp_path, tmp_path, "auto")
     assert_same_weights(folder / "latest.pt", whole)
 
 
@@ -115,7 +125,7 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
     """On loopback, as two machines would be: torchrun --nnodes 2 on each."""
     alone, launched = tmp_path / "alone", tmp_path / "launched"
     opts = ("SOLVER.MAX_EPOCHS", 1)
-    forked(4, train, tmp_path, alone, *opts)
+    forked(4, train, tmp_path, alone, None, *opts)
     nodes = ("--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-id", "test",
              "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
     command = ("train.py", *CFG, *RUN, "OUTPUT_DIR", launched, *opts)

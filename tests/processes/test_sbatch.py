@@ -1,0 +1,75 @@
+"""docs/train.sbatch: warned it saves, queues up again and goes on; an error or the end queues up nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_launched import CFG, RUN, assert_same_weights, finished, train, wait_for
+
+from conftest import REPO
+from isonet.checkpoint import read_checkpoint
+from launch import forked
+
+OPTS = [*RUN, "SOLVER.MAX_EPOCHS", 2]
+
+# The two programs of Slurm that the script calls, on a cluster of one node
+SRUN = '#!/bin/bash\nexec "$@"\n'
+SCONTROL = '#!/bin/bash\nif [ "$1" = show ]; then echo localhost; else echo "$@" >> "$0.calls"; fi\n'
+
+
+@pytest.fixture
+def job(tmp_path):
+    """Runs the script as Slurm does, from the repository, and gives its process."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (programs / "torchrun").symlink_to(Path(sys.executable).parent / "torchrun")
+
+    def start(*opts, **env):
+        slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "n[1-1]", "SLURM_NNODES": "1", "GPUS": "2",
+                 "CFG": str(CFG[1]), "OUTPUT": "run", "PATH": f"{programs}:{os.environ['PATH']}"}  # fmt: skip
+        return subprocess.Popen(
+            ["bash", REPO / "docs" / "train.sbatch", *map(str, [*OPTS, "OUTPUT_DIR", tmp_path, *opts])],
+            cwd=REPO, env={**os.environ, **slurm, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    start.requeued = lambda: (programs / "scontrol.calls").exists() and (programs / "scontrol.calls").read_text()
+    return start
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_a_warned_job_queues_up_again_and_goes_on_to_the_run_that_would_have_been(job, tmp_path):
+    folder, whole = tmp_path / "digits" / "run", tmp_path / "whole"
+    forked(2, train, tmp_path, whole, None, *OPTS)
+    process = job()
+    wait_for(folder / "epoch0001-step000005.pt", process)
+    os.kill(process.pid, signal.SIGUSR1)  # to the script alone, as B: in --signal says
+    output = finished(process)
+    assert "warned: saving" in output
+    assert "stopped: by SIGTERM in epoch " in output
+    assert "saved: queueing up again" in output
+    assert process.returncode != 0
+    assert job.requeued() == "requeue 4711\n"
+    assert read_checkpoint(folder / "latest.pt")["epoch"] < 2
+    process = job()
+    output = finished(process)
+    assert process.returncode == 0, output
+    assert job.requeued() == "requeue 4711\n"  # not once more
+    assert_same_weights(folder / "latest.pt", read_checkpoint(whole / "digits" / "run" / "latest.pt"))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_a_job_that_fails_does_not_queue_up_again(job):
+    process = job("SOLVER.BASE_LR", "fast", RESTARTS="0")
+    assert "SOLVER.BASE_LR takes a number" in finished(process)
+    assert process.returncode != 0
+    assert not job.requeued()
