@@ -1,7 +1,7 @@
 # make demo   install, train ISONet-20 on handwritten digits, evaluate it (three minutes on two cores)
 # make test   install, lint, check types, run the tests
 # make torture  the long form of the tests under tests/faults: kills, full disks, hostile files (twenty minutes at most)
-# make bench  speed against the published formulation, short form, a table for each of four questions (four minutes)
+# make bench  speed against the published formulation, short form, a table for each of five questions (five minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -26,6 +26,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.step --quick --json outputs/bench/step.json
 	$(BIN)/python -m benchmarks.evaluate --quick --json outputs/bench/evaluate.json
 	$(BIN)/python -m benchmarks.input --quick --json outputs/bench/input.json $(BENCH_IMAGES)
+	$(BIN)/python -m benchmarks.penalty_shares --quick --json outputs/bench/penalty-shares.json
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -58,7 +58,9 @@ def rows_of(kind: str, folder: Path, repeats: int) -> list[Row]:
 
 def _loader(root: Path, size: int, way: str, decoder: str) -> Loader:
     opts = {"DATASET.ROOT": str(root.parent), "DATASET.NAME": root.name, "DATASET.IMAGE_SIZE": size,
-            "RUNTIME.INPUT": way, "RUNTIME.DECODER": decoder, "DATASET.NUM_WORKERS": 0}  # fmt: skip
+            "RUNTIME.INPUT": way, "RUNTIME.DECODER": decoder, "DATASET.NUM_WORKERS": 0,
+            "DATASET.NUM_CLASSES": len(image_folder(root, "train").classes), "RUNTIME.CHANNELS_LAST": True,
+            "SOLVER.TRAIN_BATCH_SIZE": 64}  # fmt: skip
     cfg = load_cfg(None, [item for pair in opts.items() for item in pair])
     return build_loader(cfg, "train")
 

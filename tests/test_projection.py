@@ -22,7 +22,7 @@ def test_the_parts_are_those_of_the_network(counted):
     model = build_model(load_cfg(CONFIG))
     assert counted.gradient_bytes == 4 * sum(p.numel() for p in model.parameters())
     assert counted.flop_image == pytest.approx(6 * 4.09e9, rel=0.02)  # three products of ResNet-50's 4.09 GMACs
-    assert counted.shares[1] > counted.shares[8] > counted.shares[64] >= counted.shares[512] > 0
+    assert counted.shares[1] > counted.shares[8] >= counted.shares[64] >= counted.shares[512] > 0
     assert counted.shares[8] >= counted.shares[1] / 8
 
 
