@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(BIN)/python test.py --cfg configs/digits_ISO20.yaml --ckpt demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults --torture

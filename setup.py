@@ -24,6 +24,14 @@ setup(
     extras_require={
         "plot": ["matplotlib>=3.8"],
         "shards": ["webdataset>=0.2.90"],
-        "dev": ["webdataset>=0.2.90", "pytest>=8", "ruff>=0.9", "mypy>=1.13", "scikit-learn>=1.3", "hypothesis>=6.100"],
+        "dev": [
+            "webdataset>=0.2.90",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "scikit-learn>=1.3",
+            "hypothesis>=6.100",
+        ],
     },
 )

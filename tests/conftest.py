@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -14,6 +15,8 @@ from pathlib import Path
 # The suite is about the CPU, where results are equal to the bit; test_gpu.py brings the GPUs back
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -54,30 +57,29 @@ def torture(request) -> bool:
     return request.config.getoption("--torture")
 
 
-_FAULTS: defaultdict[str, Counter[str]] = defaultdict(Counter)
-
-
 @pytest.fixture
 def tally(request):
     """Call ``tally(outcome)`` for each fault tried: "survived", or "refused" with one sentence."""
-    return lambda outcome, times=1: _FAULTS[request.path.stem.removeprefix("test_")].update({outcome: times})
+    return lambda outcome, times=1: request.node.user_properties.append(("fault", (outcome, times)))
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not _FAULTS:
+    counts, seconds = defaultdict(Counter), Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if getattr(report, "nodeid", "").startswith("tests/faults/"):
+            family = Path(report.nodeid.split("::")[0]).stem.removeprefix("test_")
+            seconds[family] += getattr(report, "duration", 0)
+            if getattr(report, "when", "") == "call":
+                for name, (outcome, times) in getattr(report, "user_properties", ()):
+                    counts[family][outcome] += times * (name == "fault")
+    if not counts:
         return
-    seconds = Counter()
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if getattr(report, "nodeid", "").startswith("tests/faults/"):
-                seconds[Path(report.nodeid.split("::")[0]).stem.removeprefix("test_")] += getattr(report, "duration", 0)
     terminalreporter.section("faults")
     terminalreporter.write_line(f"{'':28}{'tried':>8}{'survived':>10}{'refused':>9}{'seconds':>9}")
-    rows = {**_FAULTS, "total": sum(_FAULTS.values(), Counter())}
-    for name, counts in rows.items():
-        time = seconds[name] if name != "total" else seconds.total()
+    seconds["total"] = seconds.total()
+    for name, outcomes in {**counts, "total": sum(counts.values(), Counter())}.items():
         terminalreporter.write_line(
-            f"{name:28}{counts.total():8}{counts['survived']:10}{counts['refused']:9}{time:9.0f}"
+            f"{name:28}{outcomes.total():8}{outcomes['survived']:10}{outcomes['refused']:9}{seconds[name]:9.0f}"
         )
 
 
