@@ -1,0 +1,100 @@
+"""Do 1, 2 and 4 processes, or one that accumulates, have the same losses and the same accuracy?
+
+python -m benchmarks.processes
+
+An epoch of configs/digits_ISO20.yaml with a global batch of 72, 20 steps, the last one of 69 images. Prints the cross
+entropy of some steps, the largest difference of any to one process, relative, and the accuracy. On the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import machine, make_parser
+from isonet import load_cfg
+from isonet.training import TrainStep
+from isonet.training.run import run_training
+from isonet.training.step import StepOutput
+from isonet.training.world import world_of_environment
+
+CONFIG = Path(__file__).parent.parent / "configs" / "digits_ISO20.yaml"
+BATCH, RATE = 72, 0.02
+WAYS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]  # processes, SOLVER.ACCUMULATE
+SHOWN = (1, 5, 10, 15, 20)
+
+
+class _Recorded(TrainStep):
+    """Keeps each step's losses, of which each process has a part."""
+
+    losses: list[tuple[float, float]]
+
+    def __call__(self, *args: object, **options: object) -> StepOutput:
+        output = super().__call__(*args, **options)  # type: ignore[arg-type]
+        self.losses.append((output.cross_entropy.item(), output.penalty.item()))
+        return output
+
+
+def train(folder: Path, accumulate: int) -> None:
+    """What each process does: a run, whose losses it leaves in ``folder``."""
+    import isonet.training.trainer
+
+    world, _Recorded.losses = world_of_environment(), []
+    isonet.training.trainer.TrainStep = _Recorded  # type: ignore[misc]
+    shares = world.size * accumulate
+    opts = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.ACCUMULATE", accumulate, "SOLVER.MAX_EPOCHS", 1,
+            "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, "OUTPUT_DIR", str(folder)]  # fmt: skip
+    run_training(load_cfg(CONFIG, opts), "run")
+    (folder / f"{world.rank}.json").write_text(json.dumps(_Recorded.losses))
+
+
+def start(processes: int, accumulate: int) -> tuple[torch.Tensor, dict[str, float]]:
+    """Losses of each step over all processes, (steps, 2), and the row of metrics."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+        command += ["-m", "benchmarks.processes", "--train", place, "--accumulate", accumulate]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        subprocess.run([*map(str, command)], check=True, env=env, stdout=subprocess.DEVNULL)
+        losses = [json.loads((Path(place) / f"{rank}.json").read_text()) for rank in range(processes)]
+        (row,) = (Path(place) / "digits" / "run" / "metrics.jsonl").read_text().splitlines()
+    return torch.tensor(losses, dtype=torch.float64).sum(0), json.loads(row)
+
+
+def table() -> str:
+    head = " | ".join(f"step {n}" for n in SHOWN)
+    lines = [
+        f"| processes | ACCUMULATE | {head} | differs by | penalty by | top-1 | top-5 |",
+        "|---|---|" + 9 * "---:|",
+    ]
+    alone = None
+    for processes, accumulate in WAYS:
+        losses, row = start(processes, accumulate)
+        alone = losses if alone is None else alone
+        differs = ((losses - alone).abs() / alone.abs().clamp(min=1e-12)).amax(0).tolist()
+        shown = " | ".join(f"{losses[n - 1, 0]:.6f}" for n in SHOWN)
+        far = " | ".join(f"{d:.1e}" for d in differs)
+        lines.append(f"| {processes} | {accumulate} | {shown} | {far} | {row['top1']:.2f} | {row['top5']:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = make_parser(__doc__ or "")
+    parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--accumulate", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.train:
+        train(args.train, args.accumulate)
+        return
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    print(table())
+
+
+if __name__ == "__main__":
+    main()
