@@ -35,7 +35,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     with processes(args.gpus) as (world, _):
-        check_writable(args.json)
+        if world.leads:
+            check_writable(args.json)
         result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
         if world.leads:
             report(result, path, args.json)

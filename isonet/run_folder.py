@@ -97,6 +97,11 @@ class RunFolder:
         """Rename a damaged checkpoint, so that it is not counted among those to go on from."""
         damaged.replace(damaged.with_name(damaged.name + ".damaged"))
 
+    def set_log_aside(self) -> None:
+        """Rename the log of an attempt that saved nothing, which a new one would begin anew."""
+        if self.log.exists():
+            self.log.replace(self.log.with_name("log-before-restart.txt"))
+
     def holds_a_run(self) -> bool:
         return any(file.exists() for file in self._files())
 

@@ -125,7 +125,7 @@ def _shards(
     )
     labels = [classes.index(name) for name in index.classes]
     images = ShardImages(folder, index, order, augment, labels, as_tensor=cfg.RUNTIME.DECODER == "torch")
-    return images, ShardBatches(order), classes
+    return images, ShardBatches(order, index.source), classes
 
 
 def _in_memory(cfg: CfgNode, num_images: int) -> bool:
@@ -160,7 +160,12 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
 def _num_workers(cfg: CfgNode) -> int:
     """Of this process. Workers beyond the number of CPU cores only get into each other's way."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a launcher, on this machine
-    return min(cfg.DATASET.NUM_WORKERS, max(1, (os.cpu_count() or 1) // processes))
+    return min(cfg.DATASET.NUM_WORKERS, max(1, _cores() // processes))
+
+
+def _cores() -> int:
+    """That this process may use: a scheduler may have left it some of the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _place(cfg: CfgNode, split: str) -> Path:

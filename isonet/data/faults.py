@@ -8,7 +8,8 @@ from pathlib import Path
 
 from isonet.errors import DataError, printable
 
-_WHOLE_BATCH = 8  # images; fewer, such as the last ones of an epoch, may all be bad by chance
+WHOLE_BATCH = 8  # images; fewer, such as the last ones of an epoch, may all be bad by chance
+STORAGE_GONE = "the storage has probably gone away: see to it, DATASET.ON_ERROR skip is for single bad files"
 
 
 class ImageError(DataError):
@@ -62,12 +63,11 @@ class LeftOut:
             if not self.skip or not failed.path:
                 raise DataError(failed.message)
             self.skipped.setdefault(failed.path, failed.reason)
-        whole_batch = len(failures) == batch_size >= _WHOLE_BATCH
+        whole_batch = len(failures) == batch_size >= WHOLE_BATCH
         if failures and (whole_batch or len(self.skipped) == self.num_images):
             path, reason = printable(failures[0].path), failures[0].reason
             raise DataError(
-                f"none of {len(failures)} images could be read, of which the first is {path}: {reason}; the storage "
-                "has probably gone away: see to it, DATASET.ON_ERROR skip is for single bad files"
+                f"none of {len(failures)} images could be read, of which the first is {path}: {reason}; {STORAGE_GONE}"
                 if whole_batch
                 else f"none of the {self.num_images} images of the set could be read, the last of them {path}: {reason}"
             )

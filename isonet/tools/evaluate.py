@@ -25,6 +25,7 @@ from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
 from isonet.training.devices import describe, explain_out_of_memory, place, set_precision
 from isonet.training.evaluate import list_skipped
+from isonet.training.fetch import fetch
 from isonet.training.lockstep import Lockstep
 from isonet.training.peers import explain_lost_peers, processes
 
@@ -55,6 +56,7 @@ def evaluate_checkpoint(
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         model = build_model(cfg)
         load_state(model, weights_of(state, path), path)
+        fetch(cfg, world)
         loader = build_loader(cfg, "val", devices, _classes(state), world.share)
         log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices, world.size))
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from isonet.data.folders import image_folder
-from isonet.data.shards.index import INDEX, ShardIndex, read_index, require_webdataset
+from isonet.data.shards.index import ShardIndex, read_index, require_webdataset
 from isonet.data.shards.verify import faults, faults_of_folder
 from isonet.data.shards.writer import make_plan, write_shards
 from isonet.errors import DataError, UserError, printable, run_cli
@@ -93,9 +93,8 @@ def _bar(what: str) -> Callable[[Sequence[int], int], Iterator[int]]:
 
 
 def _verify(folder: Path) -> None:
-    places = [place for place in (folder, *(folder / split for split in SPLITS)) if (place / INDEX).exists()]
-    if not places:
-        read_index(folder)  # says what is missing
+    splits = [folder / split for split in SPLITS if (folder / split).is_dir()]
+    places = splits or [folder]  # of which one that has no index is not complete
     bad = [fault for place in places for fault in _faults(place, read_index(place))]
     for fault in bad:
         print(f"damaged: {printable(fault)}", flush=True)

@@ -10,8 +10,8 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import flat, global_batch, parse_cfg
-from isonet.config_file import shown
 from isonet.data import Loader
+from isonet.errors import printable
 
 log = logging.getLogger("isonet")
 
@@ -25,13 +25,17 @@ _MAY_DIFFER = {
 def keep_global_batch(state: dict[str, Any], path: Path, cfg: CfgNode, num_gpus: int) -> CfgNode:
     """``cfg`` for going on from ``state`` with another number of GPUs: with its global batch, where that can be.
 
-    SOLVER.ACCUMULATE makes up for the GPUs that there are fewer of, unless the user has changed it.
+    SOLVER.ACCUMULATE makes up for the GPUs that there are fewer of, unless the user has changed it. In ``state``
+    its config has what the run did, and "accumulate" what the user had asked for.
     """
     then, gpus_then = _config(state, path), state.get("num_devices")
-    if then is None or type(gpus_then) is not int or gpus_then == num_gpus:
+    if then is None or type(gpus_then) is not int:
         return cfg
     accumulate, rest = divmod(gpus_then * then.SOLVER.ACCUMULATE, num_gpus)
-    if rest or any(then.SOLVER[key] != cfg.SOLVER[key] for key in ("ACCUMULATE", "TRAIN_BATCH_SIZE")):
+    asked = {**then.SOLVER, "ACCUMULATE": state.get("accumulate", then.SOLVER.ACCUMULATE)}
+    if rest or any(asked[key] != cfg.SOLVER[key] for key in ("ACCUMULATE", "TRAIN_BATCH_SIZE")):
+        return cfg
+    if accumulate == cfg.SOLVER.ACCUMULATE:
         return cfg
     images = global_batch(then, gpus_then)
     log.info(
@@ -59,7 +63,7 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
     layout = state.get("layout", "")
     if state.get("part") and layout != loader.layout:
         yield (
-            f"the order of the shards ({shown(layout)} -> {shown(loader.layout)}): until the end of the epoch some "
+            f"the order of the shards ({printable(layout)[:200]} -> {loader.layout}): until the end of the epoch some "
             "images come twice and others not at all"
         )
 

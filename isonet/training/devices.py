@@ -98,7 +98,8 @@ def explain_out_of_memory() -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         text = str(error)
-        if type(error) is RuntimeError and "allocate memory" not in text and "out of memory" not in text:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "allocate memory" not in text and "out of memory" not in text:
             raise
         raise DeviceError(
             f"out of memory ({text.splitlines()[0][:200] if text else type(error).__name__}): lower "

@@ -71,10 +71,11 @@ def train_epoch(
 
 
 def finite_means(model: nn.Module, sums: EpochSums) -> dict[str, float]:
-    """The means so far; ``NonFiniteStep`` where a step or a weight was not finite."""
+    """The means so far; ``NonFiniteStep``, on all processes, where a step or a weight of any was not finite."""
     means = sums.read()
     bad_step = int(means.pop("bad_step"))
+    # With batch norm's means and variances, of which each process has its own
     weights = [value for value in model.state_dict().values() if value.is_floating_point()]
-    if bad_step or not get_total_norm(weights).isfinite():
+    if not sums.world.lowest(get_total_norm(weights).isfinite().int()) or bad_step:
         raise NonFiniteStep(bad_step)
     return means

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from isonet.data import Loader
+from isonet.data.faults import STORAGE_GONE, WHOLE_BATCH
+from isonet.errors import DataError
 from isonet.training.stop import SIGNALS, StopRequested, StopSignals
 from isonet.training.world import ALONE, Answer, World
 
@@ -16,8 +18,8 @@ class Lockstep:
 
     While a step computes, the processes tell each other how many images of the next batch they could read,
     and whether a signal has come: so nobody waits for the answer, and all take the same last step.
-    Raises ``StopRequested`` on all of them where one has received a signal. Batches of which no process
-    has an image are passed over.
+    Raises ``StopRequested`` on all of them where one has received a signal. Small batches of which no process
+    has an image are passed over; at a larger one it raises ``DataError``.
 
     taken: images of the epoch's order up to the batch that was yielded last.
     """
@@ -56,7 +58,9 @@ class Lockstep:
         return total
 
     def _hand_over(self, images: Tensor, labels: Tensor, taken: int, answer: Answer) -> Iterator[tuple]:
-        total = self._hear(answer)
+        total, size = self._hear(answer), taken - self.taken
         self.taken = taken
+        if not total and size >= WHOLE_BATCH:  # each process has too few of them to be sure
+            raise DataError(f"none of the {size} images of a batch could be read; {STORAGE_GONE}")
         if total:
             yield images, labels, total

@@ -14,7 +14,12 @@ from isonet.training.world import World
 
 
 def launcher() -> str:
-    """The process that started this one, under a name that no other ever has: host, number and time of its start."""
+    """The torchrun that started this process, under a name that no other ever has; "": it was not torchrun.
+
+    The name is of host, number, and time of its start.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # others may be the parents of many runs
+        return ""
     parent, began = os.getppid(), ""
     with contextlib.suppress(OSError, IndexError):  # not on macOS
         began = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
@@ -24,12 +29,17 @@ def launcher() -> str:
 def after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
     """What is to be done about the run in ``folder``, of the command's --resume and --overwrite.
 
-    A run that one of these same launchers began is gone on with, whatever the command said the first time.
+    A run that one of these same launchers began is gone on with, whatever the command said the first time. If it
+    had saved nothing, it begins again as the command says, and its log is kept aside.
     """
-    launchers = world.gather(launcher())
-    if not world.launched or not world.leads or not set(launchers) & set(_began_by(folder)):
+    launchers = set(world.gather(launcher())) - {""}
+    if not world.leads or not launchers & set(_began_by(folder)):
         return resume, overwrite
-    return AUTO, False
+    if folder.resumable():
+        return AUTO, False
+    folder.set_log_aside()
+    folder.clear()
+    return resume, overwrite
 
 
 def _began_by(folder: RunFolder) -> list[str]:

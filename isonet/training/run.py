@@ -20,6 +20,7 @@ from isonet.storage import FolderLock, reason, remove_leftovers, write_file
 from isonet.training.amp import Amp
 from isonet.training.changes import changes, keep_global_batch
 from isonet.training.devices import describe, explain_out_of_memory, place, seed_everything, set_precision
+from isonet.training.fetch import fetch
 from isonet.training.log import keep_for_file, log_to_file, note_failure, versions
 from isonet.training.optim import build_optimizer
 from isonet.training.peers import explain_lost_peers, processes
@@ -60,7 +61,7 @@ def run_training(
     ):
         resume, overwrite = after_restart(folder, world, resume, overwrite)
         found = world.from_leader(lambda: checkpoint_to_resume(folder, resume, overwrite))
-        num_gpus = len(devices) * world.size
+        num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
         if found:
             cfg = keep_global_batch(found[1], found[0], cfg, num_gpus)
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
@@ -68,6 +69,7 @@ def run_training(
         model = build_model(cfg)
         # A CUDA graph would let no gradient go before the backward pass has ended
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launched)
+        fetch(cfg, world)
         train_loader = build_loader(cfg, "train", devices, share=world.share)
         val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
         amp = Amp(cfg.RUNTIME.AMP, devices[0])
@@ -89,7 +91,7 @@ def run_training(
             train_loader.num_images, global_batch(cfg, num_gpus), val_loader.num_images,
         )  # fmt: skip
         trainer = Trainer(
-            cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world
+            cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world, accumulate
         )
         try:
             if found:

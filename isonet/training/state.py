@@ -59,8 +59,12 @@ def pack_state(
     cfg: CfgNode,
     loader: Loader,
     num_gpus: int,
+    accumulate: int,
 ) -> dict[str, Any]:
-    """A checkpoint: tensors, numbers and text only, so that it loads without running code."""
+    """A checkpoint: tensors, numbers and text only, so that it loads without running code.
+
+    accumulate: SOLVER.ACCUMULATE as the user asked for it, which ``cfg`` may have adapted to the number of GPUs.
+    """
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
@@ -72,6 +76,7 @@ def pack_state(
         "timing": progress.timing,
         "part": asdict(progress.part) if progress.part else None,
         "num_devices": num_gpus,
+        "accumulate": accumulate,
         "config": cfg.dump(),
         "classes": list(loader.classes),
         "num_images": loader.num_images,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +56,7 @@ class TrainStep:
         seed: int | None = None,
     ) -> None:
         self.forward = forward
+        self.model = model
         self.optimizer = optimizer
         self.ortho_coeff = ortho_coeff
         self.penalty = OrthoPenalty(model, world.share) if ortho_coeff > 0 else None
@@ -81,10 +82,12 @@ class TrainStep:
         pieces = self._pieces(images, labels)
         for number, (part, targets) in enumerate(pieces, start=1):
             self._seed(position, number)
-            with self._synchronised(number == len(pieces)):
+            with self._synchronised(number == len(pieces)), nullcontext() if len(labels) else self._buffers_kept():
                 with self.amp.autocast():
                     logits = self.forward(part)
                 loss = F.cross_entropy(logits.float(), targets, reduction="sum") / (total / self.world.size)
+                if self.world.size > 1:  # times 1, or NaN, that all processes may see a penalty that one finds infinite
+                    loss = loss * (1 + 0 * penalty.detach())
                 self.amp.backward(loss if len(labels) else 0 * loss)
             if len(labels):
                 cross_entropy += loss.detach() / self.world.size
@@ -98,6 +101,14 @@ class TrainStep:
             return [(images.new_zeros(1, *images.shape[1:]), labels.new_zeros(1))]
         shares = [Share(i, self.accumulate).of(len(labels)) for i in range(min(self.accumulate, len(labels)))]
         return [(images[share], labels[share]) for share in shares]
+
+    @contextmanager
+    def _buffers_kept(self) -> Iterator[None]:
+        """Batch norm learns nothing from an image that does not count."""
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        yield
+        for buffer, value in zip(self.model.buffers(), before, strict=True):
+            buffer.copy_(value)
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """Gradients are averaged over the processes in the backward pass of the last piece."""

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isonet.data.faults import STORAGE_GONE
+from isonet.errors import DataError
 from isonet.training.step import StepOutput, count_correct
 from isonet.training.world import ALONE, World
 
@@ -41,6 +43,8 @@ class EpochSums:
     def read(self) -> dict[str, float]:
         """Means so far (accuracies in percent), ``images``, and ``bad_step``: 0, or the first that was not finite."""
         cross_entropy, penalty, images, top1, top5 = self._totals()
+        if not images:
+            raise DataError(f"none of the images of the epoch could be read; {STORAGE_GONE}")
         bad_step = int(self.world.lowest(self.bad_step.clone()))
         return {
             "cross_entropy": cross_entropy / images,

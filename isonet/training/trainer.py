@@ -54,6 +54,7 @@ class Trainer:
     val_loader: Loader
     progress: Progress
     world: World
+    accumulate: int  # as the user asked for it; the config's keeps the global batch of a resumed run
 
     @property
     def num_gpus(self) -> int:
@@ -155,8 +156,9 @@ class Trainer:
         self._share_skipped()
         if self.world.leads:
             state = pack_state(
-                self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader, self.num_gpus
-            )
+                self.model, self.optimizer, self.amp, self.progress, self.cfg, self.train_loader, self.num_gpus,
+                self.accumulate,
+            )  # fmt: skip
             self.folder.save(state, epoch, step, self.cfg.RUNTIME.KEEP, best)
 
     def _share_skipped(self) -> None:

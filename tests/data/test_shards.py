@@ -20,7 +20,7 @@ from PIL import Image
 from conftest import REPO, SHARED_DATA, assert_same
 from isonet import load_cfg
 from isonet.checkpoint import read_checkpoint
-from isonet.data import build_loader
+from isonet.data import build, build_loader
 from isonet.data.shards.index import read_index
 from isonet.data.shards.order import ShardOrder, drawn_from_buffer
 from isonet.errors import DataError, UserError, run_cli
@@ -129,7 +129,7 @@ def test_validation_has_the_pixels_and_labels_of_the_folder(folder, decoder):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("parts", [1, 2, 3])
 def test_processes_read_every_training_image_once_and_have_equally_many_batches(folder, parts, workers, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(build, "_cores", lambda: 2)
     loaders = [loader(folder, share=Share(i, parts), **{"DATASET.NUM_WORKERS": workers}) for i in range(parts)]
     still = loader(folder, "train", **{"RUNTIME.INPUT": "workers", "RUNTIME.SEED": 0})
     labels = Counter(torch.cat([y for _, y, _ in epoch(still)]).tolist())
@@ -149,7 +149,7 @@ def test_processes_read_every_training_image_once_and_have_equally_many_batches(
 
 
 def test_an_image_is_augmented_alike_wherever_it_is_read(folder, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(build, "_cores", lambda: 2)
 
     def images(parts, **more):
         shares = [loader(folder, share=Share(i, parts), **more) for i in range(parts)]
@@ -184,10 +184,11 @@ def test_a_run_on_shards_goes_on_to_the_bit_and_says_when_it_cannot(folder, tmp_
     assert_same(read_checkpoint(resumed.latest)["model"], read_checkpoint(whole.latest)["model"])
     assert resumed.metrics.read_text() == whole.metrics.read_text()
     assert "some images come twice" not in caplog.text
-    state["layout"] = "2 processes of 4 workers"
+    state["layout"] = state["layout"].replace("1 processes of 1 workers", "2 processes of 4 workers")
     torch.save(state, part)
     run_training(two, "other", resume=str(part))
-    assert "2 processes of 4 workers' -> '1 processes of 1 workers'" in caplog.text
+    assert "the order of the shards (2 processes of 4 workers, batches of 4, buffers of 5, 6 shards " in caplog.text
+    assert " -> 1 processes of 1 workers, batches of 4, " in caplog.text
     assert "until the end of the epoch some images come twice and others not at all" in caplog.text
 
 
@@ -286,6 +287,12 @@ def test_a_changed_folder_is_not_mixed_with_what_was_written(folder, tmp_path):
         command("write", copy, "--split", "val", "--images-per-shard", 4)
 
 
+def test_a_split_that_is_not_complete_does_not_pass_for_whole(damaged, capsys):
+    (damaged / "shards/val/index.json").unlink()
+    with pytest.raises(DataError, match="shards/val: its shards are not complete"):
+        command("verify", damaged / "shards")
+
+
 def test_two_cannot_write_at_once(folder, tmp_path):
     (tmp_path / "val").mkdir()
     script = (
@@ -354,7 +361,7 @@ def other_label(path):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", [cut, empty, gone, noise, spoilt_header, swapped, other_label])
 def test_a_damaged_shard_stops_a_run_even_where_bad_images_are_left_out(damaged, damage, workers, capsys, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(build, "_cores", lambda: 2)
     batches = loader(damaged, "val", **{"DATASET.ON_ERROR": "skip", "DATASET.NUM_WORKERS": workers})
     message = damage(damaged / "shards/val/000001.tar")
     with pytest.raises(DataError, match=message):

@@ -111,3 +111,54 @@ def test_another_number_of_processes_goes_on_with_the_global_batch_or_says_what_
         assert rows[1]["learning_rate"] == pytest.approx(RATE)
         assert f"4 GPUs before, {processes} now: SOLVER.ACCUMULATE {4 // processes} keeps the global batch of 72" in log
         assert "another value" not in log
+
+
+def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
+    """Each start asks for what the first one did: 72 images on 4 processes."""
+    more = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
+    run(tmp_path, 4, 1)
+    for epochs, processes in enumerate((2, 2, 1, 1, 4), start=2):
+        losses, rows, state = run(tmp_path, processes, 1, *more, "SOLVER.MAX_EPOCHS", epochs, resume=LATEST)
+        assert len(losses) == STEPS
+        assert rows[-1]["learning_rate"] == pytest.approx(RATE)
+        assert state["num_devices"] == processes
+    log = (tmp_path / "digits" / "run" / "log.txt").read_text()
+    assert log.count("the global batch") == log.count("keeps the global batch")
+
+
+def test_a_penalty_that_overflows_on_one_process_holds_the_update_on_all(tmp_path):
+    for finite, unchanged in forked(2, step_of_overflowing_penalty, tmp_path):
+        assert (finite, unchanged) == (False, True)
+
+
+def step_of_overflowing_penalty(rank):
+    from isonet import build_model
+    from isonet.ortho import deal_out, penalised_convs
+    from isonet.training import build_optimizer
+    from isonet.training.peers import processes
+
+    config = load_cfg(None, [*TINY, "ISON.HAS_ST", True])
+    with processes(None) as (world, (device,)):
+        model = build_model(config)
+        _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of the second process alone
+        with torch.no_grad():
+            first[1].weight *= 1e12  # whose Gram matrix float32 holds, and its square not
+        before = [parameter.clone() for parameter in model.parameters()]
+        step = TrainStep(world.synchronised(model, device), model, build_optimizer(model, config), 1e-30, world=world)
+        output = step(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 8)
+        assert torch.isfinite(output.penalty) == (rank == 0)
+        return bool(output.finite), all(map(torch.equal, before, model.parameters()))
+
+
+def test_batch_norm_learns_nothing_from_an_image_that_does_not_count(tmp_path):
+    from isonet import build_model
+    from isonet.training import build_optimizer
+
+    config = load_cfg(None, [*TINY, "ISON.HAS_BN", True, "ISON.SReLU", False])
+    model = build_model(config)
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    TrainStep(model, model, build_optimizer(model, config), 1e-4)(
+        torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), 8
+    )
+    for name, value in model.named_buffers():
+        assert torch.equal(value, before[name])

@@ -18,9 +18,11 @@ from PIL import Image
 from conftest import REPO, TINY
 from isonet import load_cfg
 from isonet.checkpoint import read_checkpoint
-from isonet.errors import Stopped
+from isonet.errors import DataError, Stopped
+from isonet.run_folder import RunFolder
+from isonet.training.restarts import launcher
 from isonet.training.run import run_training
-from launch import forked, free_port, torchrun
+from launch import environment, forked, free_port, torchrun
 
 RUN = [
     *TINY, "SOLVER.TRAIN_BATCH_SIZE", 18, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_EPOCHS", 4,
@@ -181,3 +183,60 @@ def test_a_mistake_that_all_processes_find_is_told_once(tmp_path):
     process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, "SOLVER.BASE_LR", "fast", cwd=tmp_path)
     output = finished(process)
     assert len(re.findall(r"^error: .*SOLVER.BASE_LR takes a number, got 'fast'", output, re.MULTILINE)) == 1, output
+
+
+@pytest.mark.parametrize("batch", [2, 8])
+def test_where_no_image_can_be_read_the_storage_is_to_blame(tmp_path, batch):
+    """Each process sees but a part of the images, in small batches too few of them to be sure."""
+    for split in ("train", "val"):
+        for name in "ab":
+            (tmp_path / "mine" / split / name).mkdir(parents=True)
+            for i in range(10):
+                (tmp_path / "mine" / split / name / f"{i}.png").write_bytes(b"not an image")
+    assert forked(2, train_on_nothing, tmp_path, tmp_path, batch) == ["DataError", "DataError"]
+    log = (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
+    assert "the storage has probably gone away" in log
+
+
+def train_on_nothing(_rank, tmp_path, batch):
+    opts = ["DATASET.ROOT", str(tmp_path), "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 8,
+            "RUNTIME.INPUT", "workers", "DATASET.NUM_WORKERS", 0, "DATASET.ON_ERROR", "skip", "OUTPUT_DIR",
+            str(tmp_path / "out"), "SOLVER.TRAIN_BATCH_SIZE", batch]  # fmt: skip
+    try:
+        run_training(load_cfg(CFG[1], [*RUN, *opts]), "run")
+    except DataError as error:
+        return type(error).__name__
+    except SystemExit as silent:
+        return type(silent.__context__).__name__
+
+
+class FirstOfTorchrun:
+    """As ``torchrun`` sets the environment of its processes; the same one for all in this test process."""
+
+    def __enter__(self):
+        os.environ.update(environment(0, 1, free_port()), TORCHELASTIC_RUN_ID="none")
+
+    def __exit__(self, *_):
+        for name in (*environment(0, 1, 0), "TORCHELASTIC_RUN_ID"):
+            os.environ.pop(name, None)
+
+
+def test_a_restart_goes_on_where_something_is_saved_and_else_begins_as_the_command_says(tmp_path):
+    other = tmp_path / "other"
+    train(0, other, None, "SOLVER.MAX_EPOCHS", 1)
+    start = str(other / "digits" / "run" / "latest.pt")
+    folder = RunFolder(tmp_path / "digits" / "run")
+    config = load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCHS", 2])
+    with FirstOfTorchrun():
+        folder.path.mkdir(parents=True)
+        folder.versions.write_text(json.dumps({"launchers": [launcher()]}))  # it died before it had saved
+        folder.log.write_text("why it died")
+        assert run_training(config, "run", resume=start).path == folder.path
+        rows = folder.metrics.read_text().splitlines()
+        assert len(rows) == 2
+        assert rows[0] == (other / "digits" / "run" / "metrics.jsonl").read_text().strip()  # not from scratch
+        assert (folder.path / "log-before-restart.txt").read_text() == "why it died"
+        run_training(config, "run", overwrite=True)  # by the same launcher: it is a restart
+        assert "nothing to do: 2 epochs are finished" in folder.log.read_text()
+    run_training(config, "run", overwrite=True)  # by hand it is a new run
+    assert "nothing to do" not in folder.log.read_text()

@@ -18,8 +18,19 @@ from launch import forked
 
 OPTS = [*RUN, "SOLVER.MAX_EPOCHS", 2]
 
-# The two programs of Slurm that the script calls, on a cluster of one node
-SRUN = '#!/bin/bash\nexec "$@"\n'
+# The programs of Slurm that the script calls, on a cluster of one node. Like the real one, srun passes SIGTERM on as
+# SIGKILL; scancel signals the processes of the step
+SRUN = """#!/bin/bash
+set -m
+"$@" & child=$!
+echo $child > "$(dirname "$0")/step"
+trap 'kill -KILL -- -$child' TERM
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+exit $code
+"""
+SCANCEL = """#!/bin/bash
+[ "$*" = "--signal=TERM 4711.0" ] && kill -TERM -- "-$(cat "$(dirname "$0")/step")"
+"""
 SCONTROL = '#!/bin/bash\nif [ "$1" = show ]; then echo localhost; else echo "$@" >> "$0.calls"; fi\n'
 
 
@@ -28,7 +39,7 @@ def job(tmp_path):
     """Runs the script as Slurm does, from the repository, and gives its process."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+    for name, text in (("srun", SRUN), ("scancel", SCANCEL), ("scontrol", SCONTROL)):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     (programs / "torchrun").symlink_to(Path(sys.executable).parent / "torchrun")

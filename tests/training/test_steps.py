@@ -141,3 +141,6 @@ def test_out_of_memory_is_explained_and_other_errors_are_not_hidden():
         torch.empty(1 << 50)  # a petabyte
     with pytest.raises(RuntimeError, match="size of tensor"), explain_out_of_memory():
         torch.zeros(2) + torch.zeros(3)
+    for other in (torch.distributed.DistBackendError("NCCL error"), NotImplementedError("no kernel")):
+        with pytest.raises(type(other), match=str(other)), explain_out_of_memory():  # subclasses of RuntimeError
+            raise other

@@ -87,14 +87,17 @@ def drawn_from_buffer(count: int, buffer: int, stream: torch.Generator) -> list[
 class ShardBatches(Epochs):
     """Yields (epoch, number of the batch), alone in a list, for each batch to come of an epoch.
 
-    An interrupted epoch goes on with a whole batch, and like the uninterrupted one if processes, workers and
-    buffer are the same.
+    source: what tells these shards from others. An interrupted epoch goes on with a whole batch, and like the
+    uninterrupted one if ``layout`` is the same.
     """
 
-    def __init__(self, order: ShardOrder) -> None:
+    def __init__(self, order: ShardOrder, source: str) -> None:
         super().__init__(order.num_images, order.batch_size)
         if order.shuffle:
-            self.layout = f"{order.share.parts} processes of {order.workers} workers"
+            self.layout = (
+                f"{order.share.parts} processes of {order.workers} workers, batches of {order.batch_size}, "
+                f"buffers of {order.buffer}, {len(order.sizes)} shards {source[:8]}"
+            )
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         super().set_epoch(epoch, skip if skip == self.num_images else skip - skip % self.batch_size)

@@ -1,0 +1,16 @@
+"""How far a network is from an isometry: singular values of its layers, norms of its signals, its Jacobian."""
+
+from isonet.isometry.jacobian import Extremes, extreme_singular_values, jacobian_of
+from isonet.isometry.signal import LayerNorms, signal_norms
+from isonet.isometry.spectrum import Spectrum, conv_spectrum, feature_sizes
+
+__all__ = [
+    "Extremes",
+    "LayerNorms",
+    "Spectrum",
+    "conv_spectrum",
+    "extreme_singular_values",
+    "feature_sizes",
+    "jacobian_of",
+    "signal_norms",
+]

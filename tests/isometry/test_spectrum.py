@@ -1,0 +1,80 @@
+"""Singular values against the dense matrix of the operator."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import NUMERICS, reference_model
+from isonet import delta_init_
+from isonet.isometry import conv_spectrum, feature_sizes
+
+# out, in, kernel, stride, dilation, groups, height, width
+CASES = [
+    (4, 4, 3, 1, 1, 1, 6, 6), (4, 4, 3, 1, 1, 1, 5, 7), (6, 3, 3, 1, 1, 1, 6, 5), (3, 6, 3, 2, 1, 1, 6, 8),
+    (8, 4, 3, 2, 1, 1, 6, 6), (4, 8, 1, 1, 1, 1, 4, 5), (4, 8, 1, 2, 1, 1, 4, 6), (4, 4, 5, 1, 1, 1, 4, 4),
+    (4, 4, 3, 1, 1, 2, 6, 6), (4, 4, 3, 2, 1, 4, 6, 6), (4, 4, 3, 1, 2, 1, 6, 7), (2, 3, 7, 2, 1, 1, 8, 8),
+    (4, 2, 3, 3, 1, 1, 9, 6), (4, 4, 2, 1, 1, 1, 3, 3), (2, 2, 3, 1, 1, 1, 1, 1), (2, 2, 3, (1, 2), 1, 1, 3, 4),
+]  # fmt: skip
+
+
+def dense(conv, height, width):
+    """The matrix of the convolution with edges that meet, written out tap by tap."""
+    (sy, sx), (dy, dx) = conv.stride, conv.dilation
+    out, in_ = conv.out_channels, conv.in_channels // conv.groups
+    matrix = torch.zeros(out, height // sy, width // sx, conv.in_channels, height, width, dtype=torch.float64)
+    for o, i, y, x in itertools.product(range(out), range(in_), range(height // sy), range(width // sx)):
+        channel = o // (out // conv.groups) * in_ + i
+        for ky, kx in itertools.product(*map(range, conv.kernel_size)):
+            place = (y * sy + ky * dy) % height, (x * sx + kx * dx) % width
+            matrix[o, y, x, channel, place[0], place[1]] += conv.weight[o, i, ky, kx].double()
+    return matrix.flatten(3).flatten(0, 2)
+
+
+@pytest.mark.parametrize(("out", "in_", "kernel", "stride", "dilation", "groups", "height", "width"), CASES)
+@torch.no_grad()
+def test_all_singular_values_are_those_of_the_dense_matrix(out, in_, kernel, stride, dilation, groups, height, width):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(in_, out, kernel, stride, dilation=dilation, groups=groups, bias=False)
+    found = conv_spectrum(conv, height, width)
+    expected = torch.linalg.svdvals(dense(conv, height, width))
+    torch.testing.assert_close(found.all(), expected, rtol=1e-9, atol=1e-9)
+    assert found.largest == pytest.approx(expected[0].item())
+    assert found.smallest == pytest.approx(expected[-1].item())
+    shares = [0.0, 0.25, 0.5, 1.0]
+    rising = expected.flip(0)
+    places = [round(share * (len(rising) - 1)) for share in shares]
+    assert found.quantiles(shares) == pytest.approx([rising[place].item() for place in places])
+
+
+def test_the_dense_matrix_is_the_convolution():
+    """So that the test above does not compare two mistakes."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, 3, 2, groups=2, bias=False).double()
+    x = torch.randn(1, 4, 6, 8, dtype=torch.float64)
+    padded = torch.nn.functional.pad(x, (0, 2, 0, 2), mode="circular")[..., :7, :9]
+    torch.testing.assert_close(conv(padded).flatten(), dense(conv, 6, 8) @ x.flatten())
+
+
+def test_the_delta_initialisation_is_an_isometry():
+    for wide, narrow, stride in ((8, 8, 1), (8, 4, 1), (4, 8, 1), (8, 8, 2), (16, 4, 2)):
+        conv = nn.Conv2d(narrow, wide, 3, stride, padding=1, bias=False)
+        delta_init_(conv)
+        found = conv_spectrum(conv, 6, 6)
+        assert found.largest == pytest.approx(1)
+        if stride == 1 or wide >= 4 * narrow:
+            assert len(found.all()) == 36 * min(wide, narrow) or stride > 1
+    assert conv_spectrum(nn.Conv2d(4, 4, 3, 2), 7, 5).all().shape == (4 * 4 * 3,)  # as of 8 x 6
+
+
+def test_sizes_are_those_that_the_network_sees():
+    model = reference_model("cifar10_ISO20")
+    sizes = feature_sizes(model, torch.zeros(NUMERICS["cifar10_ISO20"]["input_shape"]))
+    assert sizes["stem.conv"] == (32, 32)
+    assert sizes["s2.b1.f.a"] == (32, 32)
+    assert sizes["s2.b1.f.b"] == (16, 16)
+    assert sizes["s3.b3.f.b"] == (8, 8)
+    assert len(sizes) == 19
