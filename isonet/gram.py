@@ -106,7 +106,8 @@ def _stack_taps(shape: ConvShape, weights: Sequence[Tensor]) -> Tensor:
 def _from_taps(shape: ConvShape, taps: Tensor) -> Tensor:
     """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel)."""
     order = (1, 3, 2, 0) if shape.in_channels < shape.out_channels else (1, 2, 3, 0)
-    return taps.permute(order).reshape(shape.out_channels, -1, *shape.kernel)
+    flat = taps.permute(order).reshape(-1)  # first, lest axes of length 1 keep strides that no weight has
+    return flat.view(shape.out_channels, -1, *shape.kernel)
 
 
 @contextmanager

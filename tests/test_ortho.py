@@ -248,3 +248,12 @@ def test_half_precision_weights_are_summed_in_float32():
 def test_transposed_convolutions_are_refused_by_name():
     with pytest.raises(ValueError, match=r"^up is a ConvTranspose2d.*not supported"):
         ortho_penalty(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}))
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("out", "in_"), [(16, 64), (64, 16), (8, 8)])
+def test_the_gradient_lies_in_memory_like_the_weight(out, in_, kernel):
+    """Else torch copies it, and says so, in each process of several."""
+    conv = nn.Conv2d(in_, out, kernel)
+    ortho_penalty(conv).backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()

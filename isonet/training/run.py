@@ -55,7 +55,7 @@ def run_training(
     folder = run_folder(cfg, output)
     with (
         processes(gpus) as (world, devices),
-        StopSignals(quiet=not world.leads) as stop,
+        StopSignals(quiet=not world.leads, launched=world.launched) as stop,
         _lock(folder, world) as lock,
         _explained(world, stop),
     ):
@@ -86,6 +86,8 @@ def run_training(
         if world.leads:
             _open_folder(folder, lock, cfg, resume, overwrite, found is None, launchers)
         log.info("training %s on %s", _title(cfg, model), describe(devices, world.size))
+        if global_batch(cfg, num_gpus) > train_loader.num_images:
+            log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
         log.info(
             "%d images for training, %d a step, %d for validation",
             train_loader.num_images, global_batch(cfg, num_gpus), val_loader.num_images,
@@ -123,7 +125,7 @@ def _explained(world: World, stop: StopSignals) -> Iterator[None]:
 
 def _note_end(folder: RunFolder, error: BaseException) -> None:
     if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # which say more
-        log.info("%s is whole: the same command with --resume alone goes on from there", folder.latest)
+        log.info("%s is whole: the same command with --resume (or --resume auto) goes on from there", folder.latest)
     note_failure(folder.log, error)
 
 

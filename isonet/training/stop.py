@@ -25,13 +25,22 @@ class StopSignals:
     A later Ctrl-C raises ``KeyboardInterrupt``, and again until ``calm`` is called: where Python runs code for
     others, such as a destructor, an exception is printed and lost.
     quiet: note it without a word, as all processes of a run but one do.
+    launched: that the process which started this one is gone counts as SIGHUP.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, launched: bool = False) -> None:
         self.quiet = quiet
-        self.received: str | None = None
+        self._parent = os.getppid() if launched else None
+        self._received: str | None = None
         self._former: dict[int, Any] = {}
         self._insists = False
+
+    @property
+    def received(self) -> str | None:
+        """The name of the signal, if one has come."""
+        if self._parent and not self._received and os.getppid() != self._parent:
+            self._note(signal.SIGHUP, None)
+        return self._received
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():  # no other thread may
@@ -54,14 +63,14 @@ class StopSignals:
             self._insists = False
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             self._insists = True
             signal.signal(signal.SIGALRM, signal.default_int_handler)
             signal.setitimer(signal.ITIMER_REAL, _INSIST_SECONDS, _INSIST_SECONDS)
             raise KeyboardInterrupt
-        if not self.received:
-            self.received = signal.Signals(number).name
+        if not self._received:
+            self._received = signal.Signals(number).name
             if self.quiet:
                 return
             with contextlib.suppress(OSError):  # not print, which may be what was interrupted
-                os.write(2, f"\n{self.received}: finishing the step and saving; Ctrl-C stops at once\n".encode())
+                os.write(2, f"\n{self._received}: stopping after this step; Ctrl-C stops at once\n".encode())

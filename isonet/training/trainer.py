@@ -189,7 +189,8 @@ class Trainer:
             return f"by {request} before the first step: nothing is lost, and nothing was saved"
         where = f"in epoch {epoch} after step {steps}" if steps else f"after epoch {epoch - 1}"
         latest = self.folder.latest
-        return f"by {request} {where}; saved in {latest}: the same command with --resume alone goes on from there"
+        how = "the same command with --resume (or --resume auto) goes on from there"
+        return f"by {request} {where}; saved in {latest}: {how}"
 
     def _non_finite_message(self, epoch: int, bad_step: int, steps: int, rate: float) -> str:
         """``bad_step``: the one of ``steps`` whose loss or gradient is not finite; 0: the update after the last."""

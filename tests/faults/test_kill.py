@@ -129,9 +129,9 @@ def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
-    assert f"{name}: finishing the step" in output
+    assert f"{name}: stopping after this step" in output
     assert f"stopped: by {name}" in output
-    assert "the same command with --resume alone goes on" in output
+    assert "the same command with --resume (or --resume auto) goes on" in output
     assert "Traceback" not in output
     assert f"by {name}" in folder(tmp_path).log.read_text()
     assert not killed(tmp_path, ("step", 10**6))

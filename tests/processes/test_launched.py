@@ -126,6 +126,19 @@ def test_when_one_is_told_to_stop_all_stop_at_the_same_step_and_go_on_to_the_who
     assert_same_weights(folder / "latest.pt", whole)
 
 
+def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
+    launch = ("--standalone", "--nproc-per-node", 2)
+    process = torchrun(*launch, "train.py", *CFG, *RUN, "OUTPUT_DIR", tmp_path, cwd=tmp_path)
+    folder = tmp_path / "digits" / "run"
+    wait_for(folder / "epoch0001-step000005.pt", process)
+    orphans = workers(process.pid)
+    process.kill()
+    assert "stopped: by SIGHUP in epoch " in finished(process)  # when the last of them has closed its output
+    assert len(orphans) == 2
+    assert read_checkpoint(folder / "latest.pt")["part"]
+    assert not (folder / "lock").exists()
+
+
 def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_path):
     """On loopback, as two machines would be: torchrun --nnodes 2 on each."""
     alone, launched = tmp_path / "alone", tmp_path / "launched"

@@ -42,11 +42,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """source: what tells the images that were written from others, see ``plan.py``."""
+    """source: what tells the images that were written from others. options: how they were written, in words."""
 
     classes: Sequence[str]
     shards: Sequence[Shard]
     source: str
+    options: str
 
     @property
     def num_images(self) -> int:
@@ -58,7 +59,7 @@ class ShardIndex:
         return [0, *accumulate(shard.images for shard in self.shards)][:-1]
 
     def dump(self) -> str:
-        head = {"format": FORMAT, "source": self.source, "classes": list(self.classes)}
+        head = {"format": FORMAT, "options": self.options, "source": self.source, "classes": list(self.classes)}
         return json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
 
 
@@ -107,4 +108,4 @@ def _checked(found: dict[str, Any]) -> ShardIndex:
     classes = found["classes"]
     if not shards or not classes or not all(isinstance(name, str) for name in classes):
         raise ValueError("it names no shards, or no classes")
-    return ShardIndex(classes, shards, str(found["source"]))
+    return ShardIndex(classes, shards, str(found["source"]), str(found["options"]))

@@ -31,13 +31,19 @@ _THREADS = 16  # files read at a time: a network file system is asked for many, 
 @dataclass(frozen=True)
 class Plan:
     """What is to be written: images by position in ``source``, in the order of their numbers, ``per_shard`` of them
-    to a shard. print: what tells the plan from others."""
+    to a shard. source_print: what tells these images from others. options: in words."""
 
     root: Path
     source: FolderSource
     order: Sequence[int]
     per_shard: int
-    print: str
+    source_print: str
+    options: str
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What shards that are there must have been written with, to be gone on with."""
+        return {"source": self.source_print, "options": self.options}
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -53,12 +59,13 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
     """root: the folder of the split. shuffle: number the images in a random order, so that a shard has all classes."""
     count = len(source.paths)
     order = torch.randperm(count, generator=generator(seed, "write shards")) if shuffle else torch.arange(count)
-    digest = hashlib.sha256(json.dumps([per_shard, shuffle and seed, list(source.classes)]).encode())
+    options = f"{per_shard} images a shard, {f'shuffled with seed {seed}' if shuffle else 'in order'}"
+    digest = hashlib.sha256(json.dumps([options, list(source.classes)]).encode())
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, status in zip(source.paths, pool.map(_status, source.paths), strict=True):
             line = f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(line.encode(errors="surrogateescape"))
-    return Plan(root, source, order.tolist(), per_shard, digest.hexdigest())
+    return Plan(root, source, order.tolist(), per_shard, digest.hexdigest(), options)
 
 
 def _status(path: Path) -> os.stat_result:
@@ -74,7 +81,7 @@ def write_shards(
     """Write what is missing of the shards of ``plan`` to ``folder``.
 
     progress: goes through the numbers of the shards that are to be written, given how many are there already.
-    overwrite: remove what was written there by another plan. Raises ``DataError`` rather than mix two plans, or
+    overwrite: begin anew whatever is there. Raises ``DataError`` rather than mix two plans (see ``check_plan``), or
     where an image cannot be read, and ``StorageError`` where a shard cannot be written.
     """
     try:
@@ -96,33 +103,31 @@ def write_shards(
 
 def _begin(plan: Plan, folder: Path, overwrite: bool) -> dict[str, str]:
     """The checksums of the shards that are there; writes down the plan if there are none."""
-    former = _former_plan(folder)
-    if former == plan.print:
+    if not overwrite and check_plan(plan, folder):
         return _whole_shards(folder)
-    if former is not None and not overwrite:
-        raise DataError(
-            f"{printable(folder)}: holds shards of other images, or written with other options, than "
-            f"{printable(plan.root)} has now; --overwrite replaces them"
-        )
     for file in [folder / INDEX, folder / PLAN, folder / SUMS, *folder.glob("*.tar")]:
         file.unlink(missing_ok=True)
-    write_file(folder / PLAN, json.dumps({"print": plan.print}) + "\n")
+    write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
     return {}
 
 
-def _former_plan(folder: Path) -> str | None:
-    """The print of the plan by which shards were begun; None if nothing is there, "" if nobody knows."""
-    if (folder / INDEX).exists():
-        try:
-            return read_index(folder).source
-        except DataError:
-            return ""
-    if (folder / PLAN).exists():
-        try:
-            return str(json.loads((folder / PLAN).read_text(encoding="utf-8"))["print"])
-        except (ValueError, KeyError, TypeError):
-            return ""
-    return "" if any(folder.glob("*.tar")) else None
+def check_plan(plan: Plan, folder: Path) -> bool:
+    """Whether ``folder`` holds shards of this plan, all or some; not if it holds none. ``DataError``: others."""
+    file = next((folder / name for name in (INDEX, PLAN) if (folder / name).exists()), None)
+    if file is None and not any(folder.glob("*.tar")):
+        return False
+    try:
+        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
+        marks = {key: str(found[key]) for key in ("source", "options")}
+    except (ValueError, KeyError, TypeError):
+        marks = {"source": "", "options": "of a form that nobody knows"}
+    if marks == plan.marks:
+        return True
+    if marks["options"] != plan.options:
+        what = f"shards that were written otherwise ({printable(marks['options'])[:100]}, now {plan.options})"
+    else:
+        what = f"shards of images that have changed since, by name, size or time, below {printable(plan.root)}"
+    raise DataError(f"{printable(folder)}: holds {what}; --overwrite replaces them")
 
 
 def _whole_shards(folder: Path) -> dict[str, str]:
@@ -174,7 +179,7 @@ def _finish(plan: Plan, folder: Path, sums: dict[str, str]) -> ShardIndex:
     shards = [
         Shard(name, len(plan.images(i)), (folder / name).stat().st_size, sums[name]) for i, name in enumerate(names)
     ]
-    index = ShardIndex(plan.source.classes, shards, plan.print)
+    index = ShardIndex(plan.source.classes, shards, plan.source_print, plan.options)
     write_file(folder / SUMS, "".join(_line(name, sums[name]) + "\n" for name in names))
     write_file(folder / INDEX, index.dump())
     (folder / PLAN).unlink(missing_ok=True)
