@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,12 @@ DIGITS = REPO / "configs/digits_ISO20.yaml"
 pytestmark = pytest.mark.skipif(
     not Path("/dev/nvidiactl").exists() or VISIBLE_GPUS == "", reason="no NVIDIA GPU is visible"
 )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -48,6 +56,20 @@ def test_the_fast_overrides(tmp_path, visible):
     assert trained.returncode == 0, trained.stderr
     tested = run_script("test.py", *base[:4], "--ckpt", "a", *fast, cwd=tmp_path, **visible)
     assert tested.returncode == 0, tested.stderr
+
+
+def test_a_launched_process_sends_by_nccl_and_has_the_same_losses(tmp_path, visible):
+    """On one GPU, on which NCCL has nobody to send to but is asked for every bucket all the same."""
+    base = ["--cfg", DIGITS, "--output", "a", *TINY[4:-1], 1, "RUNTIME.DETERMINISTIC", True, "OUTPUT_DIR"]
+    alone = run_script("train.py", *base, "alone", "--gpus", "0", cwd=tmp_path, **visible)
+    assert alone.returncode == 0, alone.stderr
+    one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+           "MASTER_PORT": str(free_port()), "NCCL_DEBUG": "VERSION"}  # fmt: skip
+    launched = run_script("train.py", *base, "launched", "--gpus", "0", cwd=tmp_path, **visible, **one)
+    assert launched.returncode == 0, launched.stderr
+    assert "NCCL version" in launched.stdout + launched.stderr
+    rows = [json.loads((tmp_path / way / "digits/a/metrics.jsonl").read_text()) for way in ("alone", "launched")]
+    assert rows[1] == pytest.approx(rows[0], rel=1e-5)
 
 
 STEP_WITHOUT_WAITING = """
