@@ -8,12 +8,14 @@ import os
 import re
 import shutil
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import TracebackType
 
 from isonet.errors import WorkerError
 
@@ -47,11 +49,20 @@ def outlive_stop_signals(_: int) -> None:
     """
     for number in _STOP_SIGNALS - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = _show_unless_the_main_process_is_gone
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         main = multiprocessing.parent_process()
         if main is not None and main.pid is not None:
             threading.Thread(target=_wait_for_the_end, args=(main.pid, os.getppid()), daemon=True).start()
+
+
+def _show_unless_the_main_process_is_gone(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """The thread that hands batches over would print that nobody takes them any more, after the error that counts."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _wait_for_the_end(main: int, parent: int) -> None:

@@ -116,7 +116,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 2, output
-    assert "error: a process that reads images (pid" in output.splitlines()[-1]
+    assert "error: a process that reads images (pid" in output.splitlines()[-1], output
     assert "was killed by SIGKILL" in output
     assert "Traceback" not in output
     assert read_checkpoint(folder.latest)["epoch"] >= 2
