@@ -4,6 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+EXTRAS = {
+    "plot": ["matplotlib>=3.8"],  # curves, isometry reports, sweeps
+    "tensorboard": ["tensorboard>=2.12"],
+    "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],  # isonet.tools.export
+    "zoo": ["gdown>=6.3"],  # --ckpt zoo:NAME
+    "shards": ["webdataset>=0.2.90"],
+}
+
 setup(
     name="isonet",
     version="0.1.0",
@@ -22,10 +30,10 @@ setup(
         "tqdm>=4.64",
     ],
     extras_require={
-        "plot": ["matplotlib>=3.8"],
-        "shards": ["webdataset>=0.2.90"],
+        **EXTRAS,
+        "all": sorted(set().union(*EXTRAS.values())),
         "dev": [
-            "webdataset>=0.2.90",
+            *sorted(set().union(*EXTRAS.values())),
             "pytest>=8",
             "pytest-xdist>=3.5",
             "ruff>=0.9",

@@ -16,6 +16,7 @@ EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
   python test.py --cfg configs/cifar10_ISO110.yaml --gpus 1,2 --ckpt cifar10_ISO110.pt
   python test.py --ckpt outputs/cls/digits/digits_ISO20 --json result.json
+  python test.py --ckpt zoo:IN1k-RISO18
   torchrun --nproc-per-node 8 test.py --cfg configs/IN1k-RISO50.yaml --ckpt RISO50.pt"""
 
 
@@ -25,8 +26,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--ckpt",
         required=True,
         metavar="CKPT",
-        help="a checkpoint file, a run folder (its best.pt), or the name of a run of this config, "
-        "e.g. --ckpt cifar10_ISO110.pt; --cfg may be left out where the checkpoint carries its config",
+        help="a checkpoint file, a run folder (its best.pt), the name of a run of this config, or zoo: and a name of "
+        "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg may be "
+        "left out where the checkpoint carries its config, and with zoo:",
     )
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)

@@ -20,7 +20,7 @@ from isonet.errors import ConfigError
 # Side of a square image in pixels, where DATASET.IMAGE_SIZE does not give it.
 _OWN_IMAGE_SIZE = {"CIFAR10": 32, "CIFAR100": 32, "digits": 8}
 _FOLDER_IMAGE_SIZE = 224
-_ITEM_TYPE = {"SOLVER.LR_MILESTONES": int, "DATASET.MEAN": float, "DATASET.STD": float}
+_ITEM_TYPE = {"SOLVER.LR_MILESTONES": int, "DATASET.MEAN": float, "DATASET.STD": float, "MODEL.FREEZE": str}
 
 
 def default_cfg() -> CfgNode:
@@ -69,6 +69,10 @@ def default_cfg() -> CfgNode:
     cfg.ISON.DROPOUT_RATE = 0.0
     cfg.ISON.TRANS_FUN = "basic_transform"  # or bottleneck_transform
 
+    cfg.MODEL = CfgNode()
+    cfg.MODEL.INIT_FROM = ""  # start with the weights of a checkpoint, a run folder, a run of this config, or zoo:NAME
+    cfg.MODEL.FREEZE = []  # parts whose weights stay as they are, such as [stem, s1], or stem,s1 on a command line
+
     cfg.RUNTIME = CfgNode()
     cfg.RUNTIME.SEED = 0  # of initialisation, order, augmentation and dropout
     cfg.RUNTIME.DETERMINISTIC = False  # refuse GPU kernels whose result varies from run to run
@@ -80,7 +84,9 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
     cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
     cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
+    cfg.RUNTIME.LOG_SPECTRUM = 0  # epochs between two looks at the convs' extreme singular values; 0: none
     cfg.RUNTIME.SAVE_EVERY = 0  # steps between two checkpoints within an epoch; 0: one after each epoch only
+    cfg.RUNTIME.TENSORBOARD = False  # the metrics as events for TensorBoard, too, in the run's folder
     cfg.RUNTIME.KEEP = 2  # checkpoints to resume from that are kept: latest.pt and the ones before it
 
     cfg.OUTPUT_DIR = "./outputs/cls"  # runs lie in OUTPUT_DIR/DATASET.NAME/<--output>/
@@ -186,7 +192,7 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
         value = "off"  # which YAML reads as a boolean
     try:
         if wanted is list:
-            return [_number(item, _ITEM_TYPE[key]) for item in _items(value)]
+            return [_item(item, _ITEM_TYPE[key]) for item in _items(value, single=_ITEM_TYPE[key] is str)]
         if wanted in (int, float):
             return _number(value, wanted)
         if wanted is bool and isinstance(value, str):
@@ -198,8 +204,8 @@ def _coerce(key: str, value: Any, default: Any, source: str) -> Any:
     raise ConfigError(f"{source}: {key} takes {_type_name(key, wanted)}, got {shown(value)}")
 
 
-def _items(value: Any) -> Sequence[Any]:
-    """The items of a list, or of text such as [1, 2]; no Python is evaluated for it."""
+def _items(value: Any, single: bool) -> Sequence[Any]:
+    """The items of a list, or of text such as [1, 2], or ``single`` alone; no Python is evaluated for it."""
     if isinstance(value, list | tuple):
         return value
     if not isinstance(value, str):
@@ -207,9 +213,18 @@ def _items(value: Any) -> Sequence[Any]:
     text = value.strip()
     if text[:1] + text[-1:] in ("[]", "()"):
         text = text[1:-1].strip()
-    elif "," not in text:
+    elif "," not in text and not single:
         raise ValueError(value)
     return text.removesuffix(",").split(",") if text else []
+
+
+def _item(value: Any, wanted: type) -> Any:
+    if wanted is not str:
+        return _number(value, wanted)
+    if not isinstance(value, str):
+        raise TypeError(value)
+    text = value.strip()
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _number(value: Any, wanted: type) -> Any:
@@ -227,5 +242,6 @@ _LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
 
 def _type_name(key: str, wanted: type) -> str:
     if wanted is list:
-        return f"a list of {_ITEM_TYPE[key].__name__} values such as [1, 2, 3]"
+        items = _ITEM_TYPE[key]
+        return f"a list of {items.__name__} values such as [1, 2, 3]" if items is not str else "names such as [a, b]"
     return {bool: "True or False", int: "a whole number", float: "a number", str: "text (a number in quotes)"}[wanted]

@@ -18,6 +18,7 @@ CHOICES = {
     "RUNTIME.INPUT": ("auto", "workers", "memory", "shards"),
     "RUNTIME.DECODER": ("pil", "torch"),
     "DATASET.ON_ERROR": ("stop", "skip"),
+    "MODEL.FREEZE": ("stem", "s1", "s2", "s3", "s4", "head"),  # CIFAR networks have no s4
 }
 
 
@@ -33,8 +34,10 @@ def faults(cfg: CfgNode, image_size: int) -> Iterator[tuple[str, str]]:
         if isinstance(value, str) and (fault := _fault_of_text(key, value)):
             yield key, fault
     for key, choices in CHOICES.items():
-        if values[key] not in choices:
-            yield key, f"must be one of {', '.join(choices)}, got {shown(values[key])}"
+        items = values[key] if isinstance(values[key], list) else [values[key]]
+        if not all(item in choices for item in items):
+            each = "names out of" if items is values[key] else "one of"
+            yield key, f"must be {each} {', '.join(choices)}, got {shown(values[key])}"
     for wrong, key, message in _contradictions(cfg, image_size):
         if wrong:
             yield key, message
@@ -81,6 +84,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "RUNTIME.SEED": (0, 2**63 - 1),
     "RUNTIME.PROFILE": (0, 1000),
     "RUNTIME.LOG_EVERY": (1, 1_000_000_000),
+    "RUNTIME.LOG_SPECTRUM": (0, 1_000_000),
     "RUNTIME.SAVE_EVERY": (0, 1_000_000_000),
     "RUNTIME.KEEP": (1, 10_000),
 }
@@ -113,6 +117,11 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         ison.HAS_RES_MULTIPLIER and not ison.HAS_ST and ison.RES_MULTIPLIER == 0,
         "ISON.RES_MULTIPLIER",
         "0 without shortcuts (ISON.HAS_ST) is a network of constant output",
+    )
+    yield (
+        len(set(cfg.MODEL.FREEZE)) < len(cfg.MODEL.FREEZE),
+        "MODEL.FREEZE",
+        f"names a part twice, got {shown(cfg.MODEL.FREEZE)}",
     )
     for key, values in (("DATASET.MEAN", data.MEAN), ("DATASET.STD", data.STD)):
         yield len(values) not in (0, 3), key, f"takes three values, one per channel, got {shown(values)}"

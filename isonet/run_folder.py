@@ -66,6 +66,15 @@ class RunFolder:
         """Images that were left out since they could not be read, if DATASET.ON_ERROR allowed it."""
         return self.path / "skipped.txt"
 
+    @property
+    def curves(self) -> Path:
+        """The metrics against the epochs, as a picture, where matplotlib is installed."""
+        return self.path / "curves.png"
+
+    def events(self) -> list[Path]:
+        """Files for TensorBoard, if RUNTIME.TENSORBOARD asked for them."""
+        return list(self.path.glob("events.out.tfevents.*"))
+
     def numbered(self) -> list[Path]:
         """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
         return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
@@ -112,8 +121,8 @@ class RunFolder:
 
     def _files(self) -> list[Path]:
         named = [self.latest, self.best, self.config, self.log, self.metrics, self.timing, self.versions, self.profile,
-                 self.skipped]  # fmt: skip
-        return named + self.numbered() + list(self.path.glob("*.pt.damaged"))
+                 self.skipped, self.curves]  # fmt: skip
+        return named + self.events() + self.numbered() + list(self.path.glob("*.pt.damaged"))
 
 
 def _position(numbered: Path) -> tuple[int, int]:

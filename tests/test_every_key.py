@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 import isonet.training.log
-from conftest import TINY
+from conftest import REFERENCE, TINY
 from isonet import SReLU, build_model, load_cfg
 from isonet.checkpoint import read_checkpoint
 from isonet.config import default_cfg, flat
@@ -171,6 +171,10 @@ def epochs(folder):
     return len(folder.metrics.read_text().splitlines())
 
 
+def spectra(folder):
+    return "largest_singular_value" in folder.metrics.read_text()
+
+
 def progress_lines(folder):
     return folder.log.read_text().count(", step ")
 
@@ -183,6 +187,10 @@ def deterministic(_folder):
     found = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(False)
     return found
+
+
+def trained_tensors(folder):
+    return len(read_checkpoint(folder.latest)["optimizer"]["state"])
 
 
 def weights(folder):
@@ -232,6 +240,8 @@ PROBES: dict[str, tuple] = {
         "bottleneck_transform",
         CIFAR,
     ),
+    "MODEL.INIT_FROM": (a_run(weights), "", str(REFERENCE / "cifar10_ISO20.pt"), [*TINY, "ISON.DEPTH", 20]),
+    "MODEL.FREEZE": (a_run(trained_tensors), [], ["s1"], TINY),
     "RUNTIME.SEED": (a_run(weights), 0, 1, [*TINY, "SOLVER.BASE_LR", 0.0]),
     "RUNTIME.TF32": (a_run(lambda _: torch.backends.cudnn.allow_tf32), False, True, TINY),
     "RUNTIME.AMP": (a_run(weights), "off", "bf16", TINY),
@@ -241,8 +251,10 @@ PROBES: dict[str, tuple] = {
     "RUNTIME.DECODER": (pixels_of_jpeg, "pil", "torch", []),
     "RUNTIME.PROFILE": (a_run(lambda folder: folder.profile.exists()), 0, 2, TINY),
     "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
+    "RUNTIME.LOG_SPECTRUM": (a_run(spectra), 0, 1, TINY),
     "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
     "RUNTIME.SAVE_EVERY": (a_run(checkpoints), 0, 5, TINY),
+    "RUNTIME.TENSORBOARD": (a_run(lambda folder: bool(folder.events())), False, True, TINY),
     "RUNTIME.KEEP": (a_run(checkpoints), 1, 3, [*TINY, "RUNTIME.SAVE_EVERY", 5]),
     "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),
 }

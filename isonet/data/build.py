@@ -90,7 +90,7 @@ def build_loader(
     batch_size = global_batch(cfg, num_gpus) if train else cfg.SOLVER.TEST_BATCH_SIZE * num_gpus
     crop_flip = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
     augment = Augment(_image_transforms(size, uses_small_images(cfg), crop_flip), seed)
-    workers, skip = _num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
+    workers, skip = num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
 
     if cfg.RUNTIME.INPUT == "shards":
         shards, order, classes = _shards(cfg, split, classes, augment, batch_size, share)
@@ -119,13 +119,23 @@ def _shards(
     check_known(folder, index.classes, classes)
     _check_classes(cfg, classes, folder)
     sizes = [shard.images for shard in index.shards]
-    workers = max(1, _num_workers(cfg))
+    workers = max(1, num_workers(cfg))
     order = ShardOrder(
         sizes, batch_size, split == "train", cfg.DATASET.SHUFFLE_BUFFER, cfg.RUNTIME.SEED, share, workers
     )
     labels = [classes.index(name) for name in index.classes]
     images = ShardImages(folder, index, order, augment, labels, as_tensor=cfg.RUNTIME.DECODER == "torch")
     return images, ShardBatches(order, index.source), classes
+
+
+def evaluation_images(cfg: CfgNode, source: ImageSource) -> SourceImages:
+    """The images of ``source`` by (epoch, index), made as the "val" loader makes its own.
+
+    Each is uint8 (size, size, 3), with its label, or a ``Failure``; what remains is ``Normalise`` with ``statistics``.
+    """
+    augment = Augment(_image_transforms(image_size(cfg), uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not _in_memory(cfg, len(source.labels))  # decode_all has one decoder
+    return SourceImages(source, augment, as_tensor)
 
 
 def _in_memory(cfg: CfgNode, num_images: int) -> bool:
@@ -157,8 +167,8 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
     return tuple(cfg.DATASET.MEAN) or mean, tuple(cfg.DATASET.STD) or std
 
 
-def _num_workers(cfg: CfgNode) -> int:
-    """Of this process. Workers beyond the number of CPU cores only get into each other's way."""
+def num_workers(cfg: CfgNode) -> int:
+    """Worker processes of this one: beyond the number of CPU cores they only get into each other's way."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # of a launcher, on this machine
     return min(cfg.DATASET.NUM_WORKERS, max(1, _cores() // processes))
 

@@ -51,7 +51,7 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
         paths: list[Path] = []
         labels: list[int] = []
         for name in found:
-            images = _images_below(folder / name)
+            images = images_below(folder / name)
             if not images:
                 raise DataError(
                     f"{printable(folder / name)}: the class holds no image ({', '.join(IMG_EXTENSIONS)}); "
@@ -100,7 +100,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def _images_below(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """The images at any depth below ``folder``, sorted by path; links are followed, what is hidden is left out."""
     images: list[str] = []
     to_do: list[tuple[str, tuple[tuple[int, int], ...]]] = [(str(folder), ())]  # folders, and those above each
     while to_do:

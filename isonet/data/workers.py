@@ -27,7 +27,7 @@ _WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have 
 Transform = Callable[[Any], Image.Image | Tensor]
 
 
-class _Batches(DataLoader):
+class ImageBatches(DataLoader):
     """What ``_collate`` makes of the items, read by workers that outlive the signals which stop a run."""
 
     def __init__(self, dataset: Dataset, **options: Any) -> None:
@@ -117,7 +117,7 @@ class WorkerLoader:
         self.taken = 0
         self._left_out = LeftOut(self.num_images, skip)
         self.skipped = self._left_out.skipped
-        self._reader = _Batches(
+        self._reader = ImageBatches(
             images,
             batch_sampler=batches,
             num_workers=num_workers,
@@ -173,7 +173,7 @@ def decode_all(
         return torch.from_numpy(source.images), []
     count = len(source.labels)
     few = count < _WORTH_WORKERS
-    batches = _Batches(_Pixels(source, resize), batch_size=500, num_workers=0 if few else num_workers)
+    batches = ImageBatches(_Pixels(source, resize), batch_size=500, num_workers=0 if few else num_workers)
     left_out = LeftOut(count, skip)
     images = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     failed: list[Failure] = []

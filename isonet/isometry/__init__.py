@@ -2,7 +2,7 @@
 
 from isonet.isometry.jacobian import Extremes, extreme_singular_values, jacobian_of
 from isonet.isometry.signal import LayerNorms, signal_norms
-from isonet.isometry.spectrum import Spectrum, conv_spectrum, feature_sizes
+from isonet.isometry.spectrum import Spectrum, conv_spectrum, feature_sizes, network_extremes
 
 __all__ = [
     "Extremes",
@@ -12,5 +12,6 @@ __all__ = [
     "extreme_singular_values",
     "feature_sizes",
     "jacobian_of",
+    "network_extremes",
     "signal_norms",
 ]

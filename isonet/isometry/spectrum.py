@@ -55,39 +55,65 @@ def conv_spectrum(conv: nn.Conv2d, height: int, width: int, dtype: torch.dtype =
 
     Sizes that its stride does not divide are rounded up to those that it does.
     """
-    strides = _pair(conv.stride)
+    strides, dilation = _pair(conv.stride), _pair(conv.dilation)
     size = [-(-n // s) * s for n, s in zip((height, width), strides, strict=True)]
+    down, across = (n // s for n, s in zip(size, strides, strict=True))  # frequencies of the output
     weight = conv.weight.to(dtype).unflatten(0, (conv.groups, -1))  # (groups, out, in, kh, kw), of one group
-    if max(conv.kernel_size) == 1 and strides == (1, 1):  # the same at every frequency
-        values = torch.linalg.svdvals(weight[..., 0, 0]).flatten()
-        return Spectrum(values, torch.full_like(values, size[0] * size[1], dtype=torch.int64))
+    out, in_ = weight.shape[1:3]
+    if max(conv.kernel_size) == 1:  # the same at every frequency
+        values = torch.linalg.svdvals(weight[..., 0, 0])
+        lost = min(out, in_ * strides[0] * strides[1]) - values.shape[1]  # what only folded frequencies could fill
+        values = torch.cat([values, values.new_zeros(conv.groups, lost)], dim=1).flatten()
+        return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
-    folded = _frequencies(weight, size, strides, _pair(conv.dilation))  # (groups, out, in * s * s, H / s, W / s)
-    down, across = folded.shape[-2:]
-    half = across // 2 + 1  # the rest is conjugate to these
-    matrices = folded[..., :half].flatten(-2).movedim(-1, 0).flatten(0, 1)  # (frequencies * groups, out, in * s * s)
-    chunk = max(1, _CHUNK // matrices[0].numel())
-    values = torch.cat([torch.linalg.svdvals(part) for part in matrices.split(chunk)])  # (frequencies * groups, n)
-    twice = torch.full((half,), 2)
-    twice[0] = 1
-    if across % 2 == 0:
-        twice[-1] = 1
-    counts = twice.repeat(down)[:, None, None].expand(-1, conv.groups, values.shape[1])
-    return Spectrum(values.flatten(), counts.flatten().to(values.device))
+    rows, half = torch.arange(down), torch.arange(across // 2 + 1)  # the rest is conjugate to these
+    frequencies = torch.cartesian_prod(rows, half).to(weight.device)
+    chunk = max(1, _CHUNK // (weight.shape[0] * out * in_ * strides[0] * strides[1]))
+    values = torch.cat(
+        [_singular_values(_matrices(weight, part, size, strides, dilation)) for part in frequencies.split(chunk)]
+    )  # (frequencies, groups, n)
+    once = (frequencies[:, 1] == 0) | (2 * frequencies[:, 1] == across)
+    counts = torch.where(once, 1, 2)[:, None, None].expand_as(values)
+    return Spectrum(values.flatten(), counts.flatten())
 
 
-def _frequencies(weight: Tensor, size: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Tensor:
-    """At each frequency of the output the matrix of output by folded input channels."""
-    groups, out, in_, kh, kw = weight.shape
-    (height, width), (down, across) = size, strides
-    rows = torch.arange(kh, device=weight.device) * dilation[0] % height
-    columns = torch.arange(kw, device=weight.device) * dilation[1] % width
-    places = (rows[:, None] * width + columns).flatten()  # a kernel larger than the picture meets itself
-    picture = weight.new_zeros(groups, out, in_, height * width).index_add_(3, places, weight.flatten(3))
-    spectrum = torch.fft.fft2(picture.unflatten(3, (height, width)))
-    parts = spectrum.unflatten(4, (across, width // across)).unflatten(3, (down, height // down))
-    folded = parts.permute(0, 1, 2, 3, 5, 4, 6).flatten(2, 4)  # (groups, out, in * s * s, H / s, W / s)
-    return folded / (down * across) ** 0.5
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Of much longer than wide matrices by way of their triangular factor, which has the same: many times faster."""
+    tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mH
+    if tall.shape[-2] >= 2 * tall.shape[-1]:
+        tall = torch.linalg.qr(tall, mode="r").R
+    return torch.linalg.svdvals(tall)
+
+
+def _matrices(
+    weight: Tensor, frequencies: Tensor, size: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """At each frequency of the output, (n, 2), output by folded input channels: (n, groups, out, in * s * s)."""
+    folds = torch.cartesian_prod(*(torch.arange(s) for s in strides)).to(weight.device)
+    outputs = torch.tensor([n // s for n, s in zip(size, strides, strict=True)], device=weight.device)
+    inputs = frequencies[:, None] + folds * outputs  # (n, s * s, 2): those that are folded onto each
+    taps = torch.cartesian_prod(*(torch.arange(k) * d for k, d in zip(weight.shape[3:], dilation, strict=True)))
+    sides = torch.tensor(size, dtype=weight.dtype, device=weight.device)
+    turns = (inputs / sides) @ taps.to(sides).T  # (n, s * s, taps)
+    waves = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns)
+    spectrum = torch.einsum("goit,nft->ngoif", weight.flatten(3).to(waves.dtype), waves)
+    return spectrum.flatten(3) / (strides[0] * strides[1]) ** 0.5
+
+
+def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: int = 8) -> tuple[float, float]:
+    """The smallest and the largest singular value of all convolutions of ``model``, as far as a coarse look tells.
+
+    sizes: of the feature maps that they read. Looked at are ``grid`` x ``grid`` of the frequencies of their outputs, in
+    float32: the true range is as wide or wider, for smooth kernels by little.
+    """
+    convs = dict(model.named_modules())
+    spectra = []
+    for name, size in sizes.items():
+        conv = convs[name]
+        assert isinstance(conv, nn.Conv2d)
+        height, width = (min(n, grid * s) for n, s in zip(size, _pair(conv.stride), strict=True))
+        spectra.append(conv_spectrum(conv, height, width, torch.float32))
+    return min(spectrum.smallest for spectrum in spectra), max(spectrum.largest for spectrum in spectra)
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:

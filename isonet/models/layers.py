@@ -25,14 +25,18 @@ class SReLU(nn.Module):
         self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
 
     def forward(self, x: Tensor) -> Tensor:
-        shift = self.srelu_bias.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
-        inplace = self.inplace and not torch.compiler.is_compiling()  # which plans its memory by itself
-        if torch.is_grad_enabled():
-            return _SReLU.apply(x, shift, inplace)
-        return torch.maximum(x, shift, out=x if inplace else None)
+        return _srelu(x, self.srelu_bias, self.inplace)
 
     def extra_repr(self) -> str:
         return f"{self.srelu_bias.shape[1]}"
+
+
+def _srelu(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
+    shift = shift.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
+    inplace = inplace and not torch.compiler.is_compiling()  # which plans its memory by itself
+    if torch.is_grad_enabled():
+        return _SReLU.apply(x, shift, inplace)
+    return torch.maximum(x, shift, out=x if inplace else None)
 
 
 class _SReLU(torch.autograd.Function):
@@ -71,9 +75,13 @@ class ResMultiplier(nn.Module):
         self.scale = nn.Parameter(torch.full((1, 1, 1, 1), start))
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == self.scale.dtype:
-            return x * self.scale
-        return _ScaleInTypeOfInput.apply(x, self.scale)
+        return _scaled(x, self.scale)
+
+
+def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    if x.dtype == scale.dtype:
+        return x * scale
+    return _ScaleInTypeOfInput.apply(x, scale)
 
 
 class _ScaleInTypeOfInput(torch.autograd.Function):
@@ -89,6 +97,12 @@ class _ScaleInTypeOfInput(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, scale = ctx.saved_tensors
         return grad * scale.view(()), (grad * x).sum(dtype=scale.dtype).view(scale.shape)
+
+
+# To torch.fx each is one call, which decides when it runs: what it does depends on the type of its input and on
+# whether gradients are wanted, of which a symbolic trace knows nothing
+torch.fx.wrap("_srelu")
+torch.fx.wrap("_scaled")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from yacs.config import CfgNode
-
-from isonet.checkpoint import load_state, read_checkpoint, weights_of
-from isonet.config import image_size, load_cfg, parse_cfg
+from isonet.checkpoint import load_state, weights_of
+from isonet.config import load_cfg
 from isonet.data import build_loader
-from isonet.data.build import statistics
 from isonet.data.processes import explain_dead_workers
-from isonet.errors import CheckpointError, NonFiniteError, UserError
+from isonet.errors import NonFiniteError, UserError
 from isonet.models import build_model
-from isonet.run_folder import find_checkpoint
 from isonet.storage import write_file
+from isonet.tools.trained import classes_of, own_config, warn_of_other_images
 from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
 from isonet.training.devices import describe, explain_out_of_memory, place, set_precision
@@ -28,6 +25,7 @@ from isonet.training.evaluate import list_skipped
 from isonet.training.fetch import fetch
 from isonet.training.lockstep import Lockstep
 from isonet.training.peers import explain_lost_peers, processes
+from isonet.zoo import open_checkpoint
 
 log = logging.getLogger("isonet")
 
@@ -37,7 +35,7 @@ def evaluate_checkpoint(
 ) -> tuple[Evaluation, Path]:
     """Accuracy of a checkpoint on the validation images of its config's data set, and the file it came from.
 
-    ckpt: a file, a run folder, or the name of a run of the config.
+    ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
     cfg_path: a config file; None: the config that the checkpoint carries.
     Raises ``UserError`` for everything that the user can put right.
     """
@@ -48,16 +46,16 @@ def evaluate_checkpoint(
         explain_dead_workers(),
         explain_out_of_memory(),
     ):
-        path, state = world.from_leader(lambda: _read(cfg if cfg_path else None, ckpt))
+        path, state = world.from_leader(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
         if cfg_path is None:
-            cfg = _own_config(state, path, opts)
+            cfg = own_config(state, path, opts)
         else:
-            _warn_of_other_images(state, path, cfg)
+            warn_of_other_images(state, path, cfg)
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         model = build_model(cfg)
         load_state(model, weights_of(state, path), path)
         fetch(cfg, world)
-        loader = build_loader(cfg, "val", devices, _classes(state), world.share)
+        loader = build_loader(cfg, "val", devices, classes_of(state), world.share)
         log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices, world.size))
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
         batches = Lockstep(loader, world)
@@ -69,11 +67,6 @@ def evaluate_checkpoint(
     if not math.isfinite(found.loss):
         raise NonFiniteError(f"{path}: the network's output is not finite, so its accuracy means nothing")
     return found, path
-
-
-def _read(cfg: CfgNode | None, ckpt: str) -> tuple[Path, dict[str, Any]]:
-    path = find_checkpoint(cfg, ckpt)
-    return path, read_checkpoint(path)
 
 
 def check_writable(json_file: str | None) -> None:
@@ -88,29 +81,6 @@ def report(result: Evaluation, path: Path, json_file: str | None = None) -> None
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
     if json_file:
         write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")
-
-
-def _own_config(state: dict[str, Any], path: Path, opts: Sequence[Any]) -> CfgNode:
-    if not isinstance(state.get("config"), str):
-        raise CheckpointError(f"{path}: carries no config; name the one it was trained with by --cfg")
-    return parse_cfg(state["config"], f"{path} (its config)", opts)
-
-
-def _warn_of_other_images(state: dict[str, Any], path: Path, cfg: CfgNode) -> None:
-    """The network would run on images of another size or scale, and only be worse."""
-    if not isinstance(state.get("config"), str):
-        return
-    trained = parse_cfg(state["config"], f"{path} (its config)")
-    pairs = {"size": (image_size(trained), image_size(cfg)), "mean and std": (statistics(trained), statistics(cfg))}
-    for what, (before, now) in pairs.items():
-        if before != now:
-            log.warning("%s was trained on images of %s %s, and is evaluated on %s", path, what, before, now)
-
-
-def _classes(state: dict[str, Any]) -> list[str] | None:
-    """The names of the classes, in the order of labels, if the checkpoint tells."""
-    classes = state.get("classes")
-    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
 
 
 def _epoch_note(state: dict[str, Any]) -> str:

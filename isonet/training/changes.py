@@ -16,9 +16,10 @@ from isonet.errors import printable
 log = logging.getLogger("isonet")
 
 # Keys that a resumed run may change without becoming another run
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "DATASET.ON_ERROR", "RUNTIME.LOG_EVERY",
-    "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
+    "RUNTIME.LOG_SPECTRUM", "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY",
+    "RUNTIME.TENSORBOARD", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
 }  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
     """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
     if then := _config(state, path):
         before, now = flat(then), flat(cfg)
-        ignored, gpus_then = set(_MAY_DIFFER), state.get("num_devices")
+        ignored, gpus_then = set(MAY_DIFFER), state.get("num_devices")
         if type(gpus_then) is int and gpus_then > 0:
             ignored.add("SOLVER.ACCUMULATE")  # with the number of GPUs it makes the global batch, which is told instead
             yield from _other_batch(then, gpus_then, cfg, num_gpus)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from isonet.training.finetune import train_mode
 from isonet.training.step import StepOutput
 from isonet.training.sums import EpochSums
 
@@ -56,7 +57,7 @@ def train_epoch(
     interruption. ``on_step`` is told each step's number, and every ``log_every`` steps the means so far as
     well; what it raises ends the epoch. Raises ``NonFiniteStep`` at the first such look, or at the end.
     """
-    model.train()
+    train_mode(model)
     timed = TimedBatches(batches)
     start, seconds, waited = time.perf_counter(), sums.seconds, sums.waited
     for images, labels, total in timed:

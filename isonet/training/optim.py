@@ -14,6 +14,8 @@ MULTIPLIER_LR_SCALE = 0.1
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
     """SGD over the SReLU shifts (not decayed), the residual multipliers (a tenth of the rate), and the rest.
 
+    Parameters that need no gradient, as those of frozen parts, are in no group.
+
     Every group carries its ``name`` and the ``lr_scale`` by which ``set_learning_rate`` multiplies the
     schedule. Groups are told apart by the type of the module that owns a parameter, never by name;
     a network without shifts or multipliers has that group empty.
@@ -22,7 +24,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
     shifts = _parameters_of(model, SReLU)
     multipliers = _parameters_of(model, ResMultiplier)
     special = {id(p) for p in shifts + multipliers}
-    weights = [p for p in model.parameters() if id(p) not in special]
+    weights = [p for p in model.parameters() if p.requires_grad and id(p) not in special]
     groups = [
         {"name": "shifts", "params": shifts, "lr_scale": 1.0, "weight_decay": 0.0},
         {"name": "weights", "params": weights, "lr_scale": 1.0, "weight_decay": solver.WEIGHT_DECAY},
@@ -52,4 +54,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, base: float) -> None:
 
 
 def _parameters_of(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter]:
-    return [p for module in model.modules() if isinstance(module, kind) for p in module.parameters(recurse=False)]
+    owned = [p for module in model.modules() if isinstance(module, kind) for p in module.parameters(recurse=False)]
+    return [p for p in owned if p.requires_grad]

@@ -20,10 +20,13 @@ from isonet.storage import FolderLock, reason, remove_leftovers, write_file
 from isonet.training.amp import Amp
 from isonet.training.changes import changes, keep_global_batch
 from isonet.training.devices import describe, explain_out_of_memory, place, seed_everything, set_precision
+from isonet.training.events import require_tensorboard
 from isonet.training.fetch import fetch
+from isonet.training.finetune import check_same_parts, freeze, note_other_classes, start_from
 from isonet.training.log import keep_for_file, log_to_file, note_failure, versions
 from isonet.training.optim import build_optimizer
 from isonet.training.peers import explain_lost_peers, processes
+from isonet.training.report import Report
 from isonet.training.restarts import after_restart, launcher
 from isonet.training.resume import AUTO, LATEST, checkpoint_to_resume, take_over
 from isonet.training.state import Progress, restore_state
@@ -64,14 +67,21 @@ def run_training(
         num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
         if found:
             cfg = keep_global_batch(found[1], found[0], cfg, num_gpus)
+        if cfg.RUNTIME.TENSORBOARD and world.leads:
+            require_tensorboard()
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         seed_everything(cfg.RUNTIME.SEED)
+        if found:
+            check_same_parts(found[1], found[0], cfg)
         model = build_model(cfg)
+        head_of = None if found else start_from(model, cfg, world)
+        freeze(model, cfg)
         # A CUDA graph would let no gradient go before the backward pass has ended
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launched)
         fetch(cfg, world)
         train_loader = build_loader(cfg, "train", devices, share=world.share)
         val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
+        note_other_classes(head_of, train_loader.classes)
         amp = Amp(cfg.RUNTIME.AMP, devices[0])
         optimizer = build_optimizer(model, cfg)
         progress = Progress()
@@ -92,9 +102,11 @@ def run_training(
             "%d images for training, %d a step, %d for validation",
             train_loader.num_images, global_batch(cfg, num_gpus), val_loader.num_images,
         )  # fmt: skip
+        report = Report(folder, cfg.RUNTIME.TENSORBOARD, progress.history, world.leads)
         trainer = Trainer(
-            cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world, accumulate
-        )
+            cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world, accumulate,
+            report,
+        )  # fmt: skip
         try:
             if found:
                 for difference in differences:
@@ -103,7 +115,7 @@ def run_training(
                     take_over(folder, path, progress)
                 log.info("resuming %s after %s", path, progress)
                 del found, state  # a second copy of the weights
-            with _explained(world, stop):  # in here, so that the log hears of it, too
+            with _explained(world, stop), report:  # in here, so that the log hears of it, too
                 trainer.fit(stop)
         except (UserError, Stopped, KeyboardInterrupt) as error:
             if world.leads:

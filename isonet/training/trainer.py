@@ -22,11 +22,14 @@ from isonet.training.amp import Amp
 from isonet.training.epoch import NonFiniteStep, finite_means, train_epoch
 from isonet.training.evaluate import Evaluation, evaluate, list_skipped
 from isonet.training.failure import first_non_finite
+from isonet.training.finetune import train_mode, trained_parts
 from isonet.training.lockstep import Lockstep
 from isonet.training.log import EpochDisplay
 from isonet.training.optim import set_learning_rate
 from isonet.training.profile import StepProfile
+from isonet.training.report import Report
 from isonet.training.schedule import learning_rate_at
+from isonet.training.spectrum import spectrum_row
 from isonet.training.state import Part, Progress, pack_state
 from isonet.training.step import StepOutput, TrainStep
 from isonet.training.stop import StopRequested, StopSignals
@@ -55,6 +58,7 @@ class Trainer:
     progress: Progress
     world: World
     accumulate: int  # as the user asked for it; the config's keeps the global batch of a resumed run
+    report: Report
 
     @property
     def num_gpus(self) -> int:
@@ -69,7 +73,8 @@ class Trainer:
         start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
         forward = self.world.synchronised(self.forward, self.devices[0])
         solver, coeff, seed = self.cfg.SOLVER, self.cfg.ISON.ORTHO_COEFF, self.cfg.RUNTIME.SEED
-        step = TrainStep(forward, self.model, self.optimizer, coeff, self.amp, self.world, solver.ACCUMULATE, seed)
+        trained = trained_parts(self.model)  # frozen ones have no penalty
+        step = TrainStep(forward, trained, self.optimizer, coeff, self.amp, self.world, solver.ACCUMULATE, seed)
         if self.progress.epoch >= max_epochs:
             log.info("nothing to do: %d epochs are finished (SOLVER.MAX_EPOCHS %d)", self.progress.epoch, max_epochs)
         try:
@@ -110,6 +115,8 @@ class Trainer:
         images = means.pop("images")
         row = {"epoch": epoch, "learning_rate": rate, **means,
                "top1": found.top1, "top5": found.top5, "val_loss": found.loss}  # fmt: skip
+        if self.world.leads:
+            row |= spectrum_row(self.model, self.cfg, epoch)
         timing = {"epoch": epoch, "images_per_second": images / sums.seconds, "data_wait_seconds": sums.waited,
                   "seconds": sums.seconds + time.perf_counter() - start}  # fmt: skip
         self._finish(row, timing)
@@ -183,6 +190,7 @@ class Trainer:
             epoch, self.cfg.SOLVER.MAX_EPOCHS, row["learning_rate"], row["cross_entropy"], row["penalty"],
             row["train_top1"], row["top1"], row["top5"], timing["images_per_second"], timing["data_wait_seconds"],
         )  # fmt: skip
+        self.report.update()
 
     def _stop_message(self, request: StopRequested, epoch: int, steps: int) -> str:
         if not steps and not self.folder.latest.exists():
@@ -211,7 +219,9 @@ class Trainer:
         taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
         skip = taken + (bad_step - 1 - steps) * global_batch(self.cfg, self.num_gpus)
         loader.set_epoch(epoch, skip=skip if bad_step else 0)
-        self.model.train(bool(bad_step))
+        self.model.eval()
+        if bad_step:
+            train_mode(self.model)
         coeff = self.cfg.ISON.ORTHO_COEFF if bad_step else 0.0
         where = ""
         # What is to be told is the failure, not why it was not found

@@ -10,7 +10,7 @@ from torch import nn
 
 from conftest import NUMERICS, reference_model
 from isonet import delta_init_
-from isonet.isometry import conv_spectrum, feature_sizes
+from isonet.isometry import conv_spectrum, feature_sizes, network_extremes
 
 # out, in, kernel, stride, dilation, groups, height, width
 CASES = [
@@ -78,3 +78,15 @@ def test_sizes_are_those_that_the_network_sees():
     assert sizes["s2.b1.f.b"] == (16, 16)
     assert sizes["s3.b3.f.b"] == (8, 8)
     assert len(sizes) == 19
+
+
+def test_a_coarse_look_sees_no_more_than_there_is_and_with_all_frequencies_all_of_it():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, padding=1))
+    sizes = feature_sizes(model, torch.zeros(1, 3, 16, 16))
+    spectra = [conv_spectrum(model[0], 16, 16), conv_spectrum(model[2], 16, 16)]
+    smallest, largest = min(s.smallest for s in spectra), max(s.largest for s in spectra)
+    assert network_extremes(model, sizes, grid=16) == pytest.approx((smallest, largest), rel=1e-4)
+    coarse = network_extremes(model, sizes, grid=4)
+    assert smallest - 1e-5 <= coarse[0] < coarse[1] <= largest + 1e-5
+    assert coarse[1] > 0.9 * largest

@@ -1,0 +1,90 @@
+"""Everything that the isometry report tells of one network, as numbers that JSON can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isonet.isometry.jacobian import extreme_singular_values
+from isonet.isometry.signal import signal_norms
+from isonet.isometry.spectrum import conv_spectrum, feature_sizes
+from isonet.models import ISONet, ResMultiplier, SReLU
+from isonet.ortho import ortho_penalty_per_conv
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+NEAR = 0.1  # a singular value between 0.9 and 1.1 counts as near 1
+_BINS = 80  # of the histogram of all singular values, from 0 to 2, with a last one beyond
+
+Progress = Callable[[str], None]
+
+
+def measure(
+    model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """The report of ``model``, in evaluation mode, on images (N, 3, H, W) and labels (N,).
+
+    The Jacobian is taken at the first of the images, in so many ``steps`` at most for each stage.
+    """
+    model.eval()
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "images": list(images.shape),
+        "convs": list(_convs(model, images[:1], progress)),
+        "signal": [asdict(norms) for norms in signal_norms(model, images, labels)],
+        "shifts": {
+            name: layer.srelu_bias.detach().flatten().tolist()
+            for name, layer in model.named_modules()
+            if isinstance(layer, SReLU)
+        },
+        "multipliers": {
+            name.removesuffix(".f.shared_scalar"): layer.scale.item()
+            for name, layer in model.named_modules()
+            if isinstance(layer, ResMultiplier)
+        },
+        "jacobian": list(_jacobians(model, images[:1], steps, progress)),
+    }
+
+
+def _convs(model: nn.Module, image: Tensor, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Of each convolution its singular values on its feature map, and its part of the penalty (None: not counted)."""
+    with torch.no_grad():
+        penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model).items()}
+    convs = dict(model.named_modules())
+    for name, (height, width) in feature_sizes(model, image).items():
+        progress(name)
+        conv = convs[name]
+        assert isinstance(conv, nn.Conv2d)
+        spectrum = conv_spectrum(conv, height, width)
+        values, counts = spectrum.values, spectrum.counts
+        near = counts[(values - 1).abs() <= NEAR].sum() / counts.sum()
+        places = (values / 2 * _BINS).long().clamp(max=_BINS)
+        histogram = torch.zeros(_BINS + 1, dtype=torch.int64).index_add_(0, places, counts)
+        yield {
+            "name": name,
+            "shape": list(conv.weight.shape),
+            "stride": list(conv.stride),
+            "feature_map": [height, width],
+            "singular_values": int(counts.sum()),
+            "smallest": spectrum.smallest,
+            "largest": spectrum.largest,
+            "quantiles": spectrum.quantiles(QUANTILES),
+            "near_1": near.item(),
+            "histogram": histogram.tolist(),
+            "penalty": penalties.get(name),
+        }
+
+
+def _jacobians(model: ISONet, image: Tensor, steps: int, progress: Progress) -> Iterator[dict[str, Any]]:
+    """Of each stage at the signal that reaches it, and of the whole network."""
+    x = image
+    for name, part in model.named_children():
+        progress(f"Jacobian of {name}")
+        yield {"part": name, "inputs": x.numel(), **asdict(extreme_singular_values(part, x, steps))}
+        with torch.no_grad():
+            x = part(x)
+    progress("Jacobian of the whole network")
+    yield {"part": "whole", "inputs": image.numel(), **asdict(extreme_singular_values(model, image, steps))}

@@ -1,0 +1,267 @@
+"""Somebody else's network, rewired: a module for every call of an activation, a scale on every residual branch.
+
+A module may call one ``nn.ReLU`` several times, or ``F.relu``: there is no place for parameters of each call. Its own
+``forward`` is read by ``torch.fx``, its children as black boxes, and where calls have to be told apart the module
+is exchanged for a ``GraphModule`` that does the same with more children. All other modules stay the objects that they
+are, and the names of parameters stay.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from isonet.convs import named_convs
+from isonet.models.layers import ResMultiplier
+
+Kinds = tuple[type[nn.Module], ...]
+
+NORMS: Kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm,
+                nn.LocalResponseNorm)  # fmt: skip
+CALLED: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # the functions that do what a module does
+    nn.ReLU: (F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
+    nn.ReLU6: (F.relu6,),
+    nn.LeakyReLU: (F.leaky_relu,),
+    nn.ELU: (F.elu,),
+    nn.SiLU: (F.silu,),
+    nn.GELU: (F.gelu,),
+    nn.Hardswish: (F.hardswish,),
+}
+_INPLACE_FUNCTIONS = (torch.relu_, torch.Tensor.relu_)
+_ADDS = (operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_)
+_INPLACE_ADDS = (operator.iadd, torch.Tensor.add_)
+_PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class UntraceableError(Exception):
+    """A forward that ``torch.fx`` cannot read; the message says why."""
+
+
+@dataclass
+class Rewiring:
+    """What was exchanged, by name, and what could not be read or was left, with the reason."""
+
+    exchanged: list[str] = field(default_factory=list)
+    multipliers: list[str] = field(default_factory=list)
+    unread: dict[str, str] = field(default_factory=dict)
+    other_sums: dict[str, str] = field(default_factory=dict)
+
+
+def rewire(model: nn.Module, kinds: Kinds, scaled: bool) -> tuple[nn.Module, Rewiring]:
+    """Change ``model`` in place; returns it, or what it was exchanged for, and what was done.
+
+    kinds: activations of which each call becomes a child by itself: the first keeps its name ``relu``, the next are
+    ``relu_2``, ``relu_3``. Whether they work in place, as they did, is decided anew: where the input is seen to come
+    from a convolution, a sum or a scale, by way of norms at most, and has no other reader.
+    scaled: put a ``ResMultiplier`` of 1, ``multiplier``, on each residual branch.
+    """
+    in_place = _prepare(model, kinds)
+    found = Rewiring()
+    for name, owner in list(model.named_modules())[::-1]:  # children first
+        if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, nn.Sequential):
+            continue
+        try:
+            changed = _rewire_one(name, owner, kinds, scaled, in_place, found)
+        except UntraceableError as error:
+            found.unread[name] = str(error)
+            continue
+        if changed is not owner:
+            found.exchanged.insert(0, name)
+            model = exchange(model, owner, changed)
+    return model, found
+
+
+def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put ``new`` wherever ``old`` is in ``model``; returns the model, which is ``new`` if it was ``old``."""
+    new.training = old.training
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return new if model is old else model
+
+
+def own_graph(owner: nn.Module) -> fx.Graph:
+    """The calls of ``owner``'s own forward, its children as black boxes. Raises ``UntraceableError``."""
+    if owner._forward_hooks or owner._forward_pre_hooks:
+        raise UntraceableError("it has hooks")
+    before, graphs = owner.training, []
+    try:
+        for owner.training in (True, False):
+            graphs.append(_OwnForward().trace(owner))
+    except Exception as error:  # other people's code, fed with proxies, raises whatever it likes
+        raise UntraceableError(f"torch.fx cannot read its forward ({first_line(error)})") from None
+    finally:
+        owner.training = before
+    if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
+        raise UntraceableError("its forward is another in training than in evaluation")
+    return graphs[1]
+
+
+def first_line(error: Exception) -> str:
+    """What went wrong, shortly."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.100}"
+
+
+class _OwnForward(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+def _prepare(model: nn.Module, kinds: Kinds) -> set[nn.Module]:
+    """Make an activation that has several names one module for each; returns those that worked in place. None does."""
+    in_place: set[nn.Module] = set()
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, kinds):
+                own: Any = copy.deepcopy(child)
+                parent._modules[name] = own
+                if getattr(own, "inplace", False):
+                    in_place.add(own)
+                    own.inplace = False
+    return in_place
+
+
+def _rewire_one(
+    name: str, owner: nn.Module, kinds: Kinds, scaled: bool, in_place: set[nn.Module], found: Rewiring
+) -> nn.Module:
+    """``owner``, or the ``GraphModule`` that takes its place."""
+    graph, additions, prefix = own_graph(owner), dict[str, nn.Module](), f"{name}." if name else ""
+    calls = list(_separate(owner, graph, kinds, in_place, additions))
+    sums = [(node, branch, _no_residual_branch(owner, node, branch)) for node, branch in _sums(owner, graph)]
+    for node, branch, fault in sums if scaled else ():
+        if not fault:
+            child = _add(owner, "multiplier", ResMultiplier(1.0), additions)
+            with graph.inserting_before(node):
+                node.replace_input_with(branch, graph.call_module(child, (branch,)))
+    changed = _with_graph(owner, graph, additions) if additions else owner
+    for node, module in calls:
+        module.inplace = _fresh(changed, node.args[0])
+    if scaled:
+        others = {f"{prefix}{node.name}": fault for node, _, fault in sums if fault}
+        found.other_sums = {**others, **found.other_sums}
+        found.multipliers[:0] = [prefix + key for key, new in additions.items() if isinstance(new, ResMultiplier)]
+    return changed
+
+
+def _with_graph(owner: nn.Module, graph: fx.Graph, additions: dict[str, nn.Module]) -> fx.GraphModule:
+    """A module that computes ``graph`` with the children of ``owner``, of which ``additions`` are new."""
+    changed = fx.GraphModule(owner, graph, class_name=type(owner).__name__)
+    if lost := [name for name in owner.state_dict() if name not in changed.state_dict()]:
+        for name in additions:
+            delattr(owner, name)
+        raise UntraceableError(f"its forward does not use {lost[0]}")
+    return changed
+
+
+def _separate(
+    owner: nn.Module, graph: fx.Graph, kinds: Kinds, in_place: set[nn.Module], additions: dict[str, nn.Module]
+) -> Iterator[tuple[fx.Node, Any]]:
+    """Let each call of an activation in ``graph`` be one of a module; the new ones are entered in ``additions``.
+
+    Yields calls, with their modules, that worked in place.
+    """
+    called: set[str] = set()
+    for node in list(graph.nodes):
+        if node.op == "call_module" and isinstance(module := owner.get_submodule(node.target), kinds):
+            works_in_place = module in in_place
+            if node.target in called:
+                module = copy.deepcopy(module)
+                node.target = _add(owner, node.target.replace(".", "_"), module, additions)
+            called.add(node.target)
+        elif kind := kind_of(_function(node), kinds):
+            module = kind()
+            works_in_place = _function(node) in _INPLACE_FUNCTIONS or True in (*node.args, node.kwargs.get("inplace"))
+            child = _add(owner, kind.__name__.lower(), module, additions)
+            with graph.inserting_before(node):
+                call = graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
+            node.replace_all_uses_with(call)
+            graph.erase_node(node)
+            node = call
+        else:
+            continue
+        if works_in_place:
+            yield node, module
+
+
+def kind_of(function: object, kinds: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
+    """Of ``kinds`` the one whose work ``function`` does."""
+    return next((kind for kind in kinds if any(function is each for each in CALLED.get(kind, ()))), None)
+
+
+def _function(node: fx.Node) -> object:
+    """What ``node`` calls, if not a module; a method as the function that it is."""
+    if node.op == "call_method":
+        return getattr(torch.Tensor, str(node.target), None)
+    return node.target if node.op == "call_function" else None
+
+
+def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, nn.Module]) -> str:
+    """Make ``module`` a child of ``owner`` under a free name, ``wanted`` or one like it, which it returns."""
+    name, number = wanted, 1
+    while hasattr(owner, name):
+        number += 1
+        name = f"{wanted}_{number}"
+    owner.add_module(name, module)
+    additions[name] = module
+    return name
+
+
+def _sums(owner: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Each addition of two different results, and of these the one that goes through more convolutions."""
+    for node in list(graph.nodes):
+        terms = node.all_input_nodes
+        if _function(node) in _ADDS and len(terms) == 2:
+            convs = [_convs(owner, _ancestors(term)) for term in terms]
+            if any(convs):
+                yield node, terms[convs.index(max(convs))]
+
+
+def _no_residual_branch(owner: nn.Module, node: fx.Node, branch: fx.Node) -> str:
+    """Why ``branch`` is not what a block adds to its shortcut: its input, or a projection of that. Empty: it is."""
+    (shortcut,) = [term for term in node.all_input_nodes if term is not branch]
+    through, past = _ancestors(branch), _ancestors(shortcut)
+    own, projection = _convs(owner, through - past), _convs(owner, past - through)
+    projects = past & through and projection <= 1 < own and not _convs(owner, past & through)
+    if not own or not (past <= through or projects):
+        return "a sum that is no residual block's"
+    for scale in (other for other in through - past if other.op == "get_attr"):
+        if any(_function(user) in _PRODUCTS for user in scale.users):
+            return f"a residual branch that has a scale, {scale.target}"
+    return ""
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """All that ``node`` is computed from, and itself."""
+    found: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        if (each := pending.pop()) not in found:
+            found.add(each)
+            pending += each.all_input_nodes
+    return found
+
+
+def _convs(owner: nn.Module, nodes: set[fx.Node]) -> int:
+    called = [owner.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
+    return sum(len(list(named_convs(module))) for module in called)
+
+
+def _fresh(owner: nn.Module, node: Any) -> bool:
+    """Whether what ``node`` makes has one reader, and no backward pass that goes back to it."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return False
+    if node.op == "call_module":
+        module = owner.get_submodule(str(node.target))
+        passes_on = isinstance(module, (*NORMS, nn.Identity))  # a norm may be taken out
+        return _fresh(owner, node.args[0]) if passes_on else isinstance(module, (*_CONVS, ResMultiplier))
+    function = _function(node)
+    return function in _ADDS and (function not in _INPLACE_ADDS or _fresh(owner, node.args[0]))

@@ -1,0 +1,112 @@
+"""What the files of a run say of it, and tables of several runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isonet.errors import UserError, printable
+from isonet.plots import Row
+from isonet.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in figures; None where its files do not tell. Accuracies in percent."""
+
+    epochs: int = 0
+    best_top1: float | None = None
+    best_epoch: int | None = None
+    last_top1: float | None = None
+    cross_entropy: float | None = None  # of training, in the last epoch
+    penalty: float | None = None  # likewise
+    images_per_second: float | None = None  # median of the epochs
+    seconds: float | None = None  # of all epochs, training and validation
+
+
+def read_rows(file: Path) -> tuple[list[Row], int]:
+    """The rows of ``metrics.jsonl`` or ``timing.jsonl`` by their epochs, and how many lines are no such row.
+
+    A kill leaves a part of a line at the end. Of two rows of an epoch the later counts. Raises ``UserError``
+    for a file that cannot be read.
+    """
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{printable(file)}: cannot be read ({error.strerror}); is it the folder of a run?") from None
+    rows = [_row(line) for line in lines]
+    by_epoch = {row["epoch"]: row for row in rows if row}
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)], rows.count(None)
+
+
+def _row(line: bytes) -> Row | None:
+    """The numbers of a line; None for what is no row."""
+    try:
+        found = json.loads(line)
+        if type(found["epoch"]) is not int or not 0 < found["epoch"] < 2**53:
+            return None
+        values = {str(key): float(value) for key, value in found.items() if type(value) in (int, float)}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
+        return None
+    return values if all(map(math.isfinite, values.values())) else None
+
+
+def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
+    """``rows``: of metrics, ``timing``: of times."""
+    rated = [row for row in rows if "top1" in row]
+    best = max(rated, key=lambda row: row["top1"], default=None)
+    speeds = [row["images_per_second"] for row in timing if "images_per_second" in row]
+    last: Row = rows[-1] if rows else {}
+    return Summary(
+        epochs=int(last.get("epoch", 0)),
+        best_top1=best["top1"] if best else None,
+        best_epoch=int(best["epoch"]) if best else None,
+        last_top1=last.get("top1"),
+        cross_entropy=last.get("cross_entropy"),
+        penalty=last.get("penalty"),
+        images_per_second=statistics.median(speeds) if speeds else None,
+        seconds=sum(row.get("seconds", 0.0) for row in timing) if timing else None,
+    )
+
+
+def summary_of(folder: RunFolder) -> Summary:
+    """What the run in ``folder`` has come to; nothing where there is none."""
+    rows = read_rows(folder.metrics)[0] if folder.metrics.is_file() else []
+    return summarise(rows, read_timing(folder))
+
+
+def read_timing(folder: RunFolder) -> list[Row]:
+    """The rows of ``timing.jsonl``, none where it is missing: a run may have been copied without it."""
+    return read_rows(folder.timing)[0] if folder.timing.is_file() else []
+
+
+COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penalty", "images/s", "seconds")
+
+
+def cells(summary: Summary) -> list[str]:
+    """The figures under ``COLUMNS``."""
+    best = f"{summary.best_top1:.2f} ({summary.best_epoch})" if summary.best_top1 is not None else "-"
+    figures = [
+        (summary.last_top1, ".2f"), (summary.cross_entropy, ".4f"), (summary.penalty, ".4g"),
+        (summary.images_per_second, ".0f"), (summary.seconds, ".0f"),
+    ]  # fmt: skip
+    return [str(summary.epochs), best, *("-" if value is None else format(value, form) for value, form in figures)]
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
+    """Lines of columns as wide as their texts; the first ``left`` and a last one without a header lean to the left."""
+    lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    leans = [i < left or not name for i, name in enumerate(header)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if lean else cell.rjust(width)
+            for cell, width, lean in zip(line, widths, leans, strict=True)
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,1 @@
+"""Runs over a grid of values of config keys: ``python -m isonet.tools.sweep``."""

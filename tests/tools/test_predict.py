@@ -1,0 +1,237 @@
+"""Predictions against the softmax of the network on the batches of evaluation, in every format, and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import REFERENCE, REPO, TINY
+from isonet import build_model, load_cfg
+from isonet.checkpoint import save_checkpoint
+from isonet.data import build_loader
+from isonet.data.sources import digits
+from isonet.errors import run_cli
+from isonet.tools.predict import main, parse_args
+
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+SMALL_NET = ["ISON.DEPTH", 18, "DATASET.NUM_CLASSES", 3, "RUNTIME.SEED", 5]
+
+
+def network(cfg):
+    """Random weights of a size that makes probabilities far from equal."""
+    torch.manual_seed(cfg.RUNTIME.SEED)
+    model = build_model(cfg).eval()
+    with torch.no_grad():
+        model.head.fc.weight.normal_()
+    return model
+
+
+def checkpoint(path, cfg, **more):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, {"model": network(cfg).state_dict(), "config": cfg.dump(), **more})
+    return path
+
+
+def expected(cfg):
+    """What evaluation would rate: (N, classes)."""
+    model = network(cfg)
+    with torch.no_grad():
+        return torch.cat([model(images).softmax(1) for images, _ in build_loader(cfg, "val")])
+
+
+def predict(capsys, *arguments):
+    """Exit code, standard output and standard error of the tool."""
+    code = run_cli(main, parse_args([str(argument) for argument in arguments]))
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return code, captured.out, captured.err
+
+
+def assert_predicted(answer, wanted, names):
+    """A JSON answer against probabilities, an image each, (N, classes)."""
+    found = json.loads(answer)
+    assert len(found) == len(wanted)
+    for item, row in zip(found, wanted, strict=True):
+        best = row.topk(len(item["top"]))
+        torch.testing.assert_close(torch.tensor([each["probability"] for each in item["top"]]), best.values)
+        assert [each["label"] for each in item["top"]] == best.indices.tolist()
+        assert [each["class"] for each in item["top"]] == [names[label] for label in best.indices]
+    return found
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory):
+    """All validation digits, as PNG, in an order of names that is theirs."""
+    folder = tmp_path_factory.mktemp("digits")
+    for index, pixels in enumerate(digits("val").images):
+        place = folder / f"{index // 100}"
+        place.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{index:03}.png")
+    return folder
+
+
+@pytest.fixture
+def few(digit_files):
+    return [digit_files / "0" / f"{index:03}.png" for index in range(3)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with a checkpoint of the digits' network."""
+    cfg = load_cfg(None, TINY)
+    return checkpoint(tmp_path_factory.mktemp("run") / "best.pt", cfg, classes=NAMES).parent
+
+
+def test_digits_are_predicted_as_evaluation_sees_them(capsys, run, digit_files):
+    """All of a folder, so many that workers read them."""
+    code, out, err = predict(capsys, "--ckpt", run, "--format", "json", "--batch-size", 150, digit_files)
+    assert (code, err) == (0, "")
+    found = assert_predicted(out, expected(load_cfg(None, TINY)), NAMES)
+    assert [item["image"] for item in found] == sorted(map(str, digit_files.rglob("*.png")))
+    assert {len(item["top"]) for item in found} == {5}
+
+
+@pytest.mark.parametrize(("size", "decoder"), [(96, "pil"), (96, "torch"), (32, "torch")])
+def test_photographs_are_predicted_as_evaluation_sees_them(capsys, tmp_path, size, decoder):
+    """Of several shapes, as JPEG; large ones resized and cut, small ones held in memory, whose decoder is Pillow."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for index, (name, shape) in enumerate({"ant": (70, 200), "bee": (150, 100), "cat": (97, 96)}.items()):
+            path = tmp_path / "data/set" / split / name / f"{index}.jpg"
+            path.parent.mkdir(parents=True)
+            coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            coarse.resize(shape).save(path, quality=95)
+    opts = ["DATASET.ROOT", str(tmp_path / "data"), "DATASET.NAME", "set", "DATASET.IMAGE_SIZE", size,
+            "DATASET.NUM_WORKERS", 0, "RUNTIME.DECODER", decoder, *SMALL_NET]  # fmt: skip
+    cfg = load_cfg(None, opts if size > 64 else [*opts, "ISON.DEPTH", 8])
+    ckpt = checkpoint(tmp_path / "a.pt", cfg, classes=["ant", "bee", "cat"])
+    code, out, _ = predict(capsys, "--ckpt", ckpt, "--format", "json", tmp_path / "data/set/val")
+    assert code == 0
+    assert_predicted(out, expected(cfg), ["ant", "bee", "cat"])  # of 5 classes that are asked for, there are 3
+
+
+def test_formats_say_the_same(capsys, run, few):
+    answers = {}
+    for kind in ("json", "csv", "table"):
+        code, answers[kind], _ = predict(capsys, "--ckpt", run, "--top", 2, "--format", kind, *few)
+        assert code == 0
+    flat = [
+        (item["image"], rank, each["label"], each["class"], each["probability"])
+        for item in json.loads(answers["json"])
+        for rank, each in enumerate(item["top"], start=1)
+    ]
+    assert len(flat) == 6
+    rows = csv.DictReader(io.StringIO(answers["csv"]))
+    assert flat == [
+        (row["image"], int(row["rank"]), int(row["label"]), row["class"], float(row["probability"])) for row in rows
+    ]
+    header, *lines = answers["table"].splitlines()
+    assert header.split() == ["image", "rank", "class", "probability"]
+    assert [line.split()[-3:] for line in lines] == [[str(r), name, f"{p:.4f}"] for _, r, _, name, p in flat]
+    assert [line.split()[0] for line in lines[::2]] == list(map(str, few))
+    assert len(set(map(len, lines))) == 1
+
+
+def test_the_command_reads_paths_from_standard_input(run, few):
+    command = [sys.executable, "-m", "isonet.tools.predict", "--ckpt", run, "--format", "csv", "-", "RUNTIME.SEED", "1"]
+    done = subprocess.run(
+        list(map(str, command)),
+        input="".join(f"{path}\n" for path in [*few, "no\x1b[2Jsuch.png"]).encode(),
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "error: no\\x1b[2Jsuch.png: no such file or folder",
+        "error: 1 of 4 images or folders could not be read, as said above",
+    ]
+    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+    assert [row["image"] for row in rows[::5]] == list(map(str, few))
+    assert {row["class"] for row in rows} <= set(NAMES)
+
+
+def test_images_that_cannot_be_read_are_told_and_the_others_predicted(capsys, run, few, tmp_path):
+    (tmp_path / "bad").mkdir()
+    for index in range(9):  # more than a whole batch
+        (tmp_path / f"bad/{index}.png").write_bytes(b"no picture")
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "empty").mkdir()
+    places = [few[0], tmp_path / "bad", tmp_path / "pipe.png", tmp_path / "empty", tmp_path / "gone.png", few[1]]
+    code, out, err = predict(capsys, "--ckpt", run, "--batch-size", 4, "--format", "json", *places)
+    assert code == 2
+    assert_predicted(out, expected(load_cfg(None, TINY))[:2], NAMES)
+    *lines, last = err.splitlines()
+    assert last == "error: 12 of 14 images or folders could not be read, as said above"
+    assert sum(f"{tmp_path}/bad/" in line and "of no kind that Pillow knows" in line for line in lines) == 9
+    assert f"error: {tmp_path}/pipe.png: is a pipe, a socket or a device, not a file" in lines
+    assert f"error: {tmp_path}/gone.png: no such file or folder" in lines
+    assert sum(line.startswith(f"error: {tmp_path}/empty: holds no image") for line in lines) == 1
+    assert len(lines) == 12
+
+
+def test_a_checkpoint_without_config_needs_one_and_its_classes_are_numbers(capsys, tmp_path, digit_files):
+    ckpt, cfg = REFERENCE / "cifar10_ISO20.pt", tmp_path / "a.yaml"
+    image = digit_files / "0/000.png"
+    code, out, err = predict(capsys, "--ckpt", ckpt, image)
+    assert (code, out) == (2, "")
+    assert err == f"error: {ckpt}: carries no config; name the one it was trained with by --cfg\n"
+    cfg.write_text("DATASET: {NAME: CIFAR10, NUM_CLASSES: 10}\nISON: {DEPTH: 20}\n")
+    code, out, _ = predict(capsys, "--ckpt", ckpt, "--cfg", cfg, "--format", "json", "--top", 10, image)
+    assert code == 0
+    ((item,),) = (json.loads(out),)
+    assert sorted(each["class"] for each in item["top"]) == list("0123456789")
+    assert sum(each["probability"] for each in item["top"]) == pytest.approx(1)
+
+
+def test_names_of_classes_from_a_file(capsys, run, few, tmp_path):
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"digit {index}\n" for index in range(10)))
+    code, out, _ = predict(capsys, "--ckpt", run, "--classes", names, "--format", "json", few[0])
+    assert code == 0
+    assert all(each["class"] == f"digit {each['label']}" for each in json.loads(out)[0]["top"])
+    names.write_text("one\n\nthree\n")
+    code, _, err = predict(capsys, "--ckpt", run, "--classes", names, few[0])
+    assert code == 2
+    assert "holds 3 lines, of which line 2 is empty, and must name each of the 10 classes" in err
+
+
+def test_overrides_follow_the_images(capsys, run, few):
+    plain = predict(capsys, "--ckpt", run, "--format", "json", few[0])[1]
+    code, out, _ = predict(capsys, "--ckpt", run, "--format", "json", few[0], "DATASET.MEAN", "[0, 0, 0]")
+    assert code == 0
+    assert out != plain
+    code, _, err = predict(capsys, "--ckpt", run, few[0], "RUNTIME.AMPP", "bf16")
+    assert (code, err) == (2, "error: the command line: unknown key RUNTIME.AMPP; did you mean RUNTIME.AMP?\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--top", "0", "a.png"], "--top must be at least 1"), ([], "name images or folders, or - for paths")],
+)
+def test_wrong_options(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        parse_args(["--ckpt", "a.pt", *arguments])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_that_overflows_predicts_nothing(capsys, tmp_path, few):
+    cfg = load_cfg(None, TINY)
+    model = network(cfg)
+    with torch.no_grad():
+        model.head.fc.weight.fill_(3e38)
+    save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "config": cfg.dump()})
+    code, out, err = predict(capsys, "--ckpt", tmp_path / "a.pt", "--format", "json", *few)
+    assert (code, out) == (2, "")
+    assert "output is not finite" in err
