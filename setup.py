@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "plot": ["matplotlib>=3.8"],  # curves, isometry reports, sweeps
-    "tensorboard": ["tensorboard>=2.12"],
+    "tensorboard": ["tensorboard>=2.14"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],  # isonet.tools.export
     "zoo": ["gdown>=6.3"],  # --ckpt zoo:NAME
     "shards": ["webdataset>=0.2.90"],

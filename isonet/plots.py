@@ -109,8 +109,11 @@ def values_of(rows: Sequence[Row], key: str) -> list[float]:
 
 
 def spans_decades(values: Sequence[float]) -> bool:
-    """Whether values want a logarithmic axis: above 0, and the largest ten times the smallest."""
-    known = [value for value in values if not math.isnan(value)]
+    """Whether values want a logarithmic axis: none below 0, and the largest ten times the smallest above it.
+
+    A 0, such as of a penalty that is not computed, is then not drawn.
+    """
+    known = [value for value in values if value and not math.isnan(value)]
     return bool(known) and min(known) > 0 and max(known) >= 9.99 * min(known)
 
 
@@ -123,7 +126,7 @@ def scale_y(axis: Any, panel: Panel, rows: Sequence[Row]) -> None:
     axis.set_yscale("linear")
     locator: Any = MaxNLocator(nbins=7, steps=[1, 2, 5, 10])
     if panel.may_be_log and spans_decades(values):
-        known = [value for value in values if not math.isnan(value)]
+        known = [value for value in values if value and not math.isnan(value)]
         axis.set_yscale("log")
         locator = LogLocator(subs=(1.0, 2.0, 5.0) if max(known) < 100 * min(known) else (1.0,))
     axis.yaxis.set_major_locator(locator)

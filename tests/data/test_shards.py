@@ -239,16 +239,21 @@ def killed_while_writing(folder, out, when):
 
 
 def test_writing_goes_on_after_a_kill_with_the_same_bytes(folder, tmp_path, capsys, torture):
-    write = ["write", folder, "--split", "train", "--images-per-shard", 1, "--output"]
+    many = tmp_path / "many"  # enough that a kill comes before the end
+    for i in range(300):
+        (many / "train" / f"class {i % 3}").mkdir(parents=True, exist_ok=True)
+        source = folder / "train" / f"class {i % 3}" / "deep" / f"{i % 21}.v2.{('jpg', 'JPEG', 'png')[i % 3]}"
+        (many / "train" / f"class {i % 3}" / f"{i}{source.suffix}").write_bytes(source.read_bytes())
+    write = ["write", many, "--split", "train", "--images-per-shard", 1, "--output"]
     command(*write, tmp_path / "whole")
     whole = contents(tmp_path / "whole/train")
-    for count in range(0, 23, 2 if torture else 11):
+    for count in range(0, 280, 20 if torture else 120):
         out = tmp_path / f"killed{count}"
-        killed_while_writing(folder, out, lambda place, count=count: len(list(place.glob("*.tar"))) >= count > 0
+        killed_while_writing(many, out, lambda place, count=count: len(list(place.glob("*.tar"))) >= count > 0
                              or (count == 0 and (place / "plan.json").exists()))  # fmt: skip
         assert not (out / "train/index.json").exists()
         there = set(contents(out / "train"))
-        assert len([name for name in there if name.endswith(".tar")]) < 23
+        assert len([name for name in there if name.endswith(".tar")]) < 300
         with pytest.raises(DataError, match=r"not complete|no shards"):
             read_index(out / "train")
         if (out / "train/SHA256SUMS").exists():  # what a kill may leave of a line

@@ -117,7 +117,7 @@ def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
     """Each start asks for what the first one did: 72 images on 4 processes."""
     more = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     run(tmp_path, 4, 1)
-    for epochs, processes in enumerate((2, 2, 1, 1, 4), start=2):
+    for epochs, processes in enumerate((2, 2, 1), start=2):
         losses, rows, state = run(tmp_path, processes, 1, *more, "SOLVER.MAX_EPOCHS", epochs, resume=LATEST)
         assert len(losses) == STEPS
         assert rows[-1]["learning_rate"] == pytest.approx(RATE)
