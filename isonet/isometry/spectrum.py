@@ -9,6 +9,7 @@ from this at the edge of the picture alone.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,15 +56,23 @@ def conv_spectrum(conv: nn.Conv2d, height: int, width: int, dtype: torch.dtype =
 
     Sizes that its stride does not divide are rounded up to those that it does.
     """
-    strides, dilation = _pair(conv.stride), _pair(conv.dilation)
-    size = [-(-n // s) * s for n, s in zip((height, width), strides, strict=True)]
+    return _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
+
+
+def _by_group(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+    """(groups, out, in, kh, kw), of one group each"""
+    return conv.weight.detach().to(dtype).unflatten(0, (conv.groups, -1))
+
+
+def _spectrum(weight: Tensor, shape: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Spectrum:
+    """Of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``."""
+    size = [-(-n // s) * s for n, s in zip(shape, strides, strict=True)]
     down, across = (n // s for n, s in zip(size, strides, strict=True))  # frequencies of the output
-    weight = conv.weight.to(dtype).unflatten(0, (conv.groups, -1))  # (groups, out, in, kh, kw), of one group
     out, in_ = weight.shape[1:3]
-    if max(conv.kernel_size) == 1:  # the same at every frequency
+    if max(weight.shape[3:]) == 1:  # the same at every frequency
         values = torch.linalg.svdvals(weight[..., 0, 0])
         lost = min(out, in_ * strides[0] * strides[1]) - values.shape[1]  # what only folded frequencies could fill
-        values = torch.cat([values, values.new_zeros(conv.groups, lost)], dim=1).flatten()
+        values = torch.cat([values, values.new_zeros(len(values), lost)], dim=1).flatten()
         return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
     rows, half = torch.arange(down), torch.arange(across // 2 + 1)  # the rest is conjugate to these
@@ -106,13 +115,16 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
     sizes: of the feature maps that they read. Looked at are ``grid`` x ``grid`` of the frequencies of their outputs, in
     float32: the true range is as wide or wider, for smooth kernels by little.
     """
-    convs = dict(model.named_modules())
-    spectra = []
+    modules = dict(model.named_modules())
+    alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together: small ones take as long as their calls
     for name, size in sizes.items():
-        conv = convs[name]
+        conv = modules[name]
         assert isinstance(conv, nn.Conv2d)
-        height, width = (min(n, grid * s) for n, s in zip(size, _pair(conv.stride), strict=True))
-        spectra.append(conv_spectrum(conv, height, width, torch.float32))
+        strides = _pair(conv.stride)
+        coarse = tuple(min(n, grid * s) for n, s in zip(size, strides, strict=True))
+        weight = _by_group(conv, torch.float32)
+        alike[weight.shape[1:], coarse, strides, _pair(conv.dilation)].append(weight)
+    spectra = [_spectrum(torch.cat(weights), *key[1:]) for key, weights in alike.items()]
     return min(spectrum.smallest for spectrum in spectra), max(spectrum.largest for spectrum in spectra)
 
 
