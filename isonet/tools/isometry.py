@@ -56,7 +56,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--steps", type=int, default=60, metavar="N", help="steps towards the Jacobian's extremes at most (default: 60)"
     )
     parser.add_argument(
-        "--output", metavar="DIR", default="isometry", help="for index.html and report.json (default: isometry)"
+        "--output",
+        metavar="DIR",
+        default="outputs/isometry",
+        help="for index.html and report.json (default: outputs/isometry)",
     )
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.images < 1 or args.steps < 1:
