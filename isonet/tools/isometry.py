@@ -59,7 +59,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--output",
         metavar="DIR",
         default="outputs/isometry",
-        help="for index.html and report.json (default: outputs/isometry)",
+        help="for the page and report.json (default: outputs/isometry)",
     )
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.images < 1 or args.steps < 1:
