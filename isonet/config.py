@@ -80,6 +80,7 @@ def default_cfg() -> CfgNode:
     cfg.RUNTIME.AMP = "off"  # bf16: autocast; fp16: autocast with gradient scaling; the penalty stays float32
     cfg.RUNTIME.CHANNELS_LAST = False  # images and weights in NHWC order in memory; sums in another order
     cfg.RUNTIME.COMPILE = False  # torch.compile the network: minutes at the start, faster steps; one GPU, or the CPU
+    cfg.RUNTIME.CHECKPOINT_ACTIVATIONS = False  # keep the square root of them, compute the rest again: a third slower
     cfg.RUNTIME.INPUT = "auto"  # memory: up to 64 px, held on the device; workers: files, read by processes; shards
     cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
     cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none

@@ -136,6 +136,11 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         f"must be 0, which is the data set's own, or at least {_SMALLEST_IMAGE}, got {data.IMAGE_SIZE}",
     )
     yield (
+        cfg.RUNTIME.CHECKPOINT_ACTIVATIONS and cfg.RUNTIME.COMPILE,
+        "RUNTIME.CHECKPOINT_ACTIVATIONS",
+        "does not go with RUNTIME.COMPILE, which plans its memory by itself: leave one of them out",
+    )
+    yield (
         cfg.RUNTIME.INPUT == "memory" and image_size > SMALL_IMAGE,
         "RUNTIME.INPUT",
         f"memory holds images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use auto or workers",

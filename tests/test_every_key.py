@@ -246,6 +246,7 @@ PROBES: dict[str, tuple] = {
     "RUNTIME.TF32": (a_run(lambda _: torch.backends.cudnn.allow_tf32), False, True, TINY),
     "RUNTIME.AMP": (a_run(weights), "off", "bf16", TINY),
     "RUNTIME.CHANNELS_LAST": (images_in_memory, False, True, TINY),
+    "RUNTIME.CHECKPOINT_ACTIVATIONS": (lambda cfg, _: build_model(cfg).recompute, False, True, CIFAR),
     "RUNTIME.COMPILE": (compiled, False, True, CIFAR),
     "RUNTIME.INPUT": (input_loader, "memory", "workers", CIFAR),
     "RUNTIME.DECODER": (pixels_of_jpeg, "pil", "torch", []),

@@ -41,7 +41,8 @@ def assemble(cfg: CfgNode) -> ISONet:
         multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
     )
     arch = architecture(ison.DEPTH, ison.TRANS_FUN, imagenet=not uses_small_images(cfg))
-    return ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, ison.DROPOUT_RATE if ison.DROPOUT else 0.0)
+    dropout = ison.DROPOUT_RATE if ison.DROPOUT else 0.0
+    return ISONet(arch, layers, cfg.DATASET.NUM_CLASSES, dropout, recompute=cfg.RUNTIME.CHECKPOINT_ACTIVATIONS)
 
 
 def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:

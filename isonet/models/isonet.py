@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from isonet.models.blocks import ResBlock, Transform
 from isonet.models.layers import LayerFactory
+from isonet.models.recompute import run_recomputed, wants_recomputing
 
 
 class Stem(nn.Module):
@@ -64,10 +65,15 @@ class ISONet(nn.Module):
 
     Stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ...; each stage but the first halves
     the feature map in its first block.
+
+    recompute: in training keep few of the blocks' activations, and compute the rest again in the backward pass.
     """
 
-    def __init__(self, arch: Architecture, layers: LayerFactory, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, arch: Architecture, layers: LayerFactory, num_classes: int, dropout: float = 0.0, recompute: bool = False
+    ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.stem = Stem(arch.stem_width, layers, arch.imagenet_stem)
         self.stage_names = [f"s{i}" for i in range(1, len(arch.depths) + 1)]
         w_in = arch.stem_width
@@ -78,6 +84,8 @@ class ISONet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
+        recompute = self.recompute and wants_recomputing(self)
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            stage = getattr(self, name)
+            x = run_recomputed(stage, x) if recompute else stage(x)
         return self.head(x)

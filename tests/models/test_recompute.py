@@ -1,0 +1,65 @@
+"""Activation checkpointing: the same numbers to the bit, of a fraction of the memory."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from isonet import build_model, load_cfg
+
+CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
+NETWORKS = {
+    "ISONet": [],
+    "R-ISONet": ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.3],
+    "ResNet": ["ISON.HAS_ST", True, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False],
+}
+
+
+def network(depth, recompute, opts=()):
+    torch.manual_seed(0)
+    return build_model(
+        load_cfg(None, [*CIFAR, "ISON.DEPTH", depth, "RUNTIME.CHECKPOINT_ACTIVATIONS", recompute, *opts])
+    )
+
+
+def saved_numbers(model, images):
+    """Numbers that autograd keeps for the backward pass, beside the weights; one that is kept twice counts once."""
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(images)  # held until the count is taken, so that no storage is used again
+        return sum(kept.values()), output
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gradients_and_batch_statistics_are_equal_to_the_bit(name):
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    models = [network(32, recompute, NETWORKS[name]) for recompute in (False, True)]
+    for model in models:
+        for _ in range(2):  # so that statistics which count a batch twice would show
+            F.cross_entropy(model(images), labels).backward()
+    plain, recomputed = models
+    for (key, a), b in zip(plain.named_parameters(), recomputed.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad), key
+    for (key, a), b in zip(plain.named_buffers(), recomputed.named_buffers(), strict=True):
+        assert torch.equal(a, b), key
+
+
+def test_it_keeps_about_the_square_root_of_the_activations():
+    """Of 36 blocks a stage, 72 activations, 6 stay; the stem's and the head's are the same in both."""
+    images = torch.randn(2, 3, 32, 32)
+    plain, _ = saved_numbers(network(218, False), images)
+    recomputed, _ = saved_numbers(network(218, True), images)
+    assert 9 < plain / recomputed < 13
+
+
+def test_evaluation_keeps_nothing():
+    model = network(20, True).eval()
+    with torch.no_grad():
+        assert saved_numbers(model, torch.randn(2, 3, 32, 32))[0] == 0
