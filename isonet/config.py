@@ -41,6 +41,7 @@ def default_cfg() -> CfgNode:
 
     cfg.SOLVER = CfgNode()
     cfg.SOLVER.BASE_LR = 0.05  # per GPU: grows with the number of GPUs, and with ACCUMULATE
+    cfg.SOLVER.SCHEDULE = "steps"  # linear, cosine: falls with every step, to 0 at the end; milestones do nothing
     cfg.SOLVER.LR_MILESTONES = [30, 60, 90]  # the rate falls after each of these epochs
     cfg.SOLVER.LR_GAMMA = 0.1  # by this factor
     cfg.SOLVER.WEIGHT_DECAY = 1e-4  # on all but the SReLU shifts

@@ -14,6 +14,7 @@ SMALL_IMAGE = 64  # pixels; up to this side it is a CIFAR network
 _SMALLEST_IMAGE = 5
 
 CHOICES = {
+    "SOLVER.SCHEDULE": ("steps", "linear", "cosine"),
     "RUNTIME.AMP": ("off", "bf16", "fp16"),
     "RUNTIME.INPUT": ("auto", "workers", "memory", "shards"),
     "RUNTIME.DECODER": ("pil", "torch"),

@@ -210,6 +210,7 @@ PROBES: dict[str, tuple] = {
     "DATASET.SHUFFLE_BUFFER": (images_of_shards, 1, 10, []),
     "DATASET.STD": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
     "SOLVER.BASE_LR": (rates, 0.1, 0.2, []),
+    "SOLVER.SCHEDULE": (rates, "linear", "cosine", []),
     "SOLVER.LR_MILESTONES": (rates, [2], [3], []),
     "SOLVER.LR_GAMMA": (rates, 0.1, 0.2, ["SOLVER.LR_MILESTONES", [2]]),
     "SOLVER.WEIGHT_DECAY": (optimiser_group("weight_decay"), 0.1, 0.2, CIFAR),

@@ -58,6 +58,8 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
         if type(gpus_then) is int and gpus_then > 0:
             ignored.add("SOLVER.ACCUMULATE")  # with the number of GPUs it makes the global batch, which is told instead
             yield from _other_batch(then, gpus_then, cfg, num_gpus)
+        if cfg.SOLVER.SCHEDULE != "steps":
+            ignored.discard("SOLVER.MAX_EPOCHS")  # when the rate reaches 0
         yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
     if type(state.get("num_images")) is int and state["num_images"] != loader.num_images:
         yield f"the number of training images {state['num_images']} -> {loader.num_images}"

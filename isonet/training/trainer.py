@@ -91,8 +91,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, step: TrainStep, stop: StopSignals) -> None:
         """Train, evaluate and save one epoch, or what is left of it."""
-        rate = learning_rate_at(self.cfg, epoch, self.num_gpus)
-        set_learning_rate(self.optimizer, rate)
+        rate = learning_rate_at(self.cfg, epoch, self.num_gpus)  # of the first step
         sums = EpochSums(self.devices[0], self.world)
         if part := self.progress.part:
             sums.load_state_dict(part.sums)
@@ -123,10 +122,13 @@ class Trainer:
 
     def _train(self, epoch: int, step: TrainStep, sums: EpochSums, batches: Lockstep) -> dict[str, float]:
         runtime, done, leads = self.cfg.RUNTIME, sums.steps, self.world.leads
-        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, done, done + len(batches), hidden=not leads)
+        whole = done + len(batches)  # steps
+        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, done, whole, hidden=not leads)
         profile = StepProfile(runtime.PROFILE if epoch == 1 and leads else 0, self.devices[0])
 
         def take_step(images: Tensor, labels: Tensor, total: int, number: int) -> StepOutput:
+            rate = learning_rate_at(self.cfg, epoch, self.num_gpus, (number - 1) / whole)
+            set_learning_rate(self.optimizer, rate)
             return step(images, labels, total, (epoch, number))
 
         def on_step(number: int, means: dict[str, float] | None) -> None:

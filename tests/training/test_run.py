@@ -91,6 +91,21 @@ def test_resuming_into_a_new_folder_and_with_other_keys(three_epochs, tmp_path):
     assert "another value of SOLVER.BASE_LR 0.05 -> 0.01" in folder.log.read_text()
 
 
+def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_path):
+    falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05]
+    config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *falling, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 100)
+    folder = run_training(config, "falling")
+    steps = read_checkpoint(folder.path / "epoch0001.pt")["num_images"] // config.SOLVER.TRAIN_BATCH_SIZE + 1
+    for file in folder.numbered():
+        found = read_checkpoint(file)
+        part = found["part"]
+        taken = part["sums"]["steps"] if part else steps
+        before = steps * (found["epoch"] + bool(part) - 1) + taken - 1  # steps before the last one
+        assert found["optimizer"]["param_groups"][1]["lr"] == pytest.approx(0.05 * (1 - before / (2 * steps))), file
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *falling), "falling", resume=LATEST)
+    assert "another value of SOLVER.MAX_EPOCHS 2 -> 3" in folder.log.read_text()
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(three_epochs):
     before = {file.name: file.read_bytes() for file in three_epochs.path.iterdir()}
     config = cfg(three_epochs.path.parent.parent, *DROPOUT)

@@ -33,6 +33,23 @@ def test_warm_up_starts_at_its_factor_and_ends_at_the_full_rate():
     assert rates == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
 
 
+@pytest.mark.parametrize("schedule, left", [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])])
+def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
+    """Of 6 epochs two ramp up from a half, and the rate falls over the other four; middles of epochs lie between."""
+    opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 3, "SOLVER.WARMUP_FACTOR", 0.5]
+    cfg = load_cfg(None, [*opts, "SOLVER.SCHEDULE", schedule, "SOLVER.MAX_EPOCHS", 6])
+    rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 7)]
+    assert [*rates, learning_rate_at(cfg, 6, done=1.0)] == pytest.approx([0.5, 0.75, *left], abs=1e-4)
+    assert learning_rate_at(cfg, 1, done=0.5) == pytest.approx(0.625)
+    assert rates[2] > learning_rate_at(cfg, 3, done=0.5) > rates[3]
+
+
+def test_the_published_rate_is_the_same_in_all_of_an_epoch():
+    cfg = load_cfg(None, ["SOLVER.WARMUP", True])
+    for epoch in (1, 4, 5, 31):
+        assert learning_rate_at(cfg, epoch, done=0.9) == learning_rate_at(cfg, epoch)
+
+
 def test_the_rate_grows_with_the_number_of_gpus():
     cfg = load_cfg(None, ["SOLVER.BASE_LR", 0.1])
     assert learning_rate_at(cfg, 1, num_gpus=4) == pytest.approx(0.4)

@@ -1,0 +1,61 @@
+"""The CIFAR-10 study: run what is missing, time its networks, write the tables of RESULTS.md.
+
+python -m benchmarks.study list               every run: its command, and whether results/ has it
+python -m benchmarks.study run                train what is missing, one after another; go on after an interruption
+python -m benchmarks.study run ISO20 RES20    of these configs alone
+python -m benchmarks.study speed              time an epoch of each config, on a machine that does nothing else
+python -m benchmarks.study tables             write the tables and pictures of RESULTS.md from results/
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from benchmarks.study import speed, stored, tables
+from benchmarks.study.rows import Run
+from benchmarks.study.sections import ROWS
+from isonet.errors import UserError, run_cli
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """What to do, and with which configs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("action", choices=("list", "run", "speed", "tables"))
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="of configs/study/, e.g. ISO20 (default: all)")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Do ``args.action``."""
+    if unknown := set(args.configs) - {row.config for row in ROWS}:
+        raise UserError(f"{', '.join(sorted(unknown))}: no row of the study; python -m benchmarks.study list names them")
+    rows = [row for row in ROWS if not args.configs or row.config in args.configs]
+    runs = [run for row in rows for run in row.runs()]
+    if args.action == "list":
+        for run in runs:
+            print("stored " if stored.read(run.name) else "missing", run.command)
+    elif args.action == "run":
+        train([run for run in runs if not stored.read(run.name)])
+    elif args.action == "speed":
+        speed.measure(rows)
+    else:
+        tables.write()
+
+
+def train(runs: Sequence[Run]) -> None:
+    """Train each of ``runs``, or go on with it where it was interrupted, and store what it leaves."""
+    for number, run in enumerate(runs, start=1):
+        print(f"{number} of {len(runs)}: {run.command}", flush=True)
+        command = [sys.executable, "train.py", *run.arguments[:4], "--resume", "auto", *run.opts]
+        if status := subprocess.run(command, cwd=stored.REPO, check=False).returncode:
+            raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
+        stored.write(run.name, stored.collect(run.command, run.folder()))
+
+
+if __name__ == "__main__":
+    run_cli(main, parse_args())

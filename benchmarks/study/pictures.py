@@ -1,0 +1,51 @@
+"""The pictures of RESULTS.md. Drawing takes matplotlib: pip install -e '.[plot]'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotlib, short, style
+
+_ZERO = 1e-22  # where a norm that has vanished is drawn, on an axis that has no 0
+
+
+def norms_picture(variants: dict[str, dict[str, list[float]]]) -> bytes:
+    """PNG. Norms of the signal and of its gradient over the layers, and where a factor of 10 around the start ends."""
+    require_matplotlib("the norms")
+    from matplotlib.ticker import FuncFormatter
+
+    with style(10):
+        figure = new_figure(1500, 650)
+        panels = (("forward", "norm of the signal"), ("backward", "norm of the loss's gradient"))
+        for place, (key, label) in enumerate(panels, start=1):
+            axis = figure.add_subplot(1, 2, place)
+            for (name, found), colour, marker in zip(variants.items(), COLOURS, MARKERS, strict=False):
+                values = [max(value, _ZERO) for value in found[key]]
+                axis.plot(values, color=colour, marker=marker, markevery=len(values) // 12, label=name)
+            axis.set_yscale("log")
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))
+            axis.set_ylim(_ZERO / 10, 1e6)
+            axis.set_xlabel("activation, from the stem to the head")
+            axis.set_title(label, loc="left")
+            axis.legend(frameon=False, loc="upper right" if key == "forward" else "lower right")
+        return as_png(figure)
+
+
+def curves_picture(curves: dict[str, Sequence[float]], seconds: dict[str, float]) -> bytes:
+    """PNG. Top-1 in percent against epochs, and against minutes: ``seconds`` of an epoch of each curve."""
+    require_matplotlib("the curves")
+    with style(10):
+        figure = new_figure(1500, 700)
+        axes: Any = [figure.add_subplot(1, 2, place) for place in (1, 2)]
+        for number, (name, top1) in enumerate(curves.items()):
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "label": name}
+            epochs = range(1, len(top1) + 1)
+            axes[0].plot(epochs, top1, **look)
+            axes[1].plot([epoch * seconds[name] / 60 for epoch in epochs], top1, **look)
+        axes[0].set_xlabel("epoch")
+        axes[1].set_xlabel("minutes of training and validation")
+        for axis in axes:
+            axis.set_ylabel("top-1, %")
+        axes[0].legend(frameon=False, loc="lower right")
+        return as_png(figure)

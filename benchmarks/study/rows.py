@@ -1,0 +1,79 @@
+"""The rows of the study: which configs run at which rates and with which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from benchmarks.study.stored import REPO
+from isonet.config import load_cfg
+from isonet.run_folder import RunFolder, run_folder
+
+CONFIGS = REPO / "configs" / "study"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a config, its base rate and its seed."""
+
+    config: str
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}-lr{self.rate:g}-seed{self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of ``train.py``."""
+        return ["--cfg", f"configs/study/{self.config}.yaml", "--output", self.name, *self.opts]
+
+    @property
+    def opts(self) -> list[str]:
+        return ["SOLVER.BASE_LR", f"{self.rate:g}", "RUNTIME.SEED", str(self.seed)]
+
+    @property
+    def command(self) -> str:
+        return " ".join(["python train.py", *self.arguments])
+
+    def cfg(self) -> CfgNode:
+        return load_cfg(CONFIGS / f"{self.config}.yaml", self.opts)
+
+    def folder(self) -> RunFolder:
+        return run_folder(self.cfg(), self.name)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A config of configs/study/, whose BASE_LR is the best of ``rates``.
+
+    rates: tried with seed 0, besides the config's own. seeds: of the runs at the config's own rate.
+    """
+
+    config: str
+    title: str
+    rates: Sequence[float] = ()
+    seeds: Sequence[int] = (0,)
+
+    @property
+    def path(self) -> Path:
+        return CONFIGS / f"{self.config}.yaml"
+
+    @property
+    def rate(self) -> float:
+        return load_cfg(self.path).SOLVER.BASE_LR
+
+    def searched(self) -> list[Run]:
+        """A run at each rate, lowest first, all of seed 0."""
+        return [Run(self.config, rate, 0) for rate in sorted({self.rate, *self.rates})]
+
+    def repeated(self) -> list[Run]:
+        """A run with each seed at the config's own rate."""
+        return [Run(self.config, self.rate, seed) for seed in self.seeds]
+
+    def runs(self) -> list[Run]:
+        return list(dict.fromkeys([*self.repeated(), *self.searched()]))

@@ -1,0 +1,73 @@
+"""How long an epoch takes: steps and evaluation of every config in turn, on a machine that does nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import interleave, machine
+from benchmarks.study.rows import Row
+from benchmarks.study.stored import RESULTS
+from isonet import build_model
+from isonet.config import load_cfg
+from isonet.training import build_optimizer
+from isonet.training.amp import Amp
+from isonet.training.devices import place
+from isonet.training.step import TrainStep
+
+FILE = RESULTS / "speed.json"
+IMAGES = {"train": 50_000, "val": 10_000}
+REPEATS = 15
+CPU = torch.device("cpu")
+
+
+def measure(rows: Sequence[Row]) -> None:
+    """Write seconds of an epoch for each config of ``rows`` into results/speed.json, beside those that it holds."""
+    found = read()
+    names = [row.config for row in rows]
+    pairs = [_step_and_evaluation(row) for row in rows]
+    seconds = interleave([work for pair in pairs for work in pair], REPEATS, CPU)
+    for name, step, evaluation in zip(names, seconds[::2], seconds[1::2], strict=True):
+        found[name] = {"step": step, "evaluation": evaluation, **machine()}
+        print(f"{name}: step {1e3 * step:.1f} ms, epoch {epoch_seconds(found[name]):.1f} s", flush=True)
+    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def read() -> dict[str, dict[str, Any]]:
+    """Of each config the seconds of a training step and of the evaluation of a batch, and the machine."""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def epoch_seconds(found: dict[str, Any], train_batch: int = 128, test_batch: int = 200) -> float:
+    """Of one epoch of training and validation."""
+    return found["step"] * IMAGES["train"] / train_batch + found["evaluation"] * IMAGES["val"] / test_batch
+
+
+def _step_and_evaluation(row: Row) -> tuple[Callable[[], object], Callable[[], object]]:
+    cfg = load_cfg(row.path)
+    model = build_model(cfg)
+    forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+    amp = Amp(cfg.RUNTIME.AMP, CPU)
+    step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp)
+    images, tests = _images(cfg.SOLVER.TRAIN_BATCH_SIZE), _images(cfg.SOLVER.TEST_BATCH_SIZE)
+    labels = torch.arange(len(images)) % cfg.DATASET.NUM_CLASSES
+
+    def train() -> None:
+        model.train()
+        step(images, labels)
+
+    return train, lambda: _evaluate(model, forward, amp, tests)
+
+
+def _evaluate(model: nn.Module, forward: nn.Module, amp: Amp, images: Tensor) -> None:
+    model.eval()
+    with torch.inference_mode(), amp.autocast():
+        forward(images)
+
+
+def _images(number: int) -> Tensor:
+    return torch.randn(number, 3, 32, 32).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,57 @@
+"""What a run left, as one JSON file of results/: its command, its config, versions, and a row of figures an epoch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from isonet.run_folder import RunFolder
+from isonet.tools.summary import read_rows
+
+REPO = Path(__file__).resolve().parents[2]
+RESULTS = REPO / "results"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """metrics, timing: a row an epoch, from 1, as in the run's ``metrics.jsonl`` and ``timing.jsonl``."""
+
+    command: str
+    config: str
+    versions: dict[str, Any]
+    metrics: list[dict[str, float]]
+    timing: list[dict[str, float]]
+
+    @property
+    def top1(self) -> float:
+        """After the last epoch, in percent: not the best epoch's, which would be chosen by the validation images."""
+        return self.metrics[-1]["top1"]
+
+
+def collect(command: str, folder: RunFolder) -> Stored:
+    """A finished run as it lies in its folder."""
+    versions = json.loads(folder.versions.read_text(encoding="utf-8"))
+    kept = {key: versions[key] for key in ("python", "torch", "torchvision", "gpus", "commit")}
+    metrics, timing = read_rows(folder.metrics)[0], read_rows(folder.timing)[0]
+    return Stored(command, folder.config.read_text(encoding="utf-8"), kept, metrics, timing)
+
+
+def write(name: str, stored: Stored) -> Path:
+    """Write ``results/<name>.json``, a line for each epoch."""
+    head = {"command": stored.command, "config": stored.config, "versions": stored.versions}
+    parts = [json.dumps(head, indent=1)[:-2]]
+    for key, rows in (("metrics", stored.metrics), ("timing", stored.timing)):
+        lines = ",\n  ".join(json.dumps(row) for row in rows)
+        parts.append(f' "{key}": [\n  {lines}\n ]')
+    file = RESULTS / f"{name}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(",\n".join(parts) + "\n}\n", encoding="utf-8")
+    return file
+
+
+def read(name: str) -> Stored | None:
+    """The stored run of this name; None where it was not made yet."""
+    file = RESULTS / f"{name}.json"
+    return Stored(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None

@@ -1,0 +1,88 @@
+"""The tables of RESULTS.md, made of results/ and written between its markers."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+
+from benchmarks.study import speed, stored
+from benchmarks.study.rows import Row, Run
+from benchmarks.study.sections import SECTIONS
+from benchmarks.study.stored import REPO, Stored
+
+PAGE = REPO / "RESULTS.md"
+_TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def write() -> None:
+    """Write every table of the page anew."""
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def filled(page: str) -> str:
+    """``page`` with the tables that its markers name, as results/ has them now."""
+    return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", page)
+
+
+def accuracy_table(rows: Sequence[Row]) -> str:
+    """A line for each row: top-1 on the way and at the end, of how many seeds, and the minutes that it takes."""
+    seconds = speed.read()
+    lines = []
+    for row in rows:
+        found = [run for run in map(of, row.repeated()) if run]
+        if not found:
+            lines.append([row.title, f"`{row.config}`", *["not run"] * 6])
+            continue
+        epochs = len(found[0].metrics)
+        minutes = f"{epochs * speed.epoch_seconds(seconds[row.config]) / 60:.1f}" if row.config in seconds else ""
+        on_the_way = [mean_top1(found, epoch) for epoch in (1, (epochs + 1) // 2)]
+        lines.append([row.title, f"`{row.config}`", f"{row.rate:g}", str(epochs),
+                      *(f"{top1:.1f}" for top1 in on_the_way), result(found), minutes])  # fmt: skip
+    head = ["network", "config", "base rate", "epochs", "after 1", "after half", "top-1 (seeds)", "minutes"]
+    return markdown(head, lines, left=2)
+
+
+def rate_table(rows: Sequence[Row]) -> str:
+    """A line for each row with the top-1 of each of its rates; the best in bold."""
+    lines = []
+    for row in rows:
+        found = {run.rate: stored.read(run.name) for run in row.searched()}
+        best = max((run.top1 for run in found.values() if run), default=None)
+        cells = []
+        for rate, run in found.items():
+            top1 = "not run" if run is None else f"{run.top1:.2f}"
+            cells.append(f"{rate:g}: **{top1}**" if run and run.top1 == best else f"{rate:g}: {top1}")
+        lines.append([row.title, f"`{row.config}`", ", ".join(cells)])
+    return markdown(["network", "config", "base rate: top-1 after the last epoch, seed 0"], lines, left=3)
+
+
+def of(run: Run) -> Stored | None:
+    return stored.read(run.name)
+
+
+def mean_top1(runs: Sequence[Stored], epoch: int) -> float:
+    return statistics.mean(run.metrics[epoch - 1]["top1"] for run in runs)
+
+
+def result(runs: Sequence[Stored]) -> str:
+    """Mean and standard deviation over the seeds, after the last epoch."""
+    top1 = [run.top1 for run in runs]
+    spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
+    return f"{statistics.mean(top1):.2f}{spread} ({len(top1)})"
+
+
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+    """A table whose first ``left`` columns lean to the left."""
+    rule = ["---" if column < left else "---:" for column in range(len(head))]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
+
+
+def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
+    for section in SECTIONS:
+        yield section.name, lambda rows=section.rows: accuracy_table(rows)
+        if any(row.rates for row in section.rows):
+            yield f"{section.name}-rates", lambda rows=section.rows: rate_table([row for row in rows if row.rates])
+
+
+TABLES = dict(_tables())
