@@ -32,11 +32,30 @@ class SReLU(nn.Module):
 
 
 def _srelu(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
-    shift = shift.to(x.dtype)  # autocast feeds x in reduced precision; a no-op in float32
     inplace = inplace and not torch.compiler.is_compiling()  # which plans its memory by itself
     if torch.is_grad_enabled():
         return _SReLU.apply(x, shift, inplace)
-    return torch.maximum(x, shift, out=x if inplace else None)
+    return torch.maximum(x, shift.to(x.dtype), out=x if inplace else None)
+
+
+@torch.library.custom_op("isonet::rounded", mutates_args=())
+def _rounded(shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """``shift`` in 16 bits, also where a compiler would go on with all 32.
+
+    Beside a shift that was not rounded, an output that was lies above it as often as not where the two are equal, and
+    the gradient of all that was cut off would go to the input.
+    """
+    return shift.to(dtype)
+
+
+@_rounded.register_fake
+def _(shift: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(shift, dtype=dtype)
+
+
+def _shift_like(x: Tensor, shift: Tensor) -> Tensor:
+    """The shift in the type of ``x``: autocast feeds SReLU in reduced precision."""
+    return shift if x.dtype == shift.dtype else _rounded(shift, x.dtype)
 
 
 class _SReLU(torch.autograd.Function):
@@ -44,7 +63,7 @@ class _SReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
-        return torch.maximum(x, shift, out=x if inplace else None)
+        return torch.maximum(x, _shift_like(x, shift), out=x if inplace else None)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -56,12 +75,12 @@ class _SReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         output, shift = ctx.saved_tensors
-        above = output - shift  # 0 at ties, too
+        above = output - _shift_like(output, shift)  # 0 at ties, too
         grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
         # A tensor is reused where nobody asks for second derivatives: new memory costs more than the arithmetic
         reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         rest = torch.sub(grad, grad_x, out=above if reuse else None)
-        return grad_x, rest.sum((0, 2, 3), keepdim=True), None
+        return grad_x, rest.sum((0, 2, 3), keepdim=True, dtype=shift.dtype), None
 
 
 class ResMultiplier(nn.Module):
