@@ -101,7 +101,7 @@ def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_cl
         )
     layers = LayerFactory(shortcuts=shortcuts, multiplier=0.0 if shortcuts else None)
     model = ISONet(architecture(depth, transform, imagenet), layers, num_classes, dropout)
-    init_network_(model, delta=True, orthogonal=False)
+    init_network_(model)
     return model
 
 

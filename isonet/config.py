@@ -46,6 +46,7 @@ def default_cfg() -> CfgNode:
     cfg.SOLVER.LR_GAMMA = 0.1  # by this factor
     cfg.SOLVER.WEIGHT_DECAY = 1e-4  # on all but the SReLU shifts
     cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.MULTIPLIER_LR = 0.1  # the rate of residual multipliers over that of the rest
     cfg.SOLVER.DAMPENING = False  # True: dampening 1 in torch's SGD
     cfg.SOLVER.NESTEROV = False
     cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU
@@ -64,6 +65,8 @@ def default_cfg() -> CfgNode:
     cfg.ISON.SReLU = True  # False: ReLU
     cfg.ISON.DIRAC_INIT = True  # delta initialisation; False: normal, fan-out
     cfg.ISON.DELTA_ORTHOGONAL = False  # with DIRAC_INIT: a random orthogonal centre tap, not the identity
+    cfg.ISON.ORTHOGONAL_CONV = False  # with DIRAC_INIT: a random orthogonal convolution of all taps, not the identity
+    cfg.ISON.SHIFT = -1.0  # where SReLU's shifts start
     cfg.ISON.HAS_RES_MULTIPLIER = False  # a learned scalar on each residual branch
     cfg.ISON.RES_MULTIPLIER = 1.0  # that scalar's start
     cfg.ISON.DROPOUT = False  # before the linear layer

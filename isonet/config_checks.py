@@ -72,6 +72,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.LR_GAMMA": (0, 1e6),
     "SOLVER.WEIGHT_DECAY": (0, 1e6),
     "SOLVER.MOMENTUM": (0, _ALMOST_ONE),
+    "SOLVER.MULTIPLIER_LR": (0, 1e6),
     "SOLVER.TRAIN_BATCH_SIZE": (1, 1_000_000),
     "SOLVER.TEST_BATCH_SIZE": (1, 1_000_000),
     "SOLVER.ACCUMULATE": (1, 10_000),
@@ -80,6 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.WARMUP_FACTOR": (0, 1),
     "ISON.DEPTH": (1, 10_000),
     "ISON.ORTHO_COEFF": (0, 1e6),
+    "ISON.SHIFT": (-1e6, 1e6),
     "ISON.RES_MULTIPLIER": (-1e6, 1e6),
     "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
     "RUNTIME.SEED": (0, 2**63 - 1),
@@ -109,10 +111,16 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         "SOLVER.NESTEROV",
         "needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False",
     )
+    for key in ("DELTA_ORTHOGONAL", "ORTHOGONAL_CONV"):
+        yield (
+            ison[key] and not ison.DIRAC_INIT,
+            f"ISON.{key}",
+            "takes the place of the delta initialisation: set ISON.DIRAC_INIT True with it",
+        )
     yield (
-        ison.DELTA_ORTHOGONAL and not ison.DIRAC_INIT,
-        "ISON.DELTA_ORTHOGONAL",
-        "is a kind of delta initialisation: set ISON.DIRAC_INIT True with it",
+        ison.DELTA_ORTHOGONAL and ison.ORTHOGONAL_CONV,
+        "ISON.ORTHOGONAL_CONV",
+        "and ISON.DELTA_ORTHOGONAL are two initialisations: set one of them False",
     )
     yield (
         ison.HAS_RES_MULTIPLIER and not ison.HAS_ST and ison.RES_MULTIPLIER == 0,

@@ -1,4 +1,4 @@
-"""Initialisation: delta, delta-orthogonal, and the plain normal one that they replace."""
+"""Initialisation: delta, its orthogonal relatives, and the plain normal one that they replace."""
 
 from __future__ import annotations
 
@@ -30,6 +30,39 @@ def delta_init_(module: nn.Module, orthogonal: bool = False) -> nn.Module:
         if conv.bias is not None:
             conv.bias.zero_()
     return module
+
+
+@torch.no_grad()
+def orthogonal_conv_init_(module: nn.Module) -> nn.Module:
+    """Make every convolution of ``module`` but a 7x7 stem a random orthogonal one that uses all its taps, in place.
+
+    Like delta it keeps the length of a signal (with a stride or a border: of what those leave of it), and its penalty
+    is 0; unlike delta it mixes channels and neighbours from the start. Along each axis of k taps it is
+    a product of k - 1 convolutions ``[P, I - P]`` of two taps, each of which keeps one half of the channels, the
+    image of a random projection P, and shifts the other by a pixel (Kautsky and Turcajova 1994; Xiao et al.
+    2018, section 2.4). A rectangular kernel is part of a square one. Groups, biases and modules as in ``delta_init_``.
+    """
+    for _, conv in named_convs(module):
+        if is_7x7_stem(conv):
+            continue
+        for kernel in conv.weight.chunk(conv.groups):
+            w_out, w_in = kernel.shape[:2]
+            kernel.copy_(_orthogonal_kernel(max(w_out, w_in), conv.kernel_size)[:w_out, :w_in])
+        if conv.bias is not None:
+            conv.bias.zero_()
+    return module
+
+
+def _orthogonal_kernel(channels: int, size: tuple[int, ...]) -> Tensor:
+    """(channels, channels, *size)"""
+    kernel = nn.init.orthogonal_(torch.empty(channels, channels)).view(channels, channels, *[1] * len(size))
+    for axis, taps in enumerate(size, start=2):
+        for _ in range(taps - 1):
+            half = nn.init.orthogonal_(torch.empty(channels, channels))[: (channels + 1) // 2]
+            kept = torch.einsum("oi...,ij->oj...", kernel, half.T @ half)
+            gap = torch.zeros_like(kept.narrow(axis, 0, 1))
+            kernel = torch.cat([kept, gap], axis) + torch.cat([gap, kernel - kept], axis)
+    return kernel
 
 
 @torch.no_grad()

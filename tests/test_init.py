@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from isonet import delta_init_
-from isonet.init import normal_init_
+from isonet import delta_init_, ortho_penalty
+from isonet.init import normal_init_, orthogonal_conv_init_
 
 
 @pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d, nn.Conv3d])
@@ -44,11 +45,30 @@ def test_delta_orthogonal_has_orthonormal_rows_or_columns(w_in, w_out):
     assert layer.weight.count_nonzero() == tap.numel()
 
 
+@pytest.mark.parametrize(("conv", "size"), [(nn.Conv1d, 4), (nn.Conv2d, (3, 5)), (nn.Conv3d, 3), (nn.Conv2d, 1)])
+@pytest.mark.parametrize(("w_in", "w_out", "groups"), [(5, 5, 1), (3, 8, 1), (8, 4, 2)])
+def test_an_orthogonal_convolution_keeps_lengths_on_a_map_without_a_border(conv, size, w_in, w_out, groups):
+    """Of the signal where channels do not get fewer, and else of the gradient on its way back."""
+    torch.manual_seed(0)
+    layer = orthogonal_conv_init_(conv(w_in, w_out, size, groups=groups, bias=False).double())
+    x = torch.randn(2, w_in, *[6] * (layer.weight.ndim - 2), dtype=torch.float64, requires_grad=True)
+    around = [(0, k - 1) for k in reversed(layer.kernel_size)]
+    y = layer(F.pad(x, [pixels for pair in around for pixels in pair], mode="circular"))
+    lengths = y.flatten(1).norm(dim=1), x.flatten(1).norm(dim=1)
+    if w_out < w_in:
+        back = torch.randn_like(y)
+        lengths = torch.autograd.grad(y, x, back)[0].flatten(1).norm(dim=1), back.flatten(1).norm(dim=1)
+    torch.testing.assert_close(*lengths, rtol=1e-5, atol=0)
+    assert layer.weight.count_nonzero() == layer.weight.numel()
+    assert ortho_penalty(layer) < 1e-8 or w_in == 3  # which the penalty leaves out
+
+
 def test_the_7x7_stem_is_left_alone():
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 64, 7)
     before = layer.weight.clone()
     assert torch.equal(delta_init_(layer).weight, before)
+    assert torch.equal(orthogonal_conv_init_(layer).weight, before)
 
 
 def test_normal_has_the_fan_out_variance_and_no_bias():

@@ -33,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Do ``args.action``."""
     if unknown := set(args.configs) - {row.config for row in ROWS}:
-        raise UserError(f"{', '.join(sorted(unknown))}: no row of the study; python -m benchmarks.study list names them")
+        raise UserError(f"{', '.join(sorted(unknown))}: no row of the study (python -m benchmarks.study list)")
     rows = [row for row in ROWS if not args.configs or row.config in args.configs]
     runs = [run for row in rows for run in row.runs()]
     if args.action == "list":

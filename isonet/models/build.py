@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from torch import nn
 from yacs.config import CfgNode
 
 from isonet.config import uses_small_images
 from isonet.errors import ConfigError
-from isonet.init import delta_init_, normal_init_
+from isonet.init import delta_init_, normal_init_, orthogonal_conv_init_
 from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
 from isonet.models.isonet import Architecture, ISONet
 from isonet.models.layers import LayerFactory
@@ -27,7 +30,7 @@ def build_model(cfg: CfgNode) -> ISONet:
     Raises ``ConfigError`` for a depth or a transform that fits no network.
     """
     model = assemble(cfg)
-    init_network_(model, delta=cfg.ISON.DIRAC_INIT, orthogonal=cfg.ISON.DELTA_ORTHOGONAL)
+    init_network_(model, _kind_of_init(cfg))
     return model
 
 
@@ -37,6 +40,7 @@ def assemble(cfg: CfgNode) -> ISONet:
     layers = LayerFactory(
         batch_norm=ison.HAS_BN,
         srelu=ison.SReLU,
+        shift=ison.SHIFT,
         shortcuts=ison.HAS_ST,
         multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
     )
@@ -59,11 +63,10 @@ def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
     )
 
 
-def init_network_(model: nn.Module, delta: bool, orthogonal: bool) -> None:
-    """Fill ``model``: convolutions (delta or normal), the classifier, and the last gamma of each residual branch."""
-    normal_init_(model)
-    if delta:
-        delta_init_(model, orthogonal)
+def init_network_(model: nn.Module, convs: str = "delta") -> None:
+    """Fill ``model``: convolutions by the name of ``INITS``, the classifier, the last gamma of each residual branch."""
+    normal_init_(model)  # which is what a 7x7 stem keeps
+    INITS[convs](model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
@@ -71,6 +74,20 @@ def init_network_(model: nn.Module, delta: bool, orthogonal: bool) -> None:
         # A block with batch norm starts as its shortcut, too
         if isinstance(module, ResBlock) and module.has_shortcut and isinstance(module.f.last_norm, nn.BatchNorm2d):
             nn.init.zeros_(module.f.last_norm.weight)
+
+
+INITS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "normal": normal_init_,
+    "delta": delta_init_,
+    "delta-orthogonal": functools.partial(delta_init_, orthogonal=True),
+    "orthogonal": orthogonal_conv_init_,
+}
+
+
+def _kind_of_init(cfg: CfgNode) -> str:
+    if not cfg.ISON.DIRAC_INIT:
+        return "normal"
+    return "orthogonal" if cfg.ISON.ORTHOGONAL_CONV else "delta-orthogonal" if cfg.ISON.DELTA_ORTHOGONAL else "delta"
 
 
 def _imagenet_depths(depth: int, transform: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ def network(family, transform, imagenet):
     torch.manual_seed(0)
     arch = Architecture(transform, depths=(1, 1), widths=(8, 16), stem_width=8, imagenet_stem=imagenet)
     model = ISONet(arch, FAMILIES[family], num_classes=5)
-    init_network_(model, delta=family != "ResNet", orthogonal=False)  # delta: where ties are common
+    init_network_(model, "normal" if family == "ResNet" else "delta")  # delta: where ties are common
     return model, torch.randn(3, 3, 24, 24)
 
 

@@ -64,7 +64,7 @@ def test_channels_last_and_compiled_steps_are_the_plain_ones():
 
 
 def test_a_compiled_network_in_16_bits_has_the_gradient_of_the_plain_one():
-    """What SReLU cuts off passes its gradient to the shift, which a shift of 32 bits beside 16-bit outputs would not."""
+    """What SReLU cuts off passes its gradient to the shift; beside a shift of 32 bits 16-bit outputs would not."""
     model = network("ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.3)
     with torch.no_grad():
         for module in model.modules():

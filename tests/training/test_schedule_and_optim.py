@@ -33,7 +33,9 @@ def test_warm_up_starts_at_its_factor_and_ends_at_the_full_rate():
     assert rates == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
 
 
-@pytest.mark.parametrize("schedule, left", [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])])
+@pytest.mark.parametrize(
+    "schedule, left", [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])]
+)
 def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
     """Of 6 epochs two ramp up from a half, and the rate falls over the other four; middles of epochs lie between."""
     opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 3, "SOLVER.WARMUP_FACTOR", 0.5]
