@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -80,9 +81,9 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
     for section in SECTIONS:
-        yield section.name, lambda rows=section.rows: accuracy_table(rows)
-        if any(row.rates for row in section.rows):
-            yield f"{section.name}-rates", lambda rows=section.rows: rate_table([row for row in rows if row.rates])
+        yield section.name, functools.partial(accuracy_table, section.rows)
+        if searched := [row for row in section.rows if row.rates]:
+            yield f"{section.name}-rates", functools.partial(rate_table, searched)
 
 
 TABLES = dict(_tables())

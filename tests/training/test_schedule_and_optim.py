@@ -34,7 +34,7 @@ def test_warm_up_starts_at_its_factor_and_ends_at_the_full_rate():
 
 
 @pytest.mark.parametrize(
-    "schedule, left", [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])]
+    ("schedule", "left"), [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])]
 )
 def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
     """Of 6 epochs two ramp up from a half, and the rate falls over the other four; middles of epochs lie between."""
