@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from yacs.config import CfgNode
 
@@ -31,6 +32,8 @@ def build_model(cfg: CfgNode) -> ISONet:
     """
     model = assemble(cfg)
     init_network_(model, _kind_of_init(cfg))
+    with torch.no_grad():
+        model.stem.conv.weight.mul_(cfg.ISON.STEM_GAIN)
     return model
 
 
