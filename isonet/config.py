@@ -46,7 +46,6 @@ def default_cfg() -> CfgNode:
     cfg.SOLVER.LR_GAMMA = 0.1  # by this factor
     cfg.SOLVER.WEIGHT_DECAY = 1e-4  # on all but the SReLU shifts
     cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.MULTIPLIER_LR = 0.1  # the rate of residual multipliers over that of the rest
     cfg.SOLVER.DAMPENING = False  # True: dampening 1 in torch's SGD
     cfg.SOLVER.NESTEROV = False
     cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU

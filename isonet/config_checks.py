@@ -72,7 +72,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.LR_GAMMA": (0, 1e6),
     "SOLVER.WEIGHT_DECAY": (0, 1e6),
     "SOLVER.MOMENTUM": (0, _ALMOST_ONE),
-    "SOLVER.MULTIPLIER_LR": (0, 1e6),
     "SOLVER.TRAIN_BATCH_SIZE": (1, 1_000_000),
     "SOLVER.TEST_BATCH_SIZE": (1, 1_000_000),
     "SOLVER.ACCUMULATE": (1, 10_000),

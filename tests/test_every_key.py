@@ -215,12 +215,6 @@ PROBES: dict[str, tuple] = {
     "SOLVER.LR_GAMMA": (rates, 0.1, 0.2, ["SOLVER.LR_MILESTONES", [2]]),
     "SOLVER.WEIGHT_DECAY": (optimiser_group("weight_decay"), 0.1, 0.2, CIFAR),
     "SOLVER.MOMENTUM": (optimiser_group("momentum"), 0.8, 0.9, CIFAR),
-    "SOLVER.MULTIPLIER_LR": (
-        lambda cfg, _: build_optimizer(build_model(cfg), cfg).param_groups[2]["lr_scale"],
-        0.1,
-        1.0,
-        [*CIFAR, *RES],
-    ),
     "SOLVER.DAMPENING": (optimiser_group("dampening"), False, True, CIFAR),
     "SOLVER.NESTEROV": (optimiser_group("nesterov"), False, True, CIFAR),
     "SOLVER.TRAIN_BATCH_SIZE": (batch("train"), 16, 32, TINY),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.study import speed, stored
+from benchmarks.study import speed, stored, very_deep
 from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import SECTIONS
 from benchmarks.study.stored import REPO, Stored
+from isonet.zoo import ZOO
 
 PAGE = REPO / "RESULTS.md"
 _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -58,6 +60,52 @@ def rate_table(rows: Sequence[Row]) -> str:
     return markdown(["network", "config", "base rate: top-1 after the last epoch, seed 0"], lines, left=3)
 
 
+def paper_table() -> str:
+    """What the authors report of their ImageNet networks."""
+    found = {(entry.residual, entry.dropout, entry.depth): entry.top1 for entry in ZOO.values()}
+    depths = sorted({depth for _, _, depth in found})
+    lines = [
+        [f"{'R-ISONet' if residual else 'ISONet'}{', dropout' if dropout else ''}",
+         *(f"{found[residual, dropout, depth]:.2f}" for depth in depths)]
+        for residual in (False, True) for dropout in (False, True)
+    ]  # fmt: skip
+    return markdown(["ImageNet top-1, the paper's", *(f"depth {depth}" for depth in depths)], lines, left=1)
+
+
+def norms_table() -> str:
+    """At the start, over all activations: the largest norm over the smallest."""
+    found = very_deep.read()["norms"]
+    lines = []
+    for name in very_deep.VARIANTS:
+        ratios = [spread(found[name][key]) for key in ("forward", "backward")]
+        lines.append([name, *("infinite" if math.isinf(ratio) else f"{ratio:,.3g}" for ratio in ratios)])
+    return markdown(["depth 1202 at its start", "signal, forward", "gradient, backward"], lines, left=1)
+
+
+def memory_table() -> str:
+    """Of a training step at batch 32."""
+    found = very_deep.read()["memory"]
+    lines = []
+    for how, title in (("without", "kept"), ("with", "recomputed (`RUNTIME.CHECKPOINT_ACTIVATIONS`)")):
+        before, peak, seconds = (found[how][key] for key in ("before", "peak", "seconds"))
+        lines.append([title, f"{before:,.0f}", f"{peak:,.0f}", f"{seconds:.2f}"])
+    return markdown(["activations", "MiB before the step", "MiB at most", "seconds a step"], lines, left=1)
+
+
+def steps_table() -> str:
+    """The losses of the first training steps, in means."""
+    found, size = very_deep.read()["steps"], very_deep.SHOWN
+    lines = []
+    for start in range(0, len(found["penalty"]), size):
+        means = [statistics.mean(found[key][start : start + size]) for key in ("cross_entropy", "penalty")]
+        lines.append([f"{start + 1} to {start + size}", f"{means[0]:.4f}", f"{means[1]:.3g}"])
+    return markdown(["steps", "cross entropy", "penalty"], lines, left=1)
+
+
+def spread(norms: Sequence[float]) -> float:
+    return max(norms) / min(norms) if min(norms) else math.inf
+
+
 def of(run: Run) -> Stored | None:
     return stored.read(run.name)
 
@@ -84,6 +132,11 @@ def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
         yield section.name, functools.partial(accuracy_table, section.rows)
         if searched := [row for row in section.rows if row.rates]:
             yield f"{section.name}-rates", functools.partial(rate_table, searched)
+
+    yield "paper", paper_table
+    yield "very-deep-norms", norms_table
+    yield "very-deep-memory", memory_table
+    yield "very-deep-steps", steps_table
 
 
 TABLES = dict(_tables())

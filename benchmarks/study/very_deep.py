@@ -105,6 +105,11 @@ def training_step(cfg: CfgNode) -> TrainStep:
     return TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, seed=cfg.RUNTIME.SEED)
 
 
+def read() -> dict[str, Any]:
+    """What was measured so far."""
+    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
 PARTS = {"norms": norms, "memory": memory, "steps": steps}
 
 
@@ -116,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; none: all")
     parts = parser.parse_args(argv).parts or list(PARTS)
-    found = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+    found = read()
     for part in parts:
         found[part] = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), **PARTS[part]()}
         FILE.parent.mkdir(parents=True, exist_ok=True)

@@ -8,9 +8,11 @@ from yacs.config import CfgNode
 
 from isonet.models.layers import ResMultiplier, SReLU
 
+MULTIPLIER_LR_SCALE = 0.1
+
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
-    """SGD over the SReLU shifts (not decayed), the residual multipliers (at MULTIPLIER_LR of the rate), and the rest.
+    """SGD over the SReLU shifts (not decayed), the residual multipliers (a tenth of the rate), and the rest.
 
     Parameters that need no gradient, as those of frozen parts, are in no group.
 
@@ -29,7 +31,7 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
         {
             "name": "multipliers",
             "params": multipliers,
-            "lr_scale": solver.MULTIPLIER_LR,
+            "lr_scale": MULTIPLIER_LR_SCALE,
             "weight_decay": solver.WEIGHT_DECAY,
         },
     ]
