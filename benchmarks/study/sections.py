@@ -26,6 +26,7 @@ SECTIONS = [
         [
             ISO20,
             Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1), seeds=SEEDS),
+            Row("RISO20-orthogonal", "R-ISONet-20, started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS),
             Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2), seeds=SEEDS),
         ],
     ),
