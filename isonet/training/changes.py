@@ -23,6 +23,11 @@ MAY_DIFFER = {
 }  # fmt: skip
 
 
+def may_differ(cfg: CfgNode) -> set[str]:
+    """Keys of ``cfg`` that may have had other values before: ``MAY_DIFFER``, but for what the schedule goes by."""
+    return MAY_DIFFER - ({"SOLVER.MAX_EPOCHS"} if cfg.SOLVER.SCHEDULE != "steps" else set())  # when the rate reaches 0
+
+
 def keep_global_batch(state: dict[str, Any], path: Path, cfg: CfgNode, num_gpus: int) -> CfgNode:
     """``cfg`` for going on from ``state`` with another number of GPUs: with its global batch, where that can be.
 
@@ -54,12 +59,10 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
     """What makes the run from here on another than the one that wrote ``state``, as ``KEY old -> new``."""
     if then := _config(state, path):
         before, now = flat(then), flat(cfg)
-        ignored, gpus_then = set(MAY_DIFFER), state.get("num_devices")
+        ignored, gpus_then = may_differ(cfg), state.get("num_devices")
         if type(gpus_then) is int and gpus_then > 0:
             ignored.add("SOLVER.ACCUMULATE")  # with the number of GPUs it makes the global batch, which is told instead
             yield from _other_batch(then, gpus_then, cfg, num_gpus)
-        if cfg.SOLVER.SCHEDULE != "steps":
-            ignored.discard("SOLVER.MAX_EPOCHS")  # when the rate reaches 0
         yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
     if type(state.get("num_images")) is int and state["num_images"] != loader.num_images:
         yield f"the number of training images {state['num_images']} -> {loader.num_images}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid
 from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import Child, run_all
-from isonet.tools.sweep.results import Result, ranked
+from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
 
 DIGITS = str(REPO / "configs/digits_ISO20.yaml")
@@ -76,6 +77,16 @@ def test_a_sweep_that_is_killed_goes_on_with_what_is_left(tmp_path, monkeypatch,
         sweep.main(sweep.parse_args([*arguments[:7], "64", *arguments[8:]]))
     with pytest.raises(UserError, match=r"lr is a sweep of SOLVER.BASE_LR: choose another --output"):
         sweep.main(sweep.parse_args(command("ISON.ORTHO_COEFF", "0,1")))
+    shutil.rmtree(runs / "lr")  # what is left are runs of this name
+    with pytest.raises(UserError, match=r"1e6 is a run with SOLVER.TRAIN_BATCH_SIZE 128, now it is 64: choose"):
+        sweep.main(sweep.parse_args([*arguments[:7], "64", *arguments[8:]]))
+
+
+def test_the_end_of_a_falling_rate_is_part_of_a_run():
+    before, after = (load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs]) for epochs in (3, 4))
+    assert difference(before, after) == ""
+    falling = [load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.SCHEDULE", "cosine"]) for epochs in (3, 4)]
+    assert difference(*falling) == "SOLVER.MAX_EPOCHS 3, now it is 4"
 
 
 def check_files(folder, top1):

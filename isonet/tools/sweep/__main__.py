@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 
-from isonet.config import flat, load_cfg
+from isonet.config import load_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.plots import MISSING, have_matplotlib
 from isonet.run_folder import run_folder
@@ -21,8 +21,7 @@ from isonet.tools.cli import make_parser
 from isonet.tools.sweep.grid import Grid, Run, make_grid
 from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import Child, run_all, start
-from isonet.tools.sweep.results import Files, Result, read_results, results_table, write_results
-from isonet.training.changes import MAY_DIFFER
+from isonet.tools.sweep.results import Files, Result, difference, read_results, results_table, write_results
 from isonet.training.devices import parse_gpu_ids, pick_devices
 from isonet.training.log import log_to_terminal
 from isonet.training.world import world_of_environment
@@ -84,7 +83,7 @@ class Sweep:
         _check_same(files, grid)
 
     def run(self, slots: list[str | None]) -> None:
-        """Run what is left. Raises ``Stopped`` after a signal, and ``UserError`` where no run has finished."""
+        """Run what is left. Raises ``Stopped`` after a signal, ``UserError`` where a run failed without diverging."""
         if not self.draws:
             print(f"{self.files.picture.name} is not drawn: {MISSING}", flush=True)
         remove_leftovers(self.files.path)
@@ -99,8 +98,8 @@ class Sweep:
         if undone:
             by = f"by {signal}" if signal else "some of the runs were stopped"
             raise Stopped(f"{by}; {len(undone)} runs are not finished, and saved: the same command goes on with them")
-        if all(result.state == "failed" for result in self.results):
-            raise UserError(f"none of the runs came to an end; the first: {self.results[0].reason}")
+        if failed := [result for result in self.results if result.state == "failed"]:
+            raise UserError(f"{len(failed)} of {len(self.results)} runs failed; the first: {failed[0].reason}")
 
     def _launch(self, run: Run, gpus: str | None) -> Child:
         self._result(run).state = "running"
@@ -146,15 +145,12 @@ def _told(result: Result) -> str:
 
 
 def _check_same(files: Files, grid: Grid) -> None:
-    """Refuse to mix runs of two configs in one sweep. Raises ``UserError``."""
-    if not files.cfg.exists():
-        return
-    before, now = flat(load_cfg(files.cfg)), flat(grid.cfg)
-    for key in now:
-        if key not in MAY_DIFFER and key not in grid.keys and before[key] != now[key]:
-            raise UserError(
-                f"{files.path} is a sweep with {key} {before[key]}, now it is {now[key]}: choose another --output"
-            )
+    """Refuse to mix runs of two configs in one sweep, or to take others' runs for its own. Raises ``UserError``."""
+    if files.cfg.exists() and (other := difference(load_cfg(files.cfg), grid.cfg, grid.keys)):
+        raise UserError(f"{files.path} is a sweep with {other}: choose another --output")
+    for run in grid.runs:
+        if run.folder.config.exists() and (other := difference(load_cfg(run.folder.config), run.cfg)):
+            raise UserError(f"{run.folder.path} is a run with {other}: choose another --output")
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from yacs.config import CfgNode
+
+from isonet.config import flat
 from isonet.errors import UserError, printable
 from isonet.storage import write_file
 from isonet.tools.summary import COLUMNS, Summary, cells, summary_of, text_table
 from isonet.tools.sweep.grid import Grid, Run, leaf, shown
+from isonet.training.changes import may_differ
 
 FAILED = ("diverged", "failed")
 _LONGEST_REASON = 100  # characters in the table; the files have all of it
@@ -69,7 +73,11 @@ class Files:
 
 def ranked(results: Sequence[Result]) -> list[Result]:
     """The best top-1 first; after them those that failed, and last those that have no figures yet."""
-    return sorted(results, key=lambda result: (result.state in FAILED, -(result.summary.best_top1 or -1.0)))
+    return sorted(results, key=lambda result: (result.state in FAILED, -_top1(result)))
+
+
+def _top1(result: Result) -> float:
+    return -1.0 if result.summary.best_top1 is None else result.summary.best_top1
 
 
 def write_results(files: Files, grid: Grid, results: Sequence[Result]) -> None:
@@ -101,6 +109,14 @@ def read_results(files: Files, grid: Grid) -> list[Result]:
         result.update()
         results.append(result)
     return results
+
+
+def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> str:
+    """The first key that makes a run of ``now`` another than one of ``before``, with both values; empty: none."""
+    old, new, ignored = flat(before), flat(now), may_differ(now)
+    different = (key for key in new if key not in ignored and key not in varying and old[key] != new[key])
+    key = next(different, None)
+    return f"{key} {old[key]}, now it is {new[key]}" if key else ""
 
 
 def _former_states(files: Files, grid: Grid) -> dict[str, tuple[str, str]]:
