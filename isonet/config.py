@@ -34,6 +34,7 @@ def default_cfg() -> CfgNode:
     cfg.DATASET.NUM_WORKERS = 8  # processes that decode images not held in memory; 0: none
     cfg.DATASET.DOWNLOAD = False  # fetch CIFAR into ROOT where it is missing
     cfg.DATASET.IMAGE_SIZE = 0  # pixels; 0: the set's own (CIFAR 32, digits 8, else 224); up to 64: CIFAR networks
+    cfg.DATASET.PADDING = -1  # pixels around small images out of which crops are drawn; -1: an eighth of the side
     cfg.DATASET.MEAN = []  # per channel, in [0, 1]; empty: the set's own (folders: ImageNet's, up to 64 px CIFAR's)
     cfg.DATASET.STD = []  # likewise
     cfg.DATASET.SHUFFLE_BUFFER = 1000  # images of shards out of which each worker draws the next; held as JPEG

@@ -64,6 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "DATASET.NUM_CLASSES": (1, 1_000_000),
     "DATASET.NUM_WORKERS": (0, 4096),
     "DATASET.IMAGE_SIZE": (0, 8192),
+    "DATASET.PADDING": (-1, SMALL_IMAGE),
     "DATASET.MEAN": (0, 1),
     "DATASET.STD": (1e-4, 1e4),
     "DATASET.SHUFFLE_BUFFER": (1, 1_000_000),
@@ -138,6 +139,11 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         data.NAME in ("", ".", "..") or "/" in data.NAME or "\\" in data.NAME,
         "DATASET.NAME",
         f"is the name of one folder under DATASET.ROOT, got {shown(data.NAME)}",
+    )
+    yield (
+        data.PADDING >= 0 and image_size > SMALL_IMAGE,
+        "DATASET.PADDING",
+        f"is of images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use -1",
     )
     yield (
         0 < data.IMAGE_SIZE < _SMALLEST_IMAGE,

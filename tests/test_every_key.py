@@ -206,6 +206,7 @@ PROBES: dict[str, tuple] = {
     "DATASET.DOWNLOAD": (download, False, True, CIFAR),
     "DATASET.IMAGE_SIZE": (batch("val"), 8, 16, TINY),
     "DATASET.MEAN": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
+    "DATASET.PADDING": (batch("train"), -1, 0, [*TINY, "DATASET.IMAGE_SIZE", 16]),
     "DATASET.ON_ERROR": (images_read, "stop", "skip", []),
     "DATASET.SHUFFLE_BUFFER": (images_of_shards, 1, 10, []),
     "DATASET.STD": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),

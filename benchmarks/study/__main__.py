@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks.study import speed, stored, tables
-from benchmarks.study.rows import Run
+from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import ROWS
 from isonet.errors import UserError, run_cli
 
@@ -35,7 +35,7 @@ def main(args: argparse.Namespace) -> None:
     if unknown := set(args.configs) - {row.config for row in ROWS}:
         raise UserError(f"{', '.join(sorted(unknown))}: no row of the study (python -m benchmarks.study list)")
     rows = [row for row in ROWS if not args.configs or row.config in args.configs]
-    runs = [run for row in rows for run in row.runs()]
+    runs = in_order(rows)
     if args.action == "list":
         for run in runs:
             print("stored " if stored.read(run.name) else "missing", run.command)
@@ -45,6 +45,12 @@ def main(args: argparse.Namespace) -> None:
         speed.measure(rows)
     else:
         tables.write()
+
+
+def in_order(rows: Sequence[Row]) -> list[Run]:
+    """A run of each row first, then the rates, and last the seeds that tell how far to trust the rest."""
+    runs = [(run.seed, run.rate != row.rate, run) for row in rows for run in row.runs()]
+    return [run for _, _, run in sorted(runs, key=lambda entry: entry[:2])]
 
 
 def train(runs: Sequence[Run]) -> None:

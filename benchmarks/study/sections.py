@@ -18,16 +18,21 @@ class Section:
     rows: Sequence[Row]
 
 
-ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02), seeds=SEEDS)
+ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02))
+RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1))
+ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
+RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2), seeds=SEEDS)
+RECIPE5 = Row("RISO20-recipe5", "R-ISONet-20, the better recipe", seeds=SEEDS)
 
 SECTIONS = [
     Section(
         "depth20",
         [
             ISO20,
-            Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1), seeds=SEEDS),
-            Row("RISO20-orthogonal", "R-ISONet-20, started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS),
-            Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2), seeds=SEEDS),
+            Row("ISO20-orthogonal", "ISONet-20, orthogonal convolutions, strong stem", rates=(0.01, 0.02, 0.05)),
+            RISO20,
+            ORTHOGONAL,
+            RES20,
         ],
     ),
     Section(
@@ -38,6 +43,36 @@ SECTIONS = [
             Row("ISO20-normal", "without the delta initialisation (normal)"),
             Row("ISO20-no-penalty", "without the penalty"),
             Row("ISO20-delta-orthogonal", "delta-orthogonal in place of delta"),
+        ],
+    ),
+    Section(
+        "start",
+        [
+            ORTHOGONAL,
+            Row("RISO20-orthogonal-delta", "the identity in place of orthogonal convolutions"),
+            Row("RISO20-orthogonal-delta-orthogonal", "one tap in place of all"),
+            Row("RISO20-orthogonal-stem1", "`STEM_GAIN` 1"),
+            Row("RISO20-orthogonal-multiplier0", "`RES_MULTIPLIER` 0"),
+            RISO20,
+        ],
+    ),
+    Section(
+        "recipe",
+        [
+            RECIPE5,
+            Row("RISO20-recipe10", "R-ISONet-20, the better recipe", seeds=SEEDS),
+            Row("RES20-recipe10", "ResNet-20, the better recipe"),
+            Row("ISO20-recipe10", "ISONet-20, the better recipe"),
+        ],
+    ),
+    Section(
+        "recipe-ablation",
+        [
+            RECIPE5,
+            Row("RISO20-recipe5-steps", "steps in place of the linear fall"),
+            Row("RISO20-recipe5-batch128", "batch 128 in place of 64"),
+            Row("RISO20-recipe5-momentum", "plain momentum in place of Nesterov's"),
+            Row("RISO20-recipe5-padding4", "crops out of 40 pixels in place of 36"),
         ],
     ),
 ]

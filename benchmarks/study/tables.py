@@ -15,6 +15,7 @@ from benchmarks.study.stored import REPO, Stored
 from isonet.zoo import ZOO
 
 PAGE = REPO / "RESULTS.md"
+NOT_MEASURED = "not measured yet"
 _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -84,7 +85,9 @@ def norms_table() -> str:
 
 def memory_table() -> str:
     """Of a training step at batch 32."""
-    found = very_deep.read()["memory"]
+    found = very_deep.read().get("memory")
+    if not found:
+        return NOT_MEASURED
     lines = []
     for how, title in (("without", "kept"), ("with", "recomputed (`RUNTIME.CHECKPOINT_ACTIVATIONS`)")):
         before, peak, seconds = (found[how][key] for key in ("before", "peak", "seconds"))
@@ -94,7 +97,9 @@ def memory_table() -> str:
 
 def steps_table() -> str:
     """The losses of the first training steps, in means."""
-    found, size = very_deep.read()["steps"], very_deep.SHOWN
+    found, size = very_deep.read().get("steps"), very_deep.SHOWN
+    if not found:
+        return NOT_MEASURED
     lines = []
     for start in range(0, len(found["penalty"]), size):
         means = [statistics.mean(found[key][start : start + size]) for key in ("cross_entropy", "penalty")]

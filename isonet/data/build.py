@@ -88,7 +88,8 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     num_gpus = len(devices) * share.parts
     batch_size = global_batch(cfg, num_gpus) if train else cfg.SOLVER.TEST_BATCH_SIZE * num_gpus
-    crop_flip = CropFlip(padding=size // 8, flip=cfg.DATASET.NAME != "digits") if train else None
+    padding = size // 8 if cfg.DATASET.PADDING < 0 else cfg.DATASET.PADDING
+    crop_flip = CropFlip(padding, flip=cfg.DATASET.NAME != "digits") if train else None
     augment = Augment(_image_transforms(size, uses_small_images(cfg), crop_flip), seed)
     workers, skip = num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
 
