@@ -112,6 +112,11 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         "SOLVER.NESTEROV",
         "needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False",
     )
+    yield (
+        solver.SCHEDULE != "steps" and solver.WARMUP and solver.WARMUP_EPOCH > solver.MAX_EPOCHS,
+        "SOLVER.WARMUP_EPOCH",
+        f"{solver.WARMUP_EPOCH} leaves no epoch of {solver.MAX_EPOCHS} in which the rate falls",
+    )
     for key in ("DELTA_ORTHOGONAL", "ORTHOGONAL_CONV"):
         yield (
             ison[key] and not ison.DIRAC_INIT,

@@ -7,7 +7,22 @@ import math
 import torch
 from torch import Tensor, nn
 
-from isonet.convs import is_7x7_stem, named_convs
+from isonet.convs import Conv, is_7x7_stem, named_convs
+
+
+def initialised_convs(module: nn.Module, stem: bool = False) -> list[tuple[str, Conv]]:
+    """The convolutions that an initialisation writes to: all, but a 7x7 stem only with ``stem``.
+
+    Raises ``ValueError`` for one whose weight or bias is computed anew at each call: it keeps nothing.
+    """
+    convs = [(name, conv) for name, conv in named_convs(module) if stem or not is_7x7_stem(conv)]
+    for name, conv in convs:
+        if not {"weight", "bias"} <= {*conv._parameters, *conv._buffers}:
+            raise ValueError(
+                f"{name or 'the module'} is parametrised (weight_norm, spectral_norm, pruning or the like): "
+                "initialise it before that is put on it"
+            )
+    return convs
 
 
 @torch.no_grad()
@@ -19,9 +34,7 @@ def delta_init_(module: nn.Module, orthogonal: bool = False) -> nn.Module:
     a random matrix with orthonormal rows or columns instead (Xiao et al. 2018, delta-orthogonal).
     Groups are treated as convolutions of their own. Biases become 0. Any ``nn.Module`` will do.
     """
-    for _, conv in named_convs(module):
-        if is_7x7_stem(conv):
-            continue
+    for _, conv in initialised_convs(module):
         centre: tuple[slice | int, ...] = (slice(None), slice(None), *(k // 2 for k in conv.kernel_size))
         conv.weight.zero_()
         for kernel in conv.weight.chunk(conv.groups):  # (out / groups, in / groups, *kernel), a view
@@ -42,9 +55,7 @@ def orthogonal_conv_init_(module: nn.Module) -> nn.Module:
     image of a random projection P, and shifts the other by a pixel (Kautsky and Turcajova 1994; Xiao et al.
     2018, section 2.4). A rectangular kernel is part of a square one. Groups, biases and modules as in ``delta_init_``.
     """
-    for _, conv in named_convs(module):
-        if is_7x7_stem(conv):
-            continue
+    for _, conv in initialised_convs(module):
         for kernel in conv.weight.chunk(conv.groups):
             w_out, w_in = kernel.shape[:2]
             kernel.copy_(_orthogonal_kernel(max(w_out, w_in), conv.kernel_size)[:w_out, :w_in])
@@ -57,8 +68,9 @@ def _orthogonal_kernel(channels: int, size: tuple[int, ...]) -> Tensor:
     """(channels, channels, *size)"""
     kernel = nn.init.orthogonal_(torch.empty(channels, channels)).view(channels, channels, *[1] * len(size))
     for axis, taps in enumerate(size, start=2):
-        for _ in range(taps - 1):
-            half = nn.init.orthogonal_(torch.empty(channels, channels))[: (channels + 1) // 2]
+        for step in range(taps - 1):
+            rank = (channels + step % 2) // 2  # odd numbers: the larger half in every other step
+            half = nn.init.orthogonal_(torch.empty(channels, channels))[:rank]
             kept = torch.einsum("oi...,ij->oj...", kernel, half.T @ half)
             gap = torch.zeros_like(kept.narrow(axis, 0, 1))
             kernel = torch.cat([kept, gap], axis) + torch.cat([gap, kernel - kept], axis)
@@ -68,7 +80,7 @@ def _orthogonal_kernel(channels: int, size: tuple[int, ...]) -> Tensor:
 @torch.no_grad()
 def normal_init_(module: nn.Module) -> nn.Module:
     """Fill every convolution of ``module`` from N(0, 2 / (kernel area * out)), in place; biases become 0."""
-    for _, conv in named_convs(module):
+    for _, conv in initialised_convs(module, stem=True):
         fan_out = math.prod(conv.kernel_size) * conv.out_channels
         conv.weight.normal_(0, math.sqrt(2 / fan_out))
         if conv.bias is not None:

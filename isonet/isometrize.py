@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.init import delta_init_
+from isonet.init import delta_init_, initialised_convs
 from isonet.models.layers import SReLU
 from isonet.ortho import penalised_convs
 from isonet.rewiring import NORMS, Kinds, exchange, rewire
-from isonet.watching import Call, ModelError, Watch, run, same
+from isonet.watching import Call, ModelError, Watch, run, same, tensors
 
 _REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # without being asked: below their cap both are max(x, 0)
 _NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
@@ -33,6 +34,13 @@ class SReLUAlong(SReLU):
     def forward(self, x: Tensor) -> Tensor:
         last = x.movedim(self.dim, -1)
         return super().forward(last.reshape(-1, x.shape[self.dim], 1, 1)).view(last.shape).movedim(-1, self.dim)
+
+
+class Copied(nn.Identity):
+    """In the place of a norm whose output the network writes over: what made the norm's input may need that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clone()
 
 
 @dataclass
@@ -89,9 +97,10 @@ def isometrize(
 
     SReLU's shift does the work of the bias that a removed norm had. A convolution without one gets a bias, of 0, only
     where no SReLU follows: with ``srelu`` off, and before an activation that stays. Raises ``ModelError`` for a network
-    that does not run on ``example``, and ``ValueError`` for layers that the method does not define (``named_convs``).
+    that does not run on ``example``, and ``ValueError`` for layers that the method does not define (``named_convs``)
+    or, with ``delta``, cannot write to (``initialised_convs``).
     """
-    list(named_convs(model))
+    list(initialised_convs(model) if delta else named_convs(model))
     new = copy.deepcopy(model)
     modes = {module: module.training for module in new.modules()}
     new.eval()
@@ -101,7 +110,8 @@ def isometrize(
     _check_same(expected, run(new, example))
     report = IsometrizedReport(multipliers=wiring.multipliers, rewired=wiring.exchanged, left=dict(wiring.other_sums))
     seen = Watch(new)
-    run(new, example, seen)
+    with _nothing_inplace(new):
+        run(new, example, seen)
     if not normalisation:
         _remove_norms(new, seen, kinds, report)
     _replace_activations(new, seen, kinds, wiring.unread, report)
@@ -123,6 +133,7 @@ def _remove_norms(model: nn.Module, seen: Watch, kinds: Kinds, report: Isometriz
     read_by_others = {  # norms that an activation which stays reads
         call.source for name, calls in seen.calls.items() if _stays(modules[name], kinds) for call in calls
     }
+    written_over = seen.written_over()
     for name, norm in modules.items():
         if not isinstance(norm, NORMS):
             continue
@@ -130,7 +141,7 @@ def _remove_norms(model: nn.Module, seen: Watch, kinds: Kinds, report: Isometriz
             why = "reads no feature map" if seen.calls[name] else _NOT_REACHED
             report.left[name] = f"{type(norm).__name__}: {why}"
             continue
-        exchange(model, norm, nn.Identity())
+        exchange(model, norm, Copied() if name in written_over else nn.Identity())
         report.norms_removed[name] = type(norm).__name__
         conv = modules.get(seen.calls[name][0].source)
         if isinstance(conv, Conv) and conv.bias is None and (not kinds or name in read_by_others):
@@ -147,7 +158,7 @@ def _stays(module: nn.Module, kinds: Kinds) -> bool:
 def _replace_activations(
     model: nn.Module, seen: Watch, kinds: Kinds, unread: dict[str, str], report: IsometrizedReport
 ) -> None:
-    modules = dict(model.named_modules())
+    modules, written_over = dict(model.named_modules()), seen.written_over()
     for name, module in modules.items():
         calls = seen.calls[name]
         if _stays(module, kinds):
@@ -158,6 +169,9 @@ def _replace_activations(
                 widths = " and ".join(str(channels) for channels, *_ in sorted(where))
                 why = f"called with {widths} channels; {unread.get(name.rpartition('.')[0], 'the module is shared')}"
                 report.left[name] = f"{type(module).__name__}: {why if where else _NOT_REACHED}"
+                continue
+            if name in written_over:
+                report.left[name] = f"{type(module).__name__}: its output, which SReLU would need, is written over"
                 continue
             ((channels, dim, ndim),) = where
             plain = dim == 1 and ndim == 4
@@ -171,18 +185,44 @@ def _replace_activations(
 
 def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:
     """Where channels lie: at the end behind a linear layer, else in the second place."""
-    return -1 if isinstance(modules.get(call.source), nn.Linear) and len(call.shape) > 2 else 1
+    return -1 if isinstance(modules.get(call.layer), nn.Linear) and len(call.shape) > 2 else 1
 
 
 def _settle_inplace(model: nn.Module, example: Tensor) -> None:
-    """Let no activation work in place where that changes the result: a norm that is gone made a copy."""
+    """Let nothing work in place where that changes the result or prevents training: a norm that is gone made a copy."""
     found = run(model, example)
+    with _nothing_inplace(model) as acting:
+        if not same(found, run(model, example)):
+            acting.clear()
+    if acting and not _trains(model, example):
+        for module in acting:
+            module.inplace = False
+
+
+@contextmanager
+def _nothing_inplace(model: nn.Module) -> Iterator[list[Any]]:
+    """Yields the modules that worked in place, and of which those that are still listed at the end go on with it."""
     acting: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in acting:
         module.inplace = False
-    if same(found, run(model, example)):
+    try:
+        yield acting
+    finally:
         for module in acting:
             module.inplace = True
+
+
+def _trains(model: nn.Module, example: Tensor) -> bool:
+    """Whether a backward pass finds all that it needs."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.enable_grad():
+            ends = [x for x in tensors(run(model, example)) if x.requires_grad]
+            if ends:
+                torch.autograd.grad(ends, parameters, [torch.ones_like(x) for x in ends], allow_unused=True)
+    except (ModelError, RuntimeError):
+        return False
+    return True
 
 
 def _initialise(model: nn.Module, delta: bool, report: IsometrizedReport) -> None:

@@ -152,13 +152,27 @@ def _rewire_one(
     return changed
 
 
+class Rewired(fx.GraphModule):
+    """One that keeps plain attributes when it is copied, too: others may read them."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
+        new = super().__deepcopy__(memo)
+        vars(new).update(copy.deepcopy(_missing(new, self), memo))
+        return new
+
+
+def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in vars(old).items() if key not in vars(new)}
+
+
 def _with_graph(owner: nn.Module, graph: fx.Graph, additions: dict[str, nn.Module]) -> fx.GraphModule:
     """A module that computes ``graph`` with the children of ``owner``, of which ``additions`` are new."""
-    changed = fx.GraphModule(owner, graph, class_name=type(owner).__name__)
+    changed = Rewired(owner, graph, class_name=type(owner).__name__)
     if lost := [name for name in owner.state_dict() if name not in changed.state_dict()]:
         for name in additions:
             delattr(owner, name)
         raise UntraceableError(f"its forward does not use {lost[0]}")
+    vars(changed).update(_missing(changed, owner))
     return changed
 
 
@@ -178,8 +192,14 @@ def _separate(
                 node.target = _add(owner, node.target.replace(".", "_"), module, additions)
             called.add(node.target)
         elif kind := kind_of(_function(node), kinds):
-            module = kind()
-            works_in_place = _function(node) in _INPLACE_FUNCTIONS or True in (*node.args, node.kwargs.get("inplace"))
+            given = {key: value for key, value in node.kwargs.items() if key != "input"}
+            if any(isinstance(value, fx.Node) for value in (*node.args[1:], *given.values())):
+                continue  # computed at each call, which a module cannot take
+            own: Any = kind(*node.args[1:], **given)  # named and ordered as the function's
+            works_in_place = _function(node) in _INPLACE_FUNCTIONS or getattr(own, "inplace", False)
+            if works_in_place:
+                own.inplace = False
+            module = own
             child = _add(owner, kind.__name__.lower(), module, additions)
             with graph.inserting_before(node):
                 call = graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from isonet.errors import UserError
-from isonet.rewiring import CALLED, first_line, kind_of
+from isonet.rewiring import CALLED, NORMS, first_line, kind_of
+
+_PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the channels of their input
 
 
 class ModelError(UserError, ValueError):
@@ -20,10 +23,14 @@ class ModelError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its input, and the module that made that ("": none that is known)."""
+    """One call of a module: its input, and the module that made that ("": none that is known).
+
+    layer: the module that made the channels, which norms, dropout and identities only pass on.
+    """
 
     shape: tuple[int, ...]
     source: str
+    layer: str
     like: Tensor  # (0,), of the input's type and device
 
 
@@ -35,7 +42,8 @@ class Watch(TorchFunctionMode):
         self.model = model
         self.calls: dict[str, list[Call]] = defaultdict(list)
         self.functions: dict[str, set[str]] = defaultdict(set)  # module -> names of activations
-        self._made_by: dict[int, tuple[str, Tensor]] = {}  # by id, which keeping the tensor keeps its own
+        self._made_by: dict[int, tuple[str, str]] = {}  # by id, kept by keeping the tensor: module, layer
+        self._made: list[tuple[str, Tensor, int]] = []  # module, output, how often that had been written to
         self._stack: list[tuple[str, nn.Module]] = []
 
     def __enter__(self) -> Watch:
@@ -44,7 +52,7 @@ class Watch(TorchFunctionMode):
             self._hooks.append(
                 module.register_forward_pre_hook(lambda m, inputs, name=name: self._enter(name, m, inputs))
             )
-            self._hooks.append(module.register_forward_hook(lambda m, inputs, output, name=name: self._leave(output)))
+            self._hooks.append(module.register_forward_hook(lambda m, inputs, output: self._leave(inputs, output)))
         return super().__enter__()
 
     def __exit__(self, *args: Any) -> None:
@@ -61,13 +69,23 @@ class Watch(TorchFunctionMode):
     def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._stack.append((name, module))
         if inputs and isinstance(x := inputs[0], Tensor) and not list(module.children()):
-            source = self._made_by.get(id(x), ("", x))[0]
-            self.calls[name].append(Call(tuple(x.shape), source, x.new_empty(0)))
+            self.calls[name].append(Call(tuple(x.shape), *self._made_by.get(id(x), ("", "")), x.new_empty(0)))
 
-    def _leave(self, output: Any) -> None:
+    def _leave(self, inputs: tuple[Any, ...], output: Any) -> None:
         name, module = self._stack.pop()
         if isinstance(output, Tensor) and not list(module.children()):
-            self._made_by[id(output)] = name, output
+            passed_on = isinstance(module, _PASSES_ON) and inputs
+            layer = self._made_by.get(id(inputs[0]), ("", ""))[1] if passed_on else name
+            self._made_by[id(output)] = name, layer
+            self._made.append((name, output, _writes(output)))
+
+    def written_over(self) -> set[str]:
+        """Modules whose output, or a view of it, was changed in place after they had made it."""
+        return {name for name, output, writes in self._made if _writes(output) != writes}
+
+
+def _writes(x: Tensor) -> int:
+    return 0 if x.is_inference() else x._version
 
 
 def run(model: nn.Module, example: Tensor, watch: Watch | None = None) -> Any:
@@ -83,9 +101,31 @@ def run(model: nn.Module, example: Tensor, watch: Watch | None = None) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two results, tensors or containers of them, are equal."""
+    """Whether two results are equal: tensors, anything else, containers of them."""
+    parts, others = _parts(one), _parts(other)
+    if parts is not None and others is not None:
+        return parts.keys() == others.keys() and all(same(part, others[key]) for key, part in parts.items())
     try:
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     except AssertionError:
         return False
+    except TypeError:  # of what are no numbers
+        return bool(one == other)
     return True
+
+
+def tensors(result: Any) -> Iterator[Tensor]:
+    """Those in a result."""
+    if isinstance(result, Tensor):
+        yield result
+    for part in (_parts(result) or {}).values():
+        yield from tensors(part)
+
+
+def _parts(result: Any) -> dict[Any, Any] | None:
+    """What a container holds; None: ``result`` is none."""
+    if isinstance(result, Mapping):
+        return dict(result)
+    if isinstance(result, Sequence) and not isinstance(result, str | bytes):
+        return dict(enumerate(result))
+    return vars(result) if is_dataclass(result) and hasattr(result, "__dict__") else None

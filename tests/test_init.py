@@ -63,6 +63,13 @@ def test_an_orthogonal_convolution_keeps_lengths_on_a_map_without_a_border(conv,
     assert ortho_penalty(layer) < 1e-8 or w_in == 3  # which the penalty leaves out
 
 
+def test_a_depthwise_orthogonal_convolution_is_the_identity_up_to_signs():
+    """There is nothing to mix, and the image must not move."""
+    layer = orthogonal_conv_init_(nn.Conv2d(6, 6, 3, padding=1, groups=6))
+    x = torch.randn(1, 6, 5, 5)
+    torch.testing.assert_close(layer(x).abs(), x.abs())
+
+
 def test_the_7x7_stem_is_left_alone():
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 64, 7)
@@ -81,3 +88,19 @@ def test_normal_has_the_fan_out_variance_and_no_bias():
 def test_transposed_convolutions_are_refused_by_name():
     with pytest.raises(ValueError, match=r"^1 is a ConvTranspose2d"):
         delta_init_(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)))
+
+
+NORMED = [
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm,
+    pytest.param(nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("normed", NORMED)
+@pytest.mark.parametrize("init", [delta_init_, orthogonal_conv_init_, normal_init_])
+def test_parametrised_convolutions_are_refused_by_name_before_any_is_written_to(init, normed):
+    first = nn.Conv2d(4, 4, 3)
+    before = first.weight.clone()
+    with pytest.raises(ValueError, match=r"^1 is parametrised"):
+        init(nn.Sequential(first, normed(nn.Conv2d(4, 4, 3))))
+    assert torch.equal(first.weight, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import itertools
 import pickle
@@ -15,10 +16,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isonet import OrthoPenalty, SReLU, delta_init_, isometrize, ortho_penalty
-from isonet.isometrize import SReLUAlong
+from isonet.isometrize import Copied, SReLUAlong
 from isonet.isometry import signal_norms
 from isonet.models import ResMultiplier
-from isonet.watching import ModelError
+from isonet.watching import ModelError, same
 
 # with torchvision's names: activations, norms, residual blocks, convolutions
 EXPECTED = {
@@ -339,8 +340,137 @@ def test_a_convolution_gets_a_bias_where_no_shift_does_its_work(srelu):
     assert report.left["8"] == "BatchNorm1d: reads no feature map"
 
 
+class Adding(nn.Module):
+    """Adds in place to what a norm, or an activation that needs no output of its own, has made."""
+
+    def __init__(self, act, norm):
+        super().__init__()
+        self.conv, self.act, self.norm = nn.Conv2d(4, 4, 3, padding=1), act, norm
+
+    def forward(self, x):
+        y = self.norm(self.act(self.conv(x)))
+        y += x
+        return y
+
+
+@pytest.mark.parametrize(
+    ("act", "norm"),
+    [
+        (nn.ReLU(), nn.BatchNorm2d(4)),
+        (nn.ReLU(), nn.Sequential(nn.BatchNorm2d(4), nn.Dropout())),
+        (nn.ReLU6(), nn.Identity()),
+    ],
+)
+def test_a_sum_in_place_behind_a_norm_that_is_gone_leaves_a_network_that_trains(act, norm):
+    images = torch.randn(2, 4, 6, 6)
+    new, report = isometrize(Adding(act, norm), images, delta=False, multiplier=None)
+    new(images).sum().backward()
+    assert new.conv.weight.grad.norm() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(new.eval()(images), new.act(new.conv(images)) + images)
+    if isinstance(act, nn.ReLU):
+        assert list(report.activations) == ["act"]
+        assert sum(isinstance(module, Copied) for module in new.modules()) == len(report.norms_removed) == 1
+    else:
+        assert report.left == {"act": "ReLU6: its output, which SReLU would need, is written over"}
+
+
+def test_an_activation_in_place_behind_a_norm_that_is_gone_leaves_a_network_that_trains():
+    images = torch.randn(2, 3, 6, 6)
+    convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
+    new, _ = isometrize(nn.Sequential(convs[0], nn.BatchNorm2d(3), nn.SiLU(inplace=True)), images)
+    assert new[2].inplace
+    net = nn.Sequential(convs[0], nn.ReLU(), nn.BatchNorm2d(3), nn.SiLU(inplace=True), convs[1])
+    new, _ = isometrize(net, images, delta=False)
+    new(images).sum().backward()
+    assert new[0].weight.grad.norm() > 0
+    assert not any(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_channels_behind_a_linear_layer_and_its_norm_lie_at_the_end():
+    net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Identity(), nn.Dropout(), nn.ReLU())
+    for normalisation in (False, True):
+        new, report = isometrize(net, torch.randn(2, 25, 8), normalisation=normalisation)
+        assert list(report.activations) == ["4"]
+        assert new[4].srelu_bias.shape[1] == 16
+        assert new(torch.randn(2, 9, 8)).shape == (2, 9, 16)
+
+
+class Sloped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.f = nn.Conv2d(3, 4, 3), 2.0
+
+    def forward(self, x):
+        x = F.gelu(F.leaky_relu(self.conv(x), 0.2), approximate="tanh")
+        return F.elu(F.leaky_relu(input=x, negative_slope=0.3, inplace=True), 1.5)
+
+
+def test_activation_functions_keep_their_arguments():
+    also = (nn.LeakyReLU, nn.GELU, nn.ELU)
+    _, report = isometrize(Sloped(), torch.randn(1, 3, 6, 6), also=also)
+    assert sorted(report.activations) == ["elu", "gelu", "leakyrelu", "leakyrelu_2"]
+    assert not report.left
+
+
+def test_an_argument_that_is_computed_leaves_a_function():
+    class Computed(Sloped):
+        def forward(self, x):
+            return F.leaky_relu(self.conv(x), x.shape[1] / 10)
+
+    _, report = isometrize(Computed(), torch.randn(1, 3, 6, 6), also=(nn.LeakyReLU,))
+    assert report.left == {"": "LeakyReLU as a function: not asked for"}
+
+
+def test_plain_attributes_of_a_rewired_module_stay_in_copies_too():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = Sloped()
+
+        def forward(self, x):
+            return self.b(x) * self.b.f
+
+    images = torch.randn(1, 3, 6, 6)
+    new, report = isometrize(Parent(), images, also=(nn.LeakyReLU,))
+    assert "b" in report.rewired
+    for each in (copy.deepcopy(new), copy.deepcopy(copy.deepcopy(new)), pickle.loads(pickle.dumps(new.b))):
+        assert getattr(each, "b", each).f == 2.0
+    torch.testing.assert_close(new(images), 2 * new.b(images))
+
+
+def test_results_that_are_no_tensors_are_compared_by_equality():
+    class Labelled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return {"y": F.relu(self.conv(x)), "kind": "a", "more": (None, [1, float("nan")])}
+
+    new, report = isometrize(Labelled(), torch.randn(1, 3, 6, 6))
+    assert new(torch.randn(1, 3, 6, 6))["kind"] == "a"
+    assert len(report.activations) == 1
+
+    @dataclasses.dataclass
+    class Result:
+        y: torch.Tensor
+        kind: str
+
+    x = torch.zeros(2)
+    assert same(Result(x, "a"), Result(x.clone(), "a"))
+    for other in (Result(x + 1, "a"), Result(x, "b"), {"y": x}, x, "a", None):
+        assert not same(Result(x, "a"), other)
+    assert not same({"y": x, "kind": "a"}, {"y": x, "kind": "b"})
+    assert not same([x], [x, x])
+
+
 def test_errors():
     with pytest.raises(ModelError, match=r"does not run on an example of shape \(1, 4, 8, 8\)"):
         isometrize(nn.Conv2d(3, 4, 3), torch.randn(1, 4, 8, 8))
     with pytest.raises(ValueError, match="transposed"):
         isometrize(nn.ConvTranspose2d(3, 4, 3), torch.randn(1, 3, 8, 8))
+    for normed in (nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm):
+        net = nn.Sequential(normed(nn.Conv2d(4, 4, 3)), nn.ReLU())
+        with pytest.raises(ValueError, match=r"^0 is parametrised"):
+            isometrize(net, torch.randn(1, 4, 8, 8))

@@ -135,7 +135,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
     for section in SECTIONS:
         yield section.name, functools.partial(accuracy_table, section.rows)
-        if searched := [row for row in section.rows if row.rates]:
+        if (searched := [row for row in section.rows if row.rates]) and section.name == "depth20":
             yield f"{section.name}-rates", functools.partial(rate_table, searched)
 
     yield "paper", paper_table

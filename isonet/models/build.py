@@ -67,9 +67,10 @@ def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
 
 
 def init_network_(model: nn.Module, convs: str = "delta") -> None:
-    """Fill ``model``: convolutions by the name of ``INITS``, the classifier, the last gamma of each residual branch."""
+    """Fill ``model``: convolutions ("normal", or one of ``INITS``), the classifier, the last gamma of each branch."""
     normal_init_(model)  # which is what a 7x7 stem keeps
-    INITS[convs](model)
+    if convs != "normal":
+        INITS[convs](model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.01)
@@ -80,7 +81,6 @@ def init_network_(model: nn.Module, convs: str = "delta") -> None:
 
 
 INITS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "normal": normal_init_,
     "delta": delta_init_,
     "delta-orthogonal": functools.partial(delta_init_, orthogonal=True),
     "orthogonal": orthogonal_conv_init_,

@@ -55,7 +55,9 @@ def _(shift: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _shift_like(x: Tensor, shift: Tensor) -> Tensor:
     """The shift in the type of ``x``: autocast feeds SReLU in reduced precision."""
-    return shift if x.dtype == shift.dtype else _rounded(shift, x.dtype)
+    if x.dtype != shift.dtype and torch.compiler.is_compiling():
+        return _rounded(shift, x.dtype)
+    return shift.to(x.dtype)
 
 
 class _SReLU(torch.autograd.Function):

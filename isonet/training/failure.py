@@ -56,7 +56,7 @@ def _bad_gradient(model: nn.Module) -> str:
 def _raise_at_non_finite(model: nn.Module) -> Iterator[None]:
     def check(name: str, kind: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not output.isfinite().all():
+            if not output.detach().isfinite().all():  # of which a recomputation must find no trace
                 raise _Found(f"{name} ({kind})")
 
         return hook

@@ -91,7 +91,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, step: TrainStep, stop: StopSignals) -> None:
         """Train, evaluate and save one epoch, or what is left of it."""
-        rate = learning_rate_at(self.cfg, epoch, self.num_gpus)  # of the first step
+        rate = self._rate(epoch)  # of the first step
         sums = EpochSums(self.devices[0], self.world)
         if part := self.progress.part:
             sums.load_state_dict(part.sums)
@@ -122,13 +122,14 @@ class Trainer:
 
     def _train(self, epoch: int, step: TrainStep, sums: EpochSums, batches: Lockstep) -> dict[str, float]:
         runtime, done, leads = self.cfg.RUNTIME, sums.steps, self.world.leads
-        whole = done + len(batches)  # steps
-        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, done, whole, hidden=not leads)
+        taken = batches.taken
+        display = EpochDisplay(epoch, self.cfg.SOLVER.MAX_EPOCHS, done, done + len(batches), hidden=not leads)
         profile = StepProfile(runtime.PROFILE if epoch == 1 and leads else 0, self.devices[0])
 
         def take_step(images: Tensor, labels: Tensor, total: int, number: int) -> StepOutput:
-            rate = learning_rate_at(self.cfg, epoch, self.num_gpus, (number - 1) / whole)
-            set_learning_rate(self.optimizer, rate)
+            nonlocal taken
+            set_learning_rate(self.optimizer, self._rate(epoch, taken))
+            taken = batches.taken  # now with this batch
             return step(images, labels, total, (epoch, number))
 
         def on_step(number: int, means: dict[str, float] | None) -> None:
@@ -148,6 +149,10 @@ class Trainer:
             write_file(self.folder.profile, profile.table + "\n")
             log.info("where the time of %d steps went: %s", runtime.PROFILE, self.folder.profile)
         return means
+
+    def _rate(self, epoch: int, taken: int = 0) -> float:
+        """Of the step that follows ``taken`` images of the epoch."""
+        return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.num_images)
 
     def _evaluate(self, stop: StopSignals) -> Evaluation:
         self.world.copy_from_leader(self.model.buffers())  # such as batch norm's, of which each process has its own

@@ -95,13 +95,15 @@ def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_
     falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05]
     config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *falling, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 100)
     folder = run_training(config, "falling")
-    steps = read_checkpoint(folder.path / "epoch0001.pt")["num_images"] // config.SOLVER.TRAIN_BATCH_SIZE + 1
+    images, size = read_checkpoint(folder.latest)["num_images"], config.SOLVER.TRAIN_BATCH_SIZE
     for file in folder.numbered():
         found = read_checkpoint(file)
         part = found["part"]
-        taken = part["sums"]["steps"] if part else steps
-        before = steps * (found["epoch"] + bool(part) - 1) + taken - 1  # steps before the last one
-        assert found["optimizer"]["param_groups"][1]["lr"] == pytest.approx(0.05 * (1 - before / (2 * steps))), file
+        last = part["taken"] - size if part else images // size * size  # images of the epoch before the last step
+        epochs = found["epoch"] + bool(part) - 1 + last / images
+        assert found["optimizer"]["param_groups"][1]["lr"] == pytest.approx(0.05 * (1 - epochs / 2)), file
+    again = run_training(config, "again", resume=str(folder.path / "epoch0002-step000005.pt"))
+    assert_same(state(again), state(folder))
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *falling), "falling", resume=LATEST)
     assert "another value of SOLVER.MAX_EPOCHS 2 -> 3" in folder.log.read_text()
 
