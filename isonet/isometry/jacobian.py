@@ -7,11 +7,14 @@ extreme ones from within. Every new direction is made orthogonal to all before i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from isonet.errors import NonFiniteError
 
 Product = Callable[[Tensor], Tensor]
 
@@ -55,13 +58,20 @@ def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Produ
 
 
 def extreme_singular_values(
-    function: Callable[[Tensor], Tensor], at: Tensor, steps: int = 60, tolerance: float = 1e-3, seed: int = 0
+    function: Callable[[Tensor], Tensor],
+    at: Tensor,
+    steps: int = 60,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    name: str = "",
 ) -> Extremes:
     """Of the Jacobian of ``function`` at ``at``, both tensors of any shape.
 
     Ends after ``steps``, each of which costs a forward and a backward product, or when both errors are below
-    ``tolerance`` times the largest, or when the whole space is searched: then the values are exact.
+    ``tolerance`` times the largest, or when the whole space is searched: then the values are exact. Raises
+    ``NonFiniteError``, which calls the function ``name`` (else its class), where a product with the Jacobian overflows.
     """
+    name = name or type(function).__name__
     product, transposed, columns, rows = jacobian_of(function, at)
     if rows <= columns:  # begin in the smaller space, of which the Jacobian forgets nothing by its shape alone
         product, transposed = transposed, product
@@ -73,9 +83,11 @@ def extreme_singular_values(
     above: list[float] = []
     while True:
         direction, length = _unit(_orthogonal(product(right[-1]), left))
+        _check_finite(length, name)
         left.append(direction)
         diagonal.append(length)
         following, length = _unit(_orthogonal(transposed(direction), right))
+        _check_finite(length, name)
         count = len(diagonal)
         if count == small or length <= torch.finfo(at.dtype).eps * max(diagonal) * count:
             length = 0.0  # nothing new is left
@@ -85,6 +97,14 @@ def extreme_singular_values(
             return found
         right.append(following)
         above.append(length)
+
+
+def _check_finite(length: float, name: str) -> None:
+    if not math.isfinite(length):
+        raise NonFiniteError(
+            f"{name}: its Jacobian is not finite, so it has no singular values; the weights, the multipliers or the "
+            "signal that reaches it are too large, or not numbers"
+        )
 
 
 def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extremes:

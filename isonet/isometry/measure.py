@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isonet.errors import NonFiniteError
 from isonet.isometry.jacobian import extreme_singular_values
 from isonet.isometry.signal import signal_norms
 from isonet.isometry.spectrum import conv_spectrum, feature_sizes
@@ -58,6 +59,8 @@ def _convs(model: nn.Module, image: Tensor, progress: Progress) -> Iterator[dict
         progress(name)
         conv = convs[name]
         assert isinstance(conv, nn.Conv2d)
+        if not conv.weight.isfinite().all():
+            raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")
         spectrum = conv_spectrum(conv, height, width)
         values, counts = spectrum.values, spectrum.counts
         near = counts[(values - 1).abs() <= NEAR].sum() / counts.sum()
@@ -83,8 +86,9 @@ def _jacobians(model: ISONet, image: Tensor, steps: int, progress: Progress) -> 
     x = image
     for name, part in model.named_children():
         progress(f"Jacobian of {name}")
-        yield {"part": name, "inputs": x.numel(), **asdict(extreme_singular_values(part, x, steps))}
+        yield {"part": name, "inputs": x.numel(), **asdict(extreme_singular_values(part, x, steps, name=name))}
         with torch.no_grad():
             x = part(x)
     progress("Jacobian of the whole network")
-    yield {"part": "whole", "inputs": image.numel(), **asdict(extreme_singular_values(model, image, steps))}
+    whole = extreme_singular_values(model, image, steps, name="the whole network")
+    yield {"part": "whole", "inputs": image.numel(), **asdict(whole)}

@@ -155,4 +155,4 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}" if value >= 1e-9 or value == 0 else "< 1e-9"
+    return "< 1e-9" if 0 < value < 1e-9 else f"{value:.3g}"

@@ -44,7 +44,11 @@ def _name_layers(axis: Axes, names: Sequence[str]) -> None:
 
 def _legend(axis: Axes, reports: Reports) -> None:
     if len(reports) > 1:
-        axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(reports)))
+        legend = axis.legend(
+            fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(reports))
+        )
+        for text in legend.get_texts():
+            text.set_parse_math(False)  # a $ of a name is no formula; ticks such as 10^-3 are
 
 
 def spectrum_by_layer(reports: Reports) -> Figure:
@@ -62,7 +66,7 @@ def spectrum_by_layer(reports: Reports) -> Figure:
             axis.set_yscale("log")
             axis.set_ylim(min(0.5, 0.8 * min(low)), max(2.0, 1.25 * max(conv["largest"] for conv in convs)))
             axis.set_ylabel("singular value")
-            axis.set_title(name, fontsize=10, loc="left")
+            axis.set_title(name, fontsize=10, loc="left", parse_math=False)
             _name_layers(axis, [conv["name"] for conv in convs])
     return figure
 

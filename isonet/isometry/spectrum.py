@@ -54,9 +54,11 @@ class Spectrum:
 def conv_spectrum(conv: nn.Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
     """Of ``conv`` on feature maps of ``height`` x ``width`` pixels whose edges meet.
 
-    Sizes that its stride does not divide are rounded up to those that it does.
+    Sizes that its stride does not divide are rounded up to those that it does. Computed where the weights are, and
+    returned on the CPU.
     """
-    return _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
+    found = _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
+    return Spectrum(found.values.cpu(), found.counts.cpu())
 
 
 def _by_group(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
@@ -64,8 +66,13 @@ def _by_group(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
     return conv.weight.detach().to(dtype).unflatten(0, (conv.groups, -1))
 
 
-def _spectrum(weight: Tensor, shape: Sequence[int], strides: Sequence[int], dilation: Sequence[int]) -> Spectrum:
-    """Of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``."""
+def _spectrum(
+    weight: Tensor, shape: Sequence[int], strides: Sequence[int], dilation: Sequence[int], grid: int | None = None
+) -> Spectrum:
+    """Of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``.
+
+    grid: look at no more than ``grid`` x ``grid`` of the frequencies, each of which is counted as if it were alone.
+    """
     size = [-(-n // s) * s for n, s in zip(shape, strides, strict=True)]
     down, across = (n // s for n, s in zip(size, strides, strict=True))  # frequencies of the output
     out, in_ = weight.shape[1:3]
@@ -75,7 +82,8 @@ def _spectrum(weight: Tensor, shape: Sequence[int], strides: Sequence[int], dila
         values = torch.cat([values, values.new_zeros(len(values), lost)], dim=1).flatten()
         return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
-    rows, half = torch.arange(down), torch.arange(across // 2 + 1)  # the rest is conjugate to these
+    rows, columns = _spread(down, grid), _spread(across, grid)
+    half = columns[: len(columns) // 2 + 1]  # the rest is conjugate to these
     frequencies = torch.cartesian_prod(rows, half).to(weight.device)
     chunk = max(1, _CHUNK // (weight.shape[0] * out * in_ * strides[0] * strides[1]))
     values = torch.cat(
@@ -84,6 +92,12 @@ def _spectrum(weight: Tensor, shape: Sequence[int], strides: Sequence[int], dila
     once = (frequencies[:, 1] == 0) | (2 * frequencies[:, 1] == across)
     counts = torch.where(once, 1, 2)[:, None, None].expand_as(values)
     return Spectrum(values.flatten(), counts.flatten())
+
+
+def _spread(count: int, grid: int | None) -> Tensor:
+    """Up to ``grid`` of ``count`` frequencies, as evenly as whole numbers can be."""
+    kept = min(grid or count, count)
+    return torch.arange(kept) * count // kept
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
@@ -112,8 +126,8 @@ def _matrices(
 def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: int = 8) -> tuple[float, float]:
     """The smallest and the largest singular value of all convolutions of ``model``, as far as a coarse look tells.
 
-    sizes: of the feature maps that they read. Looked at are ``grid`` x ``grid`` of the frequencies of their outputs, in
-    float32: the true range is as wide or wider, for smooth kernels by little.
+    sizes: of the feature maps that they read. Looked at are ``grid`` x ``grid`` of the frequencies that their outputs
+    have, in float32: the true range is as wide or wider, for smooth kernels by little.
     """
     modules = dict(model.named_modules())
     alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together: small ones take as long as their calls
@@ -121,11 +135,19 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
         conv = modules[name]
         assert isinstance(conv, nn.Conv2d)
         strides = _pair(conv.stride)
-        coarse = tuple(min(n, grid * s) for n, s in zip(size, strides, strict=True))
+        coarse = tuple(_coarse(n, s, grid) for n, s in zip(size, strides, strict=True))
         weight = _by_group(conv, torch.float32)
         alike[weight.shape[1:], coarse, strides, _pair(conv.dilation)].append(weight)
-    spectra = [_spectrum(torch.cat(weights), *key[1:]) for key, weights in alike.items()]
+    spectra = [
+        _spectrum(torch.cat(weights), size, strides, dilation, grid)
+        for (_, size, strides, dilation), weights in alike.items()
+    ]
     return min(spectrum.smallest for spectrum in spectra), max(spectrum.largest for spectrum in spectra)
+
+
+def _coarse(size: int, stride: int, grid: int) -> int:
+    """The smallest size with the same frequencies on the grid: maps of many sizes are then alike."""
+    return grid * stride if -(-size // stride) % grid == 0 else size
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,10 +27,12 @@ from isonet.isometry.measure import measure
 from isonet.isometry.page import page
 from isonet.models import ISONet, build_model
 from isonet.plots import require_matplotlib
+from isonet.run_folder import find_checkpoint
 from isonet.storage import reason, write_file
 from isonet.tools.cli import make_parser
+from isonet.tools.predict import _split as split_overrides
 from isonet.tools.trained import load_trained
-from isonet.training.devices import pick_devices, seed_everything
+from isonet.training.devices import explain_out_of_memory, pick_devices, seed_everything, set_precision
 from isonet.training.log import log_to_terminal, versions
 
 log = logging.getLogger("isonet")
@@ -62,6 +65,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="for the page and report.json (default: outputs/isometry)",
     )
     args = parser.parse(sys.argv[1:] if argv is None else argv)
+    compared = bool(args.compare)
+    args.compare, overrides = split_overrides(args.compare)
+    args.opts = overrides + args.opts
+    if compared and not args.compare:
+        parser.error("--compare: name configs or checkpoints before the overrides")
     if args.images < 1 or args.steps < 1:
         parser.error("--images and --steps must be at least 1")
     if not (args.cfg or args.ckpt or args.compare):
@@ -73,11 +81,15 @@ def main(args: argparse.Namespace) -> None:
     """Measure, draw, write."""
     log_to_terminal()
     require_matplotlib("the report")
-    asked = [_named(text) for text in args.compare] or [(args.ckpt or Path(args.cfg).stem, args.ckpt or args.cfg)]
+    if args.compare and args.ckpt:
+        raise UserError("--ckpt and --compare cannot be given together: name the checkpoint among those of --compare")
+    cfg = load_cfg(args.cfg, args.opts) if args.compare and args.cfg else None
+    asked = [_named(text, cfg) for text in args.compare] or [(args.ckpt or Path(args.cfg).stem, args.ckpt or args.cfg)]
     if len({name for name, _ in asked}) < len(asked):
         raise UserError("--compare: two of them have the same name; give them as NAME=WHAT")
     device = pick_devices(args.gpus)[0]
-    reports = {name: _report(what, args, device) for name, what in asked}
+    with explain_out_of_memory():
+        reports = {name: _report(what, args, device) for name, what in asked}
     folder = Path(args.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,13 +100,22 @@ def main(args: argparse.Namespace) -> None:
     log.info("written to %s and report.json", folder / "index.html")
 
 
-def _named(text: str) -> tuple[str, str]:
+def _named(text: str, cfg: CfgNode | None) -> tuple[str, str]:
+    """Name and network of NAME=WHAT; a file or a run whose own name has a = is itself both."""
     name, equals, what = text.partition("=")
-    return (name, what) if equals and name and what else (text, text)
+    return (name, what) if equals and name and what and not _is_there(text, cfg) else (text, text)
+
+
+def _is_there(what: str, cfg: CfgNode | None) -> bool:
+    try:
+        return os.path.exists(what) or find_checkpoint(cfg, what).is_file()
+    except UserError:
+        return False
 
 
 def _report(what: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     model, cfg, source = _network(what, args.cfg, args.opts)
+    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     images, labels = _images(cfg, args.images, device)
     with tqdm(desc=printable(what), disable=not sys.stderr.isatty(), unit=" parts") as bar:
 

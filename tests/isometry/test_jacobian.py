@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import TINY, reference_batch, reference_model
+from conftest import REPO, TINY, reference_batch, reference_model
 from isonet import SReLU, build_model, load_cfg
+from isonet.errors import NonFiniteError
 from isonet.isometry import extreme_singular_values, jacobian_of, signal_norms
+from isonet.isometry.measure import measure
 
 
 def tiny(*opts):
@@ -75,6 +77,28 @@ def test_an_isometry_is_known_at_once():
     found = extreme_singular_values(lambda x: 3 * rotation @ x, torch.zeros(30, dtype=torch.float64))
     assert found.steps == 1
     assert (found.largest, found.smallest) == pytest.approx((3.0, 3.0))
+
+
+def test_a_network_that_overflows_is_named():
+    opts = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 1e6]
+    torch.manual_seed(0)
+    model = build_model(load_cfg(REPO / "configs" / "digits_ISO20.yaml", opts)).eval()
+    x = torch.randn(1, 3, 8, 8)
+    with pytest.raises(NonFiniteError, match=r"^ISONet: its Jacobian is not finite"):
+        extreme_singular_values(model, x, 5)
+    with pytest.raises(NonFiniteError, match=r"^(s\d|head|the whole network): its Jacobian is not finite"):
+        measure(model, x, torch.tensor([0]), 5)
+    for number in (math.nan, math.inf):
+        with pytest.raises(NonFiniteError, match=r"^s1: "):
+            extreme_singular_values(lambda x, number=number: number * x, torch.ones(3), name="s1")
+
+
+def test_a_conv_that_is_not_finite_is_named():
+    model = tiny().float()
+    with torch.no_grad():
+        model.s2.b1.f.a.weight[0, 0, 0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match=r"^s2\.b1\.f\.a: "):
+        measure(model, torch.randn(1, 3, 8, 8), torch.tensor([0]), 1)
 
 
 def test_ties_of_srelu_count_as_in_training():

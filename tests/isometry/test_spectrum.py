@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import NUMERICS, reference_model
 from isonet import delta_init_
@@ -78,6 +79,35 @@ def test_sizes_are_those_that_the_network_sees():
     assert sizes["s2.b1.f.b"] == (16, 16)
     assert sizes["s3.b3.f.b"] == (8, 8)
     assert len(sizes) == 19
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_spectrum_of_weights_on_a_gpu_lies_on_the_cpu(kernel):
+    with FakeTensorMode():  # the devices of tensors without their numbers, and so without a GPU
+        conv = nn.Conv2d(4, 8, kernel, device="cuda")
+        found = conv_spectrum(conv, 6, 6)
+        assert conv.weight.device.type == "cuda"
+    assert found.values.device.type == found.counts.device.type == "cpu"
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("size", [5, 9, 13, 14, 15, 17, 24, 27])
+def test_a_coarse_look_meets_only_singular_values_of_the_map(size, kernel, stride):
+    torch.manual_seed(4)
+    conv = nn.Conv2d(4, 4, kernel, stride)
+    truth = conv_spectrum(conv, size, size + 1).all()
+    for found in network_extremes(conv, {"": (size, size + 1)}):
+        assert (truth - found).abs().min() < 2e-6
+
+
+def test_a_coarse_look_stays_within_the_range_where_its_grid_does_not_divide_the_map():
+    torch.manual_seed(4)
+    conv = nn.Conv2d(4, 4, 3)
+    truth = conv_spectrum(conv, 14, 14)
+    assert truth.largest == pytest.approx(1.1486, abs=1e-4)
+    smallest, largest = network_extremes(conv, {"": (14, 14)})
+    assert truth.smallest - 1e-6 <= smallest < largest <= truth.largest + 1e-6
 
 
 def test_a_coarse_look_sees_no_more_than_there_is_and_with_all_frequencies_all_of_it():
