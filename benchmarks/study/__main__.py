@@ -10,6 +10,7 @@ python -m benchmarks.study tables             write the tables and pictures of R
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,14 +18,16 @@ from collections.abc import Sequence
 from benchmarks.study import speed, stored, tables
 from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import ROWS
-from isonet.errors import UserError, run_cli
+from isonet.errors import EXIT_STOPPED, Stopped, UserError, run_cli
+from isonet.tools.cli import Parser
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """What to do, and with which configs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m benchmarks.study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
     parser.add_argument("action", choices=("list", "run", "speed", "tables"))
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="of configs/study/, e.g. ISO20 (default: all)")
     return parser.parse_args(argv)
@@ -58,10 +61,26 @@ def train(runs: Sequence[Run]) -> None:
     for number, run in enumerate(runs, start=1):
         print(f"{number} of {len(runs)}: {run.command}", flush=True)
         command = [sys.executable, "train.py", *run.arguments[:4], "--resume", "auto", *run.opts]
-        if status := subprocess.run(command, cwd=stored.REPO, check=False).returncode:
+        status = wait_for(subprocess.Popen(command, cwd=stored.REPO))
+        if status == EXIT_STOPPED:
+            raise Stopped(f"{run.name} is saved: the same command goes on with it")
+        if status:
             raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
         stored.write(run.name, stored.collect(run.command, run.folder()))
 
 
+def wait_for(child: subprocess.Popen[bytes]) -> int:
+    """The exit status of ``child``, which is given the time to save at a signal: a terminal sends it Ctrl-C, too."""
+    former = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number)),
+    }
+    try:
+        return child.wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
 if __name__ == "__main__":
-    run_cli(main, parse_args())
+    sys.exit(run_cli(main, parse_args()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import machine
 from isonet.run_folder import RunFolder
 from isonet.tools.summary import read_rows
 
@@ -33,7 +34,7 @@ class Stored:
 def collect(command: str, folder: RunFolder) -> Stored:
     """A finished run as it lies in its folder."""
     versions = json.loads(folder.versions.read_text(encoding="utf-8"))
-    kept = {key: versions[key] for key in ("python", "torch", "torchvision", "gpus", "commit")}
+    kept = {**machine(), "commit": versions["commit"]}  # with the threads, which the result depends on in its last bits
     metrics, timing = read_rows(folder.metrics)[0], read_rows(folder.timing)[0]
     return Stored(command, folder.config.read_text(encoding="utf-8"), kept, metrics, timing)
 

@@ -91,7 +91,6 @@ class Trainer:
 
     def _epoch(self, epoch: int, step: TrainStep, stop: StopSignals) -> None:
         """Train, evaluate and save one epoch, or what is left of it."""
-        rate = self._rate(epoch)  # of the first step
         sums = EpochSums(self.devices[0], self.world)
         if part := self.progress.part:
             sums.load_state_dict(part.sums)
@@ -110,9 +109,11 @@ class Trainer:
             if not math.isfinite(found.loss):  # the last step's update is not in the training loss yet
                 raise NonFiniteStep(0)
         except NonFiniteStep as failure:
-            raise NonFiniteError(self._non_finite_message(epoch, failure.step, sums.steps, rate)) from None
+            before = max(0, (failure.step or sums.steps) - 1) * global_batch(self.cfg, self.num_gpus)  # images
+            message = self._non_finite_message(epoch, failure.step, sums.steps, self._rate(epoch, before))
+            raise NonFiniteError(message) from None
         images = means.pop("images")
-        row = {"epoch": epoch, "learning_rate": rate, **means,
+        row = {"epoch": epoch, "learning_rate": self._rate(epoch), **means,
                "top1": found.top1, "top5": found.top5, "val_loss": found.loss}  # fmt: skip
         if self.world.leads:
             row |= spectrum_row(self.model, self.cfg, epoch)
