@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotlib, short, style
@@ -32,7 +32,7 @@ def norms_picture(variants: dict[str, dict[str, list[float]]]) -> bytes:
         return as_png(figure)
 
 
-def curves_picture(curves: dict[str, Sequence[float]], seconds: dict[str, float]) -> bytes:
+def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) -> bytes:
     """PNG. Top-1 in percent against epochs, and against minutes: ``seconds`` of an epoch of each curve."""
     require_matplotlib("the curves")
     with style(10):

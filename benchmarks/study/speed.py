@@ -1,4 +1,4 @@
-"""How long an epoch takes: steps and evaluation of every config in turn, on a machine that does nothing else."""
+"""How long an epoch takes: steps and evaluation of each config, on a machine that does nothing else."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from benchmarks.common import interleave, machine
 from benchmarks.study.rows import Row
@@ -28,27 +29,24 @@ CPU = torch.device("cpu")
 def measure(rows: Sequence[Row]) -> None:
     """Write seconds of an epoch for each config of ``rows`` into results/speed.json, beside those that it holds."""
     found = read()
-    names = [row.config for row in rows]
-    pairs = [_step_and_evaluation(row) for row in rows]
-    seconds = interleave([work for pair in pairs for work in pair], REPEATS, CPU)
-    for name, step, evaluation in zip(names, seconds[::2], seconds[1::2], strict=True):
-        found[name] = {"step": step, "evaluation": evaluation, **machine()}
-        print(f"{name}: step {1e3 * step:.1f} ms, epoch {epoch_seconds(found[name]):.1f} s", flush=True)
-    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        torch._dynamo.reset()  # else the compiler refuses the ninth network
+        cfg = load_cfg(row.path)
+        step, evaluation = interleave(_step_and_evaluation(cfg), REPEATS, CPU)
+        steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
+        batches = IMAGES["val"] / cfg.SOLVER.TEST_BATCH_SIZE
+        epoch = steps * step + batches * evaluation
+        found[row.config] = {"step": step, "evaluation": evaluation, "epoch": epoch, **machine()}
+        print(f"{row.config}: step {1e3 * step:.1f} ms, epoch {epoch:.1f} s", flush=True)
+        FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """Of each config the seconds of a training step and of the evaluation of a batch, and the machine."""
+    """Of each config the seconds of a training step, of the evaluation of a batch, and of an epoch; and the machine."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
-def epoch_seconds(found: dict[str, Any], train_batch: int = 128, test_batch: int = 200) -> float:
-    """Of one epoch of training and validation."""
-    return found["step"] * IMAGES["train"] / train_batch + found["evaluation"] * IMAGES["val"] / test_batch
-
-
-def _step_and_evaluation(row: Row) -> tuple[Callable[[], object], Callable[[], object]]:
-    cfg = load_cfg(row.path)
+def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[], object]]:
     model = build_model(cfg)
     forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
     amp = Amp(cfg.RUNTIME.AMP, CPU)

@@ -8,10 +8,10 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.study import speed, stored, very_deep
+from benchmarks.study import pictures, speed, stored, very_deep
 from benchmarks.study.rows import Row, Run
-from benchmarks.study.sections import SECTIONS
-from benchmarks.study.stored import REPO, Stored
+from benchmarks.study.sections import DRAWN, SECTIONS
+from benchmarks.study.stored import REPO, RESULTS, Stored
 from isonet.zoo import ZOO
 
 PAGE = REPO / "RESULTS.md"
@@ -20,8 +20,20 @@ _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 
 
 def write() -> None:
-    """Write every table of the page anew."""
+    """Write every table of the page anew, and its pictures."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    norms = very_deep.read()["norms"]
+    picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
+    (RESULTS / "very-deep.png").write_bytes(picture)
+    times, curves = speed.read(), {}
+    for row in DRAWN:
+        found = [run for run in map(of, row.repeated()) if run]
+        if found and row.config in times:
+            curves[row] = [mean_top1(found, epoch + 1) for epoch in range(len(found[0].metrics))]
+    if curves:
+        named = {row.title: top1 for row, top1 in curves.items()}
+        picture = pictures.curves_picture(named, {row.title: times[row.config]["epoch"] for row in curves})
+        (RESULTS / "depth20.png").write_bytes(picture)
 
 
 def filled(page: str) -> str:
@@ -39,7 +51,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
             lines.append([row.title, f"`{row.config}`", *["not run"] * 6])
             continue
         epochs = len(found[0].metrics)
-        minutes = f"{epochs * speed.epoch_seconds(seconds[row.config]) / 60:.1f}" if row.config in seconds else ""
+        minutes = f"{epochs * seconds[row.config]['epoch'] / 60:.1f}" if row.config in seconds else ""
         on_the_way = [mean_top1(found, epoch) for epoch in (1, (epochs + 1) // 2)]
         lines.append([row.title, f"`{row.config}`", f"{row.rate:g}", str(epochs),
                       *(f"{top1:.1f}" for top1 in on_the_way), result(found), minutes])  # fmt: skip
