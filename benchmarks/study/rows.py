@@ -8,7 +8,8 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
-from benchmarks.study.stored import REPO
+from benchmarks.study import stored
+from benchmarks.study.stored import REPO, Stored
 from isonet.config import load_cfg
 from isonet.run_folder import RunFolder, run_folder
 
@@ -64,8 +65,12 @@ class Row:
         return CONFIGS / f"{self.config}.yaml"
 
     @property
+    def cfg(self) -> CfgNode:
+        return load_cfg(self.path)
+
+    @property
     def rate(self) -> float:
-        return load_cfg(self.path).SOLVER.BASE_LR
+        return self.cfg.SOLVER.BASE_LR
 
     def searched(self) -> list[Run]:
         """A run at each rate, lowest first, all of seed 0."""
@@ -74,6 +79,10 @@ class Row:
     def repeated(self) -> list[Run]:
         """A run with each seed at the config's own rate."""
         return [Run(self.config, self.rate, seed) for seed in self.seeds]
+
+    def found(self) -> list[Stored]:
+        """Those of ``repeated`` that results/ has."""
+        return [run for run in (stored.read(run.name) for run in self.repeated()) if run]
 
     def runs(self) -> list[Run]:
         return list(dict.fromkeys([*self.repeated(), *self.searched()]))

@@ -23,6 +23,7 @@ RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1))
 ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
 RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2), seeds=SEEDS)
 RECIPE5 = Row("RISO20-recipe5", "R-ISONet-20, the better recipe, half the epochs", seeds=SEEDS)
+RECIPE10 = Row("RISO20-recipe10", "R-ISONet-20, the better recipe", seeds=SEEDS)
 
 SECTIONS = [
     Section(
@@ -60,7 +61,7 @@ SECTIONS = [
         "recipe",
         [
             RECIPE5,
-            Row("RISO20-recipe10", "R-ISONet-20, the better recipe", seeds=SEEDS),
+            RECIPE10,
             Row("RES20-recipe10", "ResNet-20, the better recipe"),
             Row("ISO20-recipe10", "ISONet-20, the better recipe"),
         ],

@@ -8,8 +8,8 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.study import pictures, speed, stored, very_deep
-from benchmarks.study.rows import Row, Run
+from benchmarks.study import goals, pictures, speed, stored, very_deep
+from benchmarks.study.rows import Row
 from benchmarks.study.sections import DRAWN, SECTIONS
 from benchmarks.study.stored import REPO, RESULTS, Stored
 from isonet.zoo import ZOO
@@ -27,7 +27,7 @@ def write() -> None:
     (RESULTS / "very-deep.png").write_bytes(picture)
     times, curves = speed.read(), {}
     for row in DRAWN:
-        found = [run for run in map(of, row.repeated()) if run]
+        found = row.found()
         if found and row.config in times:
             curves[row] = [mean_top1(found, epoch + 1) for epoch in range(len(found[0].metrics))]
     if curves:
@@ -46,7 +46,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     seconds = speed.read()
     lines = []
     for row in rows:
-        found = [run for run in map(of, row.repeated()) if run]
+        found = row.found()
         if not found:
             lines.append([row.title, f"`{row.config}`", *["not run"] * 6])
             continue
@@ -112,10 +112,11 @@ def steps_table() -> str:
     found, size = very_deep.read().get("steps"), very_deep.SHOWN
     if not found:
         return NOT_MEASURED
-    lines = []
-    for start in range(0, len(found["penalty"]), size):
-        means = [statistics.mean(found[key][start : start + size]) for key in ("cross_entropy", "penalty")]
-        lines.append([f"{start + 1} to {start + size}", f"{means[0]:.4f}", f"{means[1]:.3g}"])
+    rows = zip(very_deep.means(found["cross_entropy"]), very_deep.means(found["penalty"]), strict=True)
+    lines = [
+        [f"{number * size + 1} to {(number + 1) * size}", f"{loss:.4f}", f"{penalty:.3g}"]
+        for number, (loss, penalty) in enumerate(rows)
+    ]
     return markdown(["steps", "cross entropy", "penalty"], lines, left=1)
 
 
@@ -123,8 +124,9 @@ def spread(norms: Sequence[float]) -> float:
     return max(norms) / min(norms) if min(norms) else math.inf
 
 
-def of(run: Run) -> Stored | None:
-    return stored.read(run.name)
+def goals_table() -> str:
+    """Every goal of the study."""
+    return markdown(["goal", "measured", ""], [list(line) for line in goals.goals()], left=3)
 
 
 def mean_top1(runs: Sequence[Stored], epoch: int) -> float:
@@ -150,6 +152,7 @@ def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
         if (searched := [row for row in section.rows if row.rates]) and section.name == "depth20":
             yield f"{section.name}-rates", functools.partial(rate_table, searched)
 
+    yield "goals", goals_table
     yield "paper", paper_table
     yield "very-deep-norms", norms_table
     yield "very-deep-memory", memory_table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -108,6 +109,11 @@ def training_step(cfg: CfgNode) -> TrainStep:
 def read() -> dict[str, Any]:
     """What was measured so far."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
+
+
+def means(values: Sequence[float]) -> list[float]:
+    """Of each ``SHOWN`` steps."""
+    return [statistics.mean(values[start : start + SHOWN]) for start in range(0, len(values), SHOWN)]
 
 
 PARTS = {"norms": norms, "memory": memory, "steps": steps}
