@@ -55,7 +55,7 @@ def test_a_run_survives_being_stored(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the images in ../shared/data are not here")
 def test_a_short_run_of_a_row_learns_real_images(tmp_path):
-    """2,000 images, four times: about 30 %, where a network that does not learn has 10."""
+    """2,000 images, three times: about 30 %, where a network that does not learn has 10."""
     sizes = {"train": 200, "val": 50}  # images of each class
     with tarfile.open(SHARED_DATA / "cifar10-jpg.tar.xz") as archive:
         for member in archive:
@@ -64,8 +64,8 @@ def test_a_short_run_of_a_row_learns_real_images(tmp_path):
                 if int(name.removesuffix(".jpg")) < sizes[split]:
                     archive.extract(member, tmp_path, filter="data")
     opts = ["DATASET.ROOT", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out"), "RUNTIME.COMPILE", False,
-            "SOLVER.TRAIN_BATCH_SIZE", 50, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_EPOCHS", 4]  # fmt: skip
+            "SOLVER.TRAIN_BATCH_SIZE", 50, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_EPOCHS", 3]  # fmt: skip
     folder = run_training(load_cfg(CONFIGS / "RISO20-orthogonal.yaml", opts), "short")
     rows = [json.loads(line) for line in folder.metrics.open()]
     assert max(row["top1"] for row in rows) > 22
-    assert rows[-1]["cross_entropy"] < 1.95  # log(10) is 2.30
+    assert rows[-1]["cross_entropy"] < 2.05  # log(10) is 2.30

@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from isonet import build_model, load_cfg
+from isonet.training.amp import Amp
+from isonet.training.failure import first_non_finite
+from isonet.training.finetune import freeze
 
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
 NETWORKS = {
@@ -49,6 +52,30 @@ def test_gradients_and_batch_statistics_are_equal_to_the_bit(name):
         assert torch.equal(a.grad, b.grad), key
     for (key, a), b in zip(plain.named_buffers(), recomputed.buffers(), strict=True):
         assert torch.equal(a, b), key
+
+
+@pytest.mark.parametrize("frozen", ["stem", "stem,s1", "s2"])
+def test_in_16_bits_and_with_frozen_parts_the_gradients_are_the_same_too(frozen):
+    images, labels = torch.randn(4, 3, 32, 32), torch.arange(4)
+    grads = []
+    for recompute in (False, True):
+        model = network(20, recompute, [*NETWORKS["R-ISONet"], "MODEL.FREEZE", frozen])
+        freeze(model, load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, "MODEL.FREEZE", frozen]))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images).float(), labels)
+        loss.backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys() < set(dict(model.named_parameters()))
+    assert all(torch.equal(grad, grads[1][name]) for name, grad in grads[0].items())
+
+
+def test_what_is_not_finite_is_found_though_the_step_is_recomputed():
+    """Forward and backward are finite, and leave nothing behind at which the recomputation would stop."""
+    model = network(20, True)
+    with torch.no_grad():
+        model.s2.b1.f.b.weight.mul_(1e12)
+    images, labels, amp = torch.randn(4, 3, 32, 32), torch.arange(4), Amp("off", torch.device("cpu"))
+    assert "s2.b1.f.b" in first_non_finite(model, images, labels, amp, ortho_coeff=1e-4)
 
 
 def test_it_keeps_about_the_square_root_of_the_activations():

@@ -22,12 +22,13 @@ CASES = {
     "compiled, bf16": {"compiled": True, "amp": "bf16"},
     "three pieces": {"accumulate": 3},
     "channels last": {"channels_last": True},
+    "three pieces, recomputed": {"accumulate": 3, "recompute": True},
 }
 
 
-def events(rank, compiled=False, amp="off", accumulate=1, channels_last=False):
+def events(rank, compiled=False, amp="off", accumulate=1, channels_last=False, recompute=False):
     """What happened in each of three steps: buckets that set out, by size, and when the stem had its gradient."""
-    config = load_cfg(None, [*TINY, "ISON.DEPTH", 8])
+    config = load_cfg(None, [*TINY, "ISON.DEPTH", 8, "RUNTIME.CHECKPOINT_ACTIVATIONS", recompute])
     torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = int(BUCKET_MB * 2**20)  # 1 MiB: more than this network has
     seen: list[object] = []
 
@@ -73,4 +74,5 @@ def test_buckets_set_out_before_the_backward_pass_ends(tmp_path, case):
 
 def options_of(options):
     return [options.get(name, default) for name, default in
-            (("compiled", False), ("amp", "off"), ("accumulate", 1), ("channels_last", False))]  # fmt: skip
+            (("compiled", False), ("amp", "off"), ("accumulate", 1), ("channels_last", False),
+             ("recompute", False))]  # fmt: skip
