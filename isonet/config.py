@@ -67,7 +67,6 @@ def default_cfg() -> CfgNode:
     cfg.ISON.DELTA_ORTHOGONAL = False  # with DIRAC_INIT: a random orthogonal centre tap, not the identity
     cfg.ISON.ORTHOGONAL_CONV = False  # with DIRAC_INIT: a random orthogonal convolution of all taps, not the identity
     cfg.ISON.STEM_GAIN = 1.0  # factor on the stem's initial weights; sqrt(16 / 3): 16 channels as strong as the 3
-    cfg.ISON.SHIFT = -1.0  # where SReLU's shifts start
     cfg.ISON.HAS_RES_MULTIPLIER = False  # a learned scalar on each residual branch
     cfg.ISON.RES_MULTIPLIER = 1.0  # that scalar's start
     cfg.ISON.DROPOUT = False  # before the linear layer

@@ -82,7 +82,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "ISON.DEPTH": (1, 10_000),
     "ISON.ORTHO_COEFF": (0, 1e6),
     "ISON.STEM_GAIN": (0, 1e6),
-    "ISON.SHIFT": (-1e6, 1e6),
     "ISON.RES_MULTIPLIER": (-1e6, 1e6),
     "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
     "RUNTIME.SEED": (0, 2**63 - 1),

@@ -234,7 +234,6 @@ PROBES: dict[str, tuple] = {
     "ISON.DELTA_ORTHOGONAL": (stem_and_body, False, True, CIFAR),
     "ISON.ORTHOGONAL_CONV": (stem_and_body, False, True, CIFAR),
     "ISON.STEM_GAIN": (lambda cfg, _: build_model(cfg).stem.conv.weight.norm().item(), 1.0, 2.0, CIFAR),
-    "ISON.SHIFT": (lambda cfg, _: build_model(cfg).stem.relu.srelu_bias.unique().tolist(), -1.0, -0.5, CIFAR),
     "ISON.HAS_RES_MULTIPLIER": (modules(ResMultiplier), False, True, [*CIFAR, "ISON.HAS_ST", True]),
     "ISON.RES_MULTIPLIER": (multiplier, 0.0, 1.0, [*CIFAR, *RES]),
     "ISON.DROPOUT": (dropout_rate, False, True, [*CIFAR, "ISON.DROPOUT_RATE", 0.5]),

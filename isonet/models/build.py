@@ -43,7 +43,6 @@ def assemble(cfg: CfgNode) -> ISONet:
     layers = LayerFactory(
         batch_norm=ison.HAS_BN,
         srelu=ison.SReLU,
-        shift=ison.SHIFT,
         shortcuts=ison.HAS_ST,
         multiplier=ison.RES_MULTIPLIER if ison.HAS_RES_MULTIPLIER else None,
     )

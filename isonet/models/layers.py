@@ -132,14 +132,12 @@ class LayerFactory:
 
     batch_norm: normalise after every convolution.
     srelu: SReLU, else ReLU.
-    shift: where SReLU's shifts start.
     shortcuts: blocks add their input.
     multiplier: start of the scalar on each residual branch; None: no scalar.
     """
 
     batch_norm: bool = False
     srelu: bool = True
-    shift: float = -1.0
     shortcuts: bool = False
     multiplier: float | None = None
 
@@ -152,7 +150,7 @@ class LayerFactory:
         return nn.BatchNorm2d(width) if self.batch_norm else nn.Identity()
 
     def act(self, width: int) -> nn.Module:
-        return SReLU(width, self.shift, inplace=True) if self.srelu else nn.ReLU(inplace=True)
+        return SReLU(width, inplace=True) if self.srelu else nn.ReLU(inplace=True)
 
     def scale(self) -> nn.Module:
         return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)

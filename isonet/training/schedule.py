@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 def learning_rate_at(cfg: CfgNode, epoch: int, num_gpus: int = 1, done: float = 0.0) -> float:
     """The base rate in ``epoch``, counted from 1, on ``num_gpus`` GPUs; a group multiplies it by its ``lr_scale``.
 
-    done: the share of the epoch's steps that were taken, from 0 to 1. As published (SOLVER.SCHEDULE steps) the rate
+    done: the share of the epoch's images that were taken, from 0 to 1. As published (SOLVER.SCHEDULE steps) the rate
     is the same in all of an epoch, and falls after milestones; linear and cosine fall with every step, from the end of
     the warm-up to 0 at the end of the last epoch.
 
