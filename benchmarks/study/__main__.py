@@ -3,6 +3,7 @@
 python -m benchmarks.study list               every run: its command, and whether results/ has it
 python -m benchmarks.study run                train what is missing, one after another; go on after an interruption
 python -m benchmarks.study run ISO20 RES20    of these configs alone
+                                              (several at once share the work: with OMP_NUM_THREADS=1, one a core)
 python -m benchmarks.study speed              time an epoch of each config, on a machine that does nothing else
 python -m benchmarks.study tables             write the tables and pictures of RESULTS.md from results/
 """
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 from benchmarks.study import speed, stored, tables
 from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import ROWS
-from isonet.errors import EXIT_STOPPED, Stopped, UserError, run_cli
+from isonet.errors import EXIT_STOPPED, CheckpointError, Stopped, UserError, run_cli
+from isonet.storage import FolderLock
 from isonet.tools.cli import Parser
 
 
@@ -57,16 +59,31 @@ def in_order(rows: Sequence[Row]) -> list[Run]:
 
 
 def train(runs: Sequence[Run]) -> None:
-    """Train each of ``runs``, or go on with it where it was interrupted, and store what it leaves."""
+    """Train each of ``runs`` that no other process of this study is at, and that none has finished meanwhile."""
     for number, run in enumerate(runs, start=1):
-        print(f"{number} of {len(runs)}: {run.command}", flush=True)
-        command = [sys.executable, "train.py", *run.arguments[:4], "--resume", "auto", *run.opts]
-        status = wait_for(subprocess.Popen(command, cwd=stored.REPO))
-        if status == EXIT_STOPPED:
-            raise Stopped(f"{run.name} is saved: the same command goes on with it")
-        if status:
-            raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
-        stored.write(run.name, stored.collect(run.command, run.folder()))
+        queue = run.folder().path.parent / "queue" / run.name
+        queue.mkdir(parents=True, exist_ok=True)
+        claim = FolderLock(queue)
+        try:
+            claim.acquire()
+        except CheckpointError:
+            print(f"{number} of {len(runs)}: another process is at {run.name}", flush=True)
+            continue
+        with claim:
+            if not stored.read(run.name):
+                print(f"{number} of {len(runs)}: {run.command}", flush=True)
+                train_one(run)
+
+
+def train_one(run: Run) -> None:
+    """Train ``run``, or go on with it where it was interrupted, and store what it leaves."""
+    command = [sys.executable, "train.py", *run.arguments[:4], "--resume", "auto", *run.opts]
+    status = wait_for(subprocess.Popen(command, cwd=stored.REPO))
+    if status == EXIT_STOPPED:
+        raise Stopped(f"{run.name} is saved: the same command goes on with it")
+    if status:
+        raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
+    stored.write(run.name, stored.collect(run.command, run.folder()))
 
 
 def wait_for(child: subprocess.Popen[bytes]) -> int:
