@@ -93,8 +93,17 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, str]]:
-    data, solver, ison = cfg.DATASET, cfg.SOLVER, cfg.ISON
+Check = tuple[bool, str, str]  # whether it is wrong, the key, what is wrong with it
+
+
+def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[Check]:
+    yield from _of_solver(cfg.SOLVER)
+    yield from _of_network(cfg)
+    yield from _of_data(cfg.DATASET, image_size)
+    yield from _of_runtime(cfg, image_size)
+
+
+def _of_solver(solver: CfgNode) -> Iterator[Check]:
     milestones = solver.LR_MILESTONES
     yield (
         milestones != sorted(set(milestones)),
@@ -116,6 +125,10 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         "SOLVER.WARMUP_EPOCH",
         f"{solver.WARMUP_EPOCH} leaves no epoch of {solver.MAX_EPOCHS} in which the rate falls",
     )
+
+
+def _of_network(cfg: CfgNode) -> Iterator[Check]:
+    ison = cfg.ISON
     for key in ("DELTA_ORTHOGONAL", "ORTHOGONAL_CONV"):
         yield (
             ison[key] and not ison.DIRAC_INIT,
@@ -137,6 +150,9 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         "MODEL.FREEZE",
         f"names a part twice, got {shown(cfg.MODEL.FREEZE)}",
     )
+
+
+def _of_data(data: CfgNode, image_size: int) -> Iterator[Check]:
     for key, values in (("DATASET.MEAN", data.MEAN), ("DATASET.STD", data.STD)):
         yield len(values) not in (0, 3), key, f"takes three values, one per channel, got {shown(values)}"
     yield (
@@ -154,18 +170,22 @@ def _contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[bool, str, 
         "DATASET.IMAGE_SIZE",
         f"must be 0, which is the data set's own, or at least {_SMALLEST_IMAGE}, got {data.IMAGE_SIZE}",
     )
+
+
+def _of_runtime(cfg: CfgNode, image_size: int) -> Iterator[Check]:
+    runtime, data = cfg.RUNTIME, cfg.DATASET
     yield (
-        cfg.RUNTIME.CHECKPOINT_ACTIVATIONS and cfg.RUNTIME.COMPILE,
+        runtime.CHECKPOINT_ACTIVATIONS and runtime.COMPILE,
         "RUNTIME.CHECKPOINT_ACTIVATIONS",
         "does not go with RUNTIME.COMPILE, which plans its memory by itself: leave one of them out",
     )
     yield (
-        cfg.RUNTIME.INPUT == "memory" and image_size > SMALL_IMAGE,
+        runtime.INPUT == "memory" and image_size > SMALL_IMAGE,
         "RUNTIME.INPUT",
         f"memory holds images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use auto or workers",
     )
     yield (
-        cfg.RUNTIME.INPUT == "shards" and data.NAME in ("CIFAR10", "CIFAR100", "digits"),
+        runtime.INPUT == "shards" and data.NAME in ("CIFAR10", "CIFAR100", "digits"),
         "RUNTIME.INPUT",
         f"shards are made of an image folder, and {data.NAME} is none: use auto",
     )

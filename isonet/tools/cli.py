@@ -9,6 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
+from yacs.config import CfgNode
+
+from isonet.config import default_cfg
 from isonet.errors import EXIT_USER_ERROR
 
 GPUS_HELP = (
@@ -58,3 +61,13 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
         help="config keys to override, after all other options, e.g. ISON.DROPOUT False SOLVER.BASE_LR 0.02",
     )
     return parser
+
+
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
+    """Other arguments, and overrides, which begin at the first word that looks like a key of the config."""
+    cfg = default_cfg()
+    nodes = "|".join(name for name, value in cfg.items() if isinstance(value, CfgNode))
+    leaves = "|".join(name for name, value in cfg.items() if not isinstance(value, CfgNode))
+    key = re.compile(rf"(?:{nodes})\.\w+|{leaves}")
+    first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
+    return words[:first], words[first:]

@@ -29,8 +29,7 @@ from isonet.models import ISONet, build_model
 from isonet.plots import require_matplotlib
 from isonet.run_folder import find_checkpoint
 from isonet.storage import reason, write_file
-from isonet.tools.cli import make_parser
-from isonet.tools.predict import _split as split_overrides
+from isonet.tools.cli import make_parser, split_overrides
 from isonet.tools.trained import load_trained
 from isonet.training.devices import explain_out_of_memory, pick_devices, seed_everything, set_precision
 from isonet.training.log import log_to_terminal, versions

@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,12 +19,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from isonet.config import default_cfg
 from isonet.data.unlabelled import find_images, read_batches
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
-from isonet.tools.cli import GPUS_HELP, Parser
+from isonet.tools.cli import GPUS_HELP, Parser, split_overrides
 from isonet.tools.trained import Trained, load_trained
 from isonet.training.amp import Amp
 from isonet.training.devices import explain_out_of_memory, pick_devices, place, set_precision
@@ -72,23 +69,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
     add("--debug", action="store_true", help="show where an error arose")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
-    args.images, args.opts = _split(args.images)
+    args.images, args.opts = split_overrides(args.images)
     if not args.images:
         parser.error("name images or folders, or - for paths on standard input")
     for option, value in (("--top", args.top), ("--batch-size", args.batch_size)):
         if value is not None and value < 1:
             parser.error(f"{option} must be at least 1, got {value}")
     return args
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Images, and overrides, which begin at the first word that looks like a key of the config."""
-    cfg = default_cfg()
-    nodes = "|".join(name for name, value in cfg.items() if isinstance(value, CfgNode))
-    leaves = "|".join(name for name, value in cfg.items() if not isinstance(value, CfgNode))
-    key = re.compile(rf"(?:{nodes})\.\w+|{leaves}")
-    first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
-    return words[:first], words[first:]
 
 
 def main(args: argparse.Namespace) -> None:

@@ -6,30 +6,23 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
-from torch import nn
+import torch
 from yacs.config import CfgNode
 
 from isonet.config import global_batch
-from isonet.data import build_loader
 from isonet.data.processes import explain_dead_workers
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
-from isonet.models import build_model
 from isonet.run_folder import RunFolder, run_folder
 from isonet.storage import FolderLock, reason, remove_leftovers, write_file
-from isonet.training.amp import Amp
-from isonet.training.changes import changes, keep_global_batch
-from isonet.training.devices import describe, explain_out_of_memory, place, seed_everything, set_precision
-from isonet.training.events import require_tensorboard
-from isonet.training.fetch import fetch
-from isonet.training.finetune import check_same_parts, freeze, note_other_classes, start_from
+from isonet.training.devices import describe, explain_out_of_memory
 from isonet.training.log import keep_for_file, log_to_file, note_failure, versions
-from isonet.training.optim import build_optimizer
+from isonet.training.parts import Parts, build_parts
 from isonet.training.peers import explain_lost_peers, processes
 from isonet.training.report import Report
 from isonet.training.restarts import after_restart, launcher
 from isonet.training.resume import AUTO, LATEST, checkpoint_to_resume, take_over
-from isonet.training.state import Progress, restore_state
 from isonet.training.stop import StopSignals
 from isonet.training.trainer import Trainer
 from isonet.training.world import World
@@ -64,57 +57,24 @@ def run_training(
     ):
         resume, overwrite = after_restart(folder, world, resume, overwrite)
         found = world.from_leader(lambda: checkpoint_to_resume(folder, resume, overwrite))
-        num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
-        if found:
-            cfg = keep_global_batch(found[1], found[0], cfg, num_gpus)
-        if cfg.RUNTIME.TENSORBOARD and world.leads:
-            require_tensorboard()
-        set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-        seed_everything(cfg.RUNTIME.SEED)
-        if found:
-            check_same_parts(found[1], found[0], cfg)
-        model = build_model(cfg)
-        head_of = None if found else start_from(model, cfg, world)
-        freeze(model, cfg)
-        # A CUDA graph would let no gradient go before the backward pass has ended
-        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launched)
-        fetch(cfg, world)
-        train_loader = build_loader(cfg, "train", devices, share=world.share)
-        val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
-        note_other_classes(head_of, train_loader.classes)
-        amp = Amp(cfg.RUNTIME.AMP, devices[0])
-        optimizer = build_optimizer(model, cfg)
-        progress = Progress()
-        if found:
-            path, state = found
-            progress = restore_state(state, path, model, optimizer, amp, train_loader)
-            differences = list(changes(state, path, cfg, train_loader, num_gpus))
+        parts = build_parts(cfg, found, world, devices)
+        origin = found[0] if found else None
+        del found  # a second copy of the weights
         world.gather(None)  # whatever can be wrong with the request was found, on all processes, up to here
 
         # From here on the folder is this run's
         launchers = world.gather(launcher())
         if world.leads:
-            _open_folder(folder, lock, cfg, resume, overwrite, found is None, launchers)
-        log.info("training %s on %s", _title(cfg, model), describe(devices, world.size))
-        if global_batch(cfg, num_gpus) > train_loader.num_images:
-            log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
-        log.info(
-            "%d images for training, %d a step, %d for validation",
-            train_loader.num_images, global_batch(cfg, num_gpus), val_loader.num_images,
-        )  # fmt: skip
-        report = Report(folder, cfg.RUNTIME.TENSORBOARD, progress.history, world.leads)
+            _open_folder(folder, lock, parts.cfg, resume, overwrite, origin is None, launchers)
+        _announce(parts, devices, world)
+        report = Report(folder, parts.cfg.RUNTIME.TENSORBOARD, parts.progress.history, world.leads)
         trainer = Trainer(
-            cfg, folder, model, forward, optimizer, amp, devices, train_loader, val_loader, progress, world, accumulate,
-            report,
+            parts.cfg, folder, parts.model, parts.forward, parts.optimizer, parts.amp, devices, parts.train_loader,
+            parts.val_loader, parts.progress, world, cfg.SOLVER.ACCUMULATE, report,
         )  # fmt: skip
         try:
-            if found:
-                for difference in differences:
-                    log.warning("resuming with another value of %s", difference)
-                if world.leads:
-                    take_over(folder, path, progress)
-                log.info("resuming %s after %s", path, progress)
-                del found, state  # a second copy of the weights
+            if origin:
+                _go_on(parts, origin, folder, world)
             with _explained(world, stop), report:  # in here, so that the log hears of it, too
                 trainer.fit(stop)
         except (UserError, Stopped, KeyboardInterrupt) as error:
@@ -122,6 +82,29 @@ def run_training(
                 _note_end(folder, error)
             raise
     return folder
+
+
+def _announce(parts: Parts, devices: list[torch.device], world: World) -> None:
+    """Log what is trained, on what, in what steps."""
+    cfg, images = parts.cfg, parts.train_loader.num_images
+    batch = global_batch(cfg, len(devices) * world.size)
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    log.info(
+        "training a network of depth %d (%s parameters) on %s on %s",
+        cfg.ISON.DEPTH, f"{parameters:,}", cfg.DATASET.NAME, describe(devices, world.size),
+    )  # fmt: skip
+    if batch > images:
+        log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
+    log.info("%d images for training, %d a step, %d for validation", images, batch, parts.val_loader.num_images)
+
+
+def _go_on(parts: Parts, origin: Path, folder: RunFolder, world: World) -> None:
+    """Make the folder's record end where the checkpoint ``origin`` does, and log what is other than it was."""
+    for change in parts.changes:
+        log.warning("resuming with another value of %s", change)
+    if world.leads:
+        take_over(folder, origin, parts.progress)
+    log.info("resuming %s after %s", origin, parts.progress)
 
 
 def _lock(folder: RunFolder, world: World) -> FolderLock | nullcontext:
@@ -167,8 +150,3 @@ def _open_folder(
         raise
     except OSError as error:
         raise StorageError(f"{folder.path}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
-
-
-def _title(cfg: CfgNode, model: nn.Module) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    return f"a network of depth {cfg.ISON.DEPTH} ({parameters:,} parameters) on {cfg.DATASET.NAME}"
