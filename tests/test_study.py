@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import tarfile
 
@@ -12,6 +13,8 @@ from benchmarks.study import sections, stored, tables
 from benchmarks.study.rows import CONFIGS
 from conftest import REPO, SHARED_DATA
 from isonet.config import flat, load_cfg, parse_cfg
+from isonet.errors import NonFiniteError
+from isonet.run_folder import run_folder
 from isonet.training.run import run_training
 from train import parse_args
 
@@ -33,7 +36,8 @@ def test_a_stored_run_is_what_its_command_makes(run):
     args = parse_args(words[2:])
     cfg = load_cfg(REPO / args.cfg, args.opts)
     assert flat(parse_cfg(found.config, run.name)) == flat(cfg)
-    assert [row["epoch"] for row in found.metrics] == list(range(1, cfg.SOLVER.MAX_EPOCHS + 1))
+    epochs = len(found.metrics) if found.diverged else cfg.SOLVER.MAX_EPOCHS
+    assert [row["epoch"] for row in found.metrics] == list(range(1, epochs + 1))
 
 
 def test_no_result_and_no_config_is_without_a_row():
@@ -51,6 +55,22 @@ def test_a_run_survives_being_stored(tmp_path, monkeypatch):
     assert stored.read("x") == run
     assert run.top1 == 9.0
     assert stored.read("y") is None
+
+
+def test_a_run_that_diverges_is_stored_as_such(tmp_path, monkeypatch):
+    """One that really does; the trainer's error is what tells it from a run that failed for another reason."""
+    monkeypatch.setattr(stored, "RESULTS", tmp_path)
+    opts = ["OUTPUT_DIR", str(tmp_path / "out"), "SOLVER.BASE_LR", 1e5, "SOLVER.WARMUP", False]
+    cfg = load_cfg(REPO / "configs" / "digits_ISO20.yaml", opts)
+    with pytest.raises(NonFiniteError):
+        run_training(cfg, "x")
+    run = stored.collect("python train.py", run_folder(cfg, "x"))
+    assert "is not finite in epoch 1" in run.diverged
+    stored.write("x", run)
+    assert stored.read("x") == run
+    assert math.isnan(run.top1)
+    (tmp_path / "log.txt").write_text("2026-01-01 00:00:00 StorageError: the disk is full; see OUTPUT_DIR\n")
+    assert not stored.divergence(tmp_path / "log.txt")
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the images in ../shared/data are not here")

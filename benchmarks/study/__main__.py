@@ -81,7 +81,7 @@ def train_one(run: Run) -> None:
     status = wait_for(subprocess.Popen(command, cwd=stored.REPO))
     if status == EXIT_STOPPED:
         raise Stopped(f"{run.name} is saved: the same command goes on with it")
-    if status:
+    if status and not stored.divergence(run.folder().log):
         raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
     stored.write(run.name, stored.collect(run.command, run.folder()))
 

@@ -30,7 +30,7 @@ SECTIONS = [
         "depth20",
         [
             ISO20,
-            Row("ISO20-orthogonal", "ISONet-20, orthogonal convolutions, strong stem", rates=(0.01, 0.02, 0.05)),
+            Row("ISO20-orthogonal", "ISONet-20, orthogonal convolutions, strong stem"),
             RISO20,
             ORTHOGONAL,
             RES20,
@@ -46,6 +46,16 @@ SECTIONS = [
             Row("ISO20-delta-orthogonal", "delta-orthogonal in place of delta"),
         ],
     ),
+    Section(
+        "deeper",
+        [
+            Row("ISO56", "ISONet-56 as published"),
+            Row("ISO56-relu", "without SReLU (ReLU, biases)"),
+            Row("ISO56-normal", "without the delta initialisation (normal)"),
+            Row("ISO56-no-penalty", "without the penalty"),
+        ],
+    ),
+    Section("precision", [RISO20, Row("RISO20-float32", "the same in float32")]),
     Section(
         "start",
         [

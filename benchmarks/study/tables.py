@@ -29,7 +29,7 @@ def write() -> None:
     for row in DRAWN:
         found = row.found()
         if found and row.config in times:
-            curves[row] = [mean_top1(found, epoch + 1) for epoch in range(len(found[0].metrics))]
+            curves[row] = [mean_top1(found, epoch + 1) for epoch in range(min(len(run.metrics) for run in found))]
     if curves:
         named = {row.title: top1 for row, top1 in curves.items()}
         picture = pictures.curves_picture(named, {row.title: times[row.config]["epoch"] for row in curves})
@@ -44,19 +44,21 @@ def filled(page: str) -> str:
 def accuracy_table(rows: Sequence[Row]) -> str:
     """A line for each row: top-1 on the way and at the end, of how many seeds, and the minutes that it takes."""
     seconds = speed.read()
-    lines = []
-    for row in rows:
-        found = row.found()
-        if not found:
-            lines.append([row.title, f"`{row.config}`", *["not run"] * 6])
-            continue
-        epochs = len(found[0].metrics)
-        minutes = f"{epochs * seconds[row.config]['epoch'] / 60:.1f}" if row.config in seconds else ""
-        on_the_way = [mean_top1(found, epoch) for epoch in (1, (epochs + 1) // 2)]
-        lines.append([row.title, f"`{row.config}`", f"{row.rate:g}", str(epochs),
-                      *(f"{top1:.1f}" for top1 in on_the_way), result(found), minutes])  # fmt: skip
+    lines = [[row.title, f"`{row.config}`", *_accuracy(row, seconds.get(row.config, {}).get("epoch"))] for row in rows]
     head = ["network", "config", "base rate", "epochs", "after 1", "after half", "top-1 (seeds)", "minutes"]
     return markdown(head, lines, left=2)
+
+
+def _accuracy(row: Row, seconds: float | None) -> list[str]:
+    """The cells of ``row``; seconds: of an epoch, if they were measured."""
+    found, epochs = row.found(), row.cfg.SOLVER.MAX_EPOCHS
+    if not found:
+        return ["not run"] * 6
+    head, minutes = [f"{row.rate:g}", str(epochs)], f"{epochs * seconds / 60:.1f}" if seconds else ""
+    if diverged := [run for run in found if run.diverged]:
+        return [*head, "", "", f"diverged in epoch {len(diverged[0].metrics) + 1} ({len(diverged)})", ""]
+    on_the_way = [mean_top1(found, epoch) for epoch in (1, (epochs + 1) // 2)]
+    return [*head, *(f"{top1:.1f}" for top1 in on_the_way), result(found), minutes]
 
 
 def rate_table(rows: Sequence[Row]) -> str:
@@ -64,10 +66,10 @@ def rate_table(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         found = {run.rate: stored.read(run.name) for run in row.searched()}
-        best = max((run.top1 for run in found.values() if run), default=None)
+        best = max((run.top1 for run in found.values() if run and not run.diverged), default=None)
         cells = []
         for rate, run in found.items():
-            top1 = "not run" if run is None else f"{run.top1:.2f}"
+            top1 = "not run" if run is None else "diverged" if run.diverged else f"{run.top1:.2f}"
             cells.append(f"{rate:g}: **{top1}**" if run and run.top1 == best else f"{rate:g}: {top1}")
         lines.append([row.title, f"`{row.config}`", ", ".join(cells)])
     return markdown(["network", "config", "base rate: top-1 after the last epoch, seed 0"], lines, left=3)
