@@ -81,7 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "SOLVER.WARMUP_FACTOR": (0, 1),
     "ISON.DEPTH": (1, 10_000),
     "ISON.ORTHO_COEFF": (0, 1e6),
-    "ISON.STEM_GAIN": (0, 1e6),
+    "ISON.STEM_GAIN": (1e-6, 1e6),  # 0 is a network of constant output
     "ISON.RES_MULTIPLIER": (-1e6, 1e6),
     "ISON.DROPOUT_RATE": (0, _ALMOST_ONE),
     "RUNTIME.SEED": (0, 2**63 - 1),

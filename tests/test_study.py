@@ -9,11 +9,12 @@ import tarfile
 
 import pytest
 
-from benchmarks.study import sections, stored, tables
+from benchmarks.study import __main__ as study
+from benchmarks.study import sections, stored, tables, very_deep
 from benchmarks.study.rows import CONFIGS
 from conftest import REPO, SHARED_DATA
 from isonet.config import flat, load_cfg, parse_cfg
-from isonet.errors import NonFiniteError
+from isonet.errors import NonFiniteError, UserError
 from isonet.run_folder import run_folder
 from isonet.training.run import run_training
 from train import parse_args
@@ -31,6 +32,7 @@ def test_every_table_is_the_one_that_the_results_give():
 def test_a_stored_run_is_what_its_command_makes(run):
     """Whoever changes a config, or a default, has to train its rows again."""
     found = stored.read(run.name)
+    assert found.command == run.command
     words = shlex.split(found.command)
     assert words[:2] == ["python", "train.py"]
     args = parse_args(words[2:])
@@ -71,6 +73,35 @@ def test_a_run_that_diverges_is_stored_as_such(tmp_path, monkeypatch):
     assert math.isnan(run.top1)
     (tmp_path / "log.txt").write_text("2026-01-01 00:00:00 StorageError: the disk is full; see OUTPUT_DIR\n")
     assert not stored.divergence(tmp_path / "log.txt")
+
+
+def test_no_run_is_gone_on_with_whose_config_was_edited_since(tmp_path, monkeypatch):
+    """Else the old figures would be stored beside the new config."""
+    run = sections.RES20.repeated()[0]
+    folder = run_folder(load_cfg(CONFIGS / "RES20.yaml", ["OUTPUT_DIR", str(tmp_path)]), run.name)
+    monkeypatch.setattr(type(run), "folder", lambda _: folder)
+    study.refuse_another_config(run)  # there is no folder yet
+    folder.path.mkdir(parents=True)
+    folder.config.write_text(run.cfg().dump())
+    study.refuse_another_config(run)
+    folder.config.write_text(load_cfg(CONFIGS / "RES20.yaml", [*run.opts, "SOLVER.MOMENTUM", 0.5]).dump())
+    with pytest.raises(UserError, match=r"RES20-lr0.1-seed0 holds a run with another SOLVER.MOMENTUM: remove"):
+        study.refuse_another_config(run)
+
+
+def test_the_rows_come_first_then_their_rates_then_their_seeds():
+    runs = study.in_order([sections.RES20, sections.ISO20])
+    assert [(run.config, run.rate, run.seed) for run in runs] == [
+        ("RES20", 0.1, 0), ("ISO20", 0.01, 0),
+        ("RES20", 0.05, 0), ("RES20", 0.2, 0), ("ISO20", 0.005, 0), ("ISO20", 0.02, 0),
+        ("RES20", 0.1, 1), ("RES20", 0.1, 2),
+    ]  # fmt: skip
+
+
+def test_a_norm_that_is_lost_has_an_infinite_spread():
+    assert very_deep.spread([2.0, 0.5, 1.0]) == 4
+    assert math.isinf(very_deep.spread([2.0, 0.0, 1.0]))
+    assert math.isinf(very_deep.spread([2.0, None, 1.0]))
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the images in ../shared/data are not here")

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from benchmarks.study import speed, stored, tables
 from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import ROWS
+from isonet.config import flat, parse_cfg
 from isonet.errors import EXIT_STOPPED, CheckpointError, Stopped, UserError, run_cli
 from isonet.storage import FolderLock
 from isonet.tools.cli import Parser
@@ -45,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
         for run in runs:
             print("stored " if stored.read(run.name) else "missing", run.command)
     elif args.action == "run":
+        refuse_changes()
         train([run for run in runs if not stored.read(run.name)])
     elif args.action == "speed":
         speed.measure(rows)
@@ -77,6 +79,7 @@ def train(runs: Sequence[Run]) -> None:
 
 def train_one(run: Run) -> None:
     """Train ``run``, or go on with it where it was interrupted, and store what it leaves."""
+    refuse_another_config(run)
     command = [sys.executable, "train.py", *run.arguments[:4], "--resume", "auto", *run.opts]
     status = wait_for(subprocess.Popen(command, cwd=stored.REPO))
     if status == EXIT_STOPPED:
@@ -84,6 +87,27 @@ def train_one(run: Run) -> None:
     if status and not stored.divergence(run.folder().log):
         raise UserError(f"{run.name} ended with status {status}: see above, and {run.folder().log}")
     stored.write(run.name, stored.collect(run.command, run.folder()))
+
+
+def refuse_another_config(run: Run) -> None:
+    """Raise ``UserError`` where the folder of ``run`` holds one by a config that was edited since."""
+    file = run.folder().config
+    if not file.exists():
+        return
+    then, now = flat(parse_cfg(file.read_text(encoding="utf-8"), str(file))), flat(run.cfg())
+    if differing := [key for key in now if then[key] != now[key]]:
+        raise UserError(f"{run.folder().path} holds a run with another {', '.join(differing)}: remove the folder")
+
+
+def refuse_changes() -> None:
+    """Raise ``UserError`` where code or configs differ from the commit that results would name."""
+    command = ["git", "status", "--porcelain", "--", "isonet", "configs/study", "train.py"]
+    try:
+        found = subprocess.run(command, cwd=stored.REPO, capture_output=True, text=True, check=False)
+    except OSError:  # no git: results name no commit
+        return
+    if changed := [line[3:] for line in found.stdout.splitlines()]:
+        raise UserError(f"{', '.join(changed[:5])}: commit the change first, for each result names its commit")
 
 
 def wait_for(child: subprocess.Popen[bytes]) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotlib, short, style
 
-_ZERO = 1e-22  # where a norm that has vanished is drawn, on an axis that has no 0
 
-
-def norms_picture(variants: dict[str, dict[str, list[float]]]) -> bytes:
-    """PNG. Norms of the signal and of its gradient over the layers, and where a factor of 10 around the start ends."""
+def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
+    """PNG. Norms of the signal and of its gradient over the layers, as far as they are finite and not 0."""
     require_matplotlib("the norms")
     from matplotlib.ticker import FuncFormatter
 
@@ -21,11 +20,10 @@ def norms_picture(variants: dict[str, dict[str, list[float]]]) -> bytes:
         for place, (key, label) in enumerate(panels, start=1):
             axis = figure.add_subplot(1, 2, place)
             for (name, found), colour, marker in zip(variants.items(), COLOURS, MARKERS, strict=False):
-                values = [max(value, _ZERO) for value in found[key]]
+                values = [value or math.nan for value in found[key]]
                 axis.plot(values, color=colour, marker=marker, markevery=len(values) // 12, label=name)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))
-            axis.set_ylim(_ZERO / 10, 1e6)
             axis.set_xlabel("activation, from the stem to the head")
             axis.set_title(label, loc="left")
             axis.legend(frameon=False, loc="upper right" if key == "forward" else "lower right")

@@ -80,7 +80,7 @@ SECTIONS = [
         "recipe-ablation",
         [
             RECIPE5,
-            Row("RISO20-recipe5-steps", "steps in place of the linear fall"),
+            Row("RISO20-recipe5-steps", "steps in place of the linear rise and fall"),
             Row("RISO20-recipe5-batch128", "batch 128 in place of 64"),
             Row("RISO20-recipe5-momentum", "plain momentum in place of Nesterov's"),
             Row("RISO20-recipe5-padding4", "crops out of 40 pixels in place of 36"),

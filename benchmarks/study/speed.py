@@ -1,4 +1,7 @@
-"""How long an epoch takes: steps and evaluation of each config, on a machine that does nothing else."""
+"""How long an epoch takes: steps and evaluation of each config, on a machine that does nothing else.
+
+Without what happens once (the compiler, some 20 s) and without the input, which an epoch waits for half a second.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from isonet.config import load_cfg
 from isonet.training import build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place
+from isonet.training.log import versions
 from isonet.training.step import TrainStep
 
 FILE = RESULTS / "speed.json"
@@ -28,7 +32,7 @@ CPU = torch.device("cpu")
 
 def measure(rows: Sequence[Row]) -> None:
     """Write seconds of an epoch for each config of ``rows`` into results/speed.json, beside those that it holds."""
-    found = read()
+    found, commit = read(), versions()["commit"]
     for row in rows:
         torch._dynamo.reset()  # else the compiler refuses the ninth network
         cfg = load_cfg(row.path)
@@ -36,7 +40,7 @@ def measure(rows: Sequence[Row]) -> None:
         steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
         batches = IMAGES["val"] / cfg.SOLVER.TEST_BATCH_SIZE
         epoch = steps * step + batches * evaluation
-        found[row.config] = {"step": step, "evaluation": evaluation, "epoch": epoch, **machine()}
+        found[row.config] = {"step": step, "evaluation": evaluation, "epoch": epoch, **machine(), "commit": commit}
         print(f"{row.config}: step {1e3 * step:.1f} ms, epoch {epoch:.1f} s", flush=True)
         FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

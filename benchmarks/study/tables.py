@@ -22,9 +22,9 @@ _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 def write() -> None:
     """Write every table of the page anew, and its pictures."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    norms = very_deep.read()["norms"]
-    picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
-    (RESULTS / "very-deep.png").write_bytes(picture)
+    if norms := very_deep.read().get("norms"):
+        picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
+        (RESULTS / "very-deep.png").write_bytes(picture)
     times, curves = speed.read(), {}
     for row in DRAWN:
         found = row.found()
@@ -89,12 +89,14 @@ def paper_table() -> str:
 
 def norms_table() -> str:
     """At the start, over all activations: the largest norm over the smallest."""
-    found = very_deep.read()["norms"]
+    found = very_deep.read().get("norms")
+    if not found:
+        return NOT_MEASURED
     lines = []
     for name in very_deep.VARIANTS:
-        ratios = [spread(found[name][key]) for key in ("forward", "backward")]
+        ratios = [very_deep.spread(found[name][key]) for key in ("forward", "backward")]
         lines.append([name, *("infinite" if math.isinf(ratio) else f"{ratio:,.3g}" for ratio in ratios)])
-    return markdown(["depth 1202 at its start", "signal, forward", "gradient, backward"], lines, left=1)
+    return markdown(["largest norm / smallest", "signal, forward", "gradient, backward"], lines, left=1)
 
 
 def memory_table() -> str:
@@ -120,10 +122,6 @@ def steps_table() -> str:
         for number, (loss, penalty) in enumerate(rows)
     ]
     return markdown(["steps", "cross entropy", "penalty"], lines, left=1)
-
-
-def spread(norms: Sequence[float]) -> float:
-    return max(norms) / min(norms) if min(norms) else math.inf
 
 
 def goals_table() -> str:

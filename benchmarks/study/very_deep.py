@@ -1,13 +1,15 @@
 """ISONet-1202 on CIFAR-10: norms over its layers at the start, the memory of a training step, and 300 of them.
 
-python -m benchmarks.study.very_deep              all three, into results/very-deep.json and results/very-deep.png
+python -m benchmarks.study.very_deep              all three, into results/very-deep.json
 python -m benchmarks.study.very_deep norms        one of norms, memory, steps; the others stay as they were
+python -m benchmarks.study tables                 their tables and picture
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
 import subprocess
@@ -25,15 +27,20 @@ from benchmarks.study.rows import CONFIGS
 from benchmarks.study.stored import RESULTS
 from isonet import build_model, load_cfg
 from isonet.data import build_loader
+from isonet.errors import run_cli
 from isonet.isometry import signal_norms
+from isonet.tools.cli import Parser
 from isonet.training import build_optimizer
 from isonet.training.devices import place, seed_everything
+from isonet.training.log import versions
 from isonet.training.step import TrainStep
 
 FILE = RESULTS / "very-deep.json"
 CONFIG = CONFIGS / "ISO1202.yaml"
 VARIANTS = {  # of the network, at its start
     "SReLU, delta": [],
+    "SReLU, Kaiming": ["ISON.DIRAC_INIT", False],
+    "ReLU, delta": ["ISON.SReLU", False],
     "ReLU, Kaiming": ["ISON.SReLU", False, "ISON.DIRAC_INIT", False],
 }
 STEPS, SHOWN = 300, 25  # training steps, and over how many each figure of the loss is a mean
@@ -42,14 +49,20 @@ CPU = torch.device("cpu")
 
 
 def norms(images: int = 16) -> dict[str, Any]:
-    """Of each variant the mean norm after each activation and of the loss's gradient there, on validation images."""
+    """Of each variant the mean norm after each activation and of the loss's gradient there, on validation images.
+
+    None: not finite.
+    """
     found = {}
     for name, opts in VARIANTS.items():
         cfg = load_cfg(CONFIG, ["RUNTIME.CHECKPOINT_ACTIVATIONS", False, *opts])
         seed_everything(cfg.RUNTIME.SEED)
         batch, labels = next(iter(build_loader(cfg, "val")))
         rows = signal_norms(build_model(cfg), batch[:images], labels[:images])
-        found[name] = {key: [asdict(row)[key] for row in rows] for key in ("forward", "backward")}
+        found[name] = {
+            key: [value if math.isfinite(value) else None for value in (asdict(row)[key] for row in rows)]
+            for key in ("forward", "backward")
+        }
     return {"images": images, **found}
 
 
@@ -58,7 +71,7 @@ def memory() -> dict[str, Any]:
     found = {}
     for recompute in (False, True):
         command = [sys.executable, "-m", "benchmarks.study.very_deep", "two-steps", str(recompute)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         found["with" if recompute else "without"] = json.loads(output.splitlines()[-1])
     return found
 
@@ -111,6 +124,12 @@ def read() -> dict[str, Any]:
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
+def spread(norms: Sequence[float | None]) -> float:
+    """The largest of norms over the smallest; infinite where one is 0 or not finite."""
+    finite = [norm for norm in norms if norm]
+    return max(finite) / min(finite) if len(finite) == len(norms) else math.inf
+
+
 def means(values: Sequence[float]) -> list[float]:
     """Of each ``SHOWN`` steps."""
     return [statistics.mean(values[start : start + SHOWN]) for start in range(0, len(values), SHOWN)]
@@ -119,20 +138,32 @@ def means(values: Sequence[float]) -> list[float]:
 PARTS = {"norms": norms, "memory": memory, "steps": steps}
 
 
-def main(argv: Sequence[str]) -> None:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Which parts."""
+    parser = Parser(
+        prog="python -m benchmarks.study.very_deep", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    args = parser.parse_args(argv)
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(PARTS)}")
+    return args
+
+
+def main(args: argparse.Namespace) -> None:
     """Measure what is asked for, and keep the rest of the file."""
-    if argv[:1] == ["two-steps"]:
-        two_steps(argv[1])
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"of {', '.join(PARTS)}; none: all")
-    parts = parser.parse_args(argv).parts or list(PARTS)
     found = read()
-    for part in parts:
-        found[part] = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), **PARTS[part]()}
+    for part in args.parts or PARTS:
+        how = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), "commit": versions()["commit"]}
+        found[part] = {**how, **PARTS[part]()}
         FILE.parent.mkdir(parents=True, exist_ok=True)
         FILE.write_text(json.dumps(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if sys.argv[1:2] == ["two-steps"]:
+        two_steps(sys.argv[2])
+    else:
+        sys.exit(run_cli(main, parse_args()))

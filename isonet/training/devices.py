@@ -104,7 +104,7 @@ def explain_out_of_memory() -> Iterator[None]:
         raise DeviceError(
             f"out of memory ({text.splitlines()[0][:200] if text else type(error).__name__}): lower "
             "SOLVER.TRAIN_BATCH_SIZE, and SOLVER.TEST_BATCH_SIZE where it is larger, or DATASET.IMAGE_SIZE, "
-            "or set RUNTIME.CHECKPOINT_ACTIVATIONS True"
+            "or set RUNTIME.CHECKPOINT_ACTIVATIONS True and RUNTIME.COMPILE False"
         ) from None
 
 

@@ -14,11 +14,12 @@ import pytest
 import torchvision.datasets as tv
 from PIL import Image
 
+from benchmarks.study import images
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.data.sources import digits, image_folder
-from isonet.errors import DataError
+from isonet.errors import DataError, UserError
 
 
 def test_digits_are_the_fixed_split():
@@ -94,6 +95,23 @@ def test_cifar_is_fetched_on_request_and_found_afterwards(cifar_server, tmp_path
     cifar_server.shutdown()
     val = build_loader(cifar_cfg(root, False), "val")
     assert (val.num_images, list(val.classes)) == (4, list("abcdefghij"))
+
+
+def test_the_studys_images_are_made_of_them(cifar_server, tmp_path, capsys):
+    root = tmp_path / "data"
+    images.main(images.parse_args(["--root", str(root)]))
+    files = sorted(file.relative_to(root / "cifar10-jpg") for file in (root / "cifar10-jpg").rglob("*.jpg"))
+    assert [str(file) for file in files[:6]] == [f"train/{name}" for name in (
+        "a/0000.jpg", "a/0001.jpg", "a/0002.jpg", "a/0003.jpg", "a/0004.jpg", "d/0000.jpg"
+    )]  # fmt: skip
+    assert len(files) == 24
+    theirs = tv.CIFAR10(str(root), train=False)
+    with Image.open(root / "cifar10-jpg/val/j/0000.jpg") as ours:
+        assert ours.size == (32, 32)
+        smooth = np.asarray(theirs[3][0].reduce(8), float)  # noise does not survive JPEG; its means do
+        assert abs(np.asarray(ours.reduce(8), float) - smooth).mean() < 12
+    with pytest.raises(UserError, match="is there already"):
+        images.main(images.parse_args(["--root", str(root)]))
 
 
 def test_without_network_the_error_says_where_the_files_go(cifar_server, tmp_path):

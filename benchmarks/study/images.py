@@ -1,0 +1,50 @@
+"""The study's images from CIFAR-10's own: JPEG of Pillow's default quality, 75 with halved colour, in class folders.
+
+python -m benchmarks.study.images             fetch CIFAR-10 into data/ if need be, write data/cifar10-jpg/
+python -m benchmarks.study.images --root DIR  the same in DIR, for DATASET.ROOT DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import sys
+from pathlib import Path
+
+from isonet.data.sources import cifar
+from isonet.errors import UserError, run_cli
+from isonet.tools.cli import Parser
+
+NAME = "cifar10-jpg"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Where."""
+    parser = Parser(
+        prog="python -m benchmarks.study.images", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="(default: data)")
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Write ``ROOT/cifar10-jpg/{train,val}/<class>/<number>.jpg``; val is CIFAR-10's test part."""
+    folder = args.root / NAME
+    if folder.exists():
+        raise UserError(f"{folder} is there already: remove it to make it anew")
+    for split in ("train", "val"):
+        source = cifar("CIFAR10", args.root, split, download=True)
+        written: collections.Counter[str] = collections.Counter()
+        for index, label in enumerate(source.labels):
+            name = source.classes[label]
+            place = folder / split / name
+            place.mkdir(parents=True, exist_ok=True)
+            source.read(index).save(place / f"{written[name]:04}.jpg")
+            written[name] += 1
+        print(f"{sum(written.values())} images in {folder / split}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_cli(main, parse_args()))
