@@ -92,8 +92,8 @@ def test_no_run_is_gone_on_with_whose_config_was_edited_since(tmp_path, monkeypa
 def test_the_rows_come_first_then_their_rates_then_their_seeds():
     runs = study.in_order([sections.RES20, sections.ISO20])
     assert [(run.config, run.rate, run.seed) for run in runs] == [
-        ("RES20", 0.1, 0), ("ISO20", 0.01, 0),
-        ("RES20", 0.05, 0), ("RES20", 0.2, 0), ("ISO20", 0.005, 0), ("ISO20", 0.02, 0),
+        ("RES20", 0.1, 0), ("ISO20", 0.02, 0),
+        ("RES20", 0.05, 0), ("RES20", 0.2, 0), ("ISO20", 0.005, 0), ("ISO20", 0.01, 0), ("ISO20", 0.05, 0),
         ("RES20", 0.1, 1), ("RES20", 0.1, 2),
     ]  # fmt: skip
 

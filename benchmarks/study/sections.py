@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.study.rows import Row
 
 SEEDS = (0, 1, 2)
+PARTS_RATES = (0.01, 0.02)  # at which ISONet-20 is tried without one of its parts, so that none suffers from another's
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Section:
     rows: Sequence[Row]
 
 
-ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02))
+ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02, 0.05))
 RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1))
 ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
 RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2), seeds=SEEDS)
@@ -30,7 +31,7 @@ SECTIONS = [
         "depth20",
         [
             ISO20,
-            Row("ISO20-orthogonal", "ISONet-20, orthogonal convolutions, strong stem"),
+            Row("ISO20-orthogonal", "ISONet-20, orthogonal convolutions, strong stem", rates=(0.02, 0.05)),
             RISO20,
             ORTHOGONAL,
             RES20,
@@ -40,10 +41,10 @@ SECTIONS = [
         "ablation",
         [
             ISO20,
-            Row("ISO20-relu", "without SReLU (ReLU, biases)"),
-            Row("ISO20-normal", "without the delta initialisation (normal)"),
-            Row("ISO20-no-penalty", "without the penalty"),
-            Row("ISO20-delta-orthogonal", "delta-orthogonal in place of delta"),
+            Row("ISO20-relu", "without SReLU (ReLU, biases)", rates=PARTS_RATES),
+            Row("ISO20-normal", "without the delta initialisation (normal)", rates=PARTS_RATES),
+            Row("ISO20-no-penalty", "without the penalty", rates=PARTS_RATES),
+            Row("ISO20-delta-orthogonal", "delta-orthogonal in place of delta", rates=PARTS_RATES),
         ],
     ),
     Section(

@@ -154,12 +154,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure what is asked for, and keep the rest of the file."""
-    found = read()
     for part in args.parts or PARTS:
         how = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), "commit": versions()["commit"]}
-        found[part] = {**how, **PARTS[part]()}
+        measured = {**how, **PARTS[part]()}
         FILE.parent.mkdir(parents=True, exist_ok=True)
-        FILE.write_text(json.dumps(found) + "\n", encoding="utf-8")
+        FILE.write_text(json.dumps({**read(), part: measured}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
