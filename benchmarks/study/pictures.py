@@ -19,14 +19,18 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
         panels = (("forward", "norm of the signal"), ("backward", "norm of the loss's gradient"))
         for place, (key, label) in enumerate(panels, start=1):
             axis = figure.add_subplot(1, 2, place)
-            for (name, found), colour, marker in zip(variants.items(), COLOURS, MARKERS, strict=False):
+            for number, (name, found) in enumerate(variants.items()):
                 values = [value or math.nan for value in found[key]]
-                axis.plot(values, color=colour, marker=marker, markevery=len(values) // 12, label=name)
+                every = len(values) // 12
+                axis.plot(  # the first ones above the others, and their markers apart, where they coincide
+                    values, color=COLOURS[number], marker=MARKERS[number], label=name, zorder=9 - number,
+                    markevery=(number * every // len(variants), every),
+                )  # fmt: skip
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))
             axis.set_xlabel("activation, from the stem to the head")
             axis.set_title(label, loc="left")
-            axis.legend(frameon=False, loc="upper right" if key == "forward" else "lower right")
+            axis.legend(frameon=False, loc="lower left" if key == "forward" else "upper right")
         return as_png(figure)
 
 
