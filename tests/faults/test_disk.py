@@ -221,18 +221,17 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
 
 def test_a_run_that_another_made_and_finished_while_this_one_loaded_is_not_written_over(tmp_path, monkeypatch, tally):
     """The folder appears between the first look at it and the lock."""
-    import isonet.training.run as run
+    from isonet.training import parts
 
-    real = run.build_optimizer
+    real = parts.build_optimizer
 
     def late(*args):
-        monkeypatch.setattr(run, "build_optimizer", real)
-        keep = run.seed_everything
+        monkeypatch.setattr(parts, "build_optimizer", real)
         run_training(cfg(tmp_path), "run")
-        keep(0)
+        parts.seed_everything(0)
         return real(*args)
 
-    monkeypatch.setattr(run, "build_optimizer", late)
+    monkeypatch.setattr(parts, "build_optimizer", late)
     with pytest.raises(CheckpointError, match="already holds a run"):
         run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run")
     assert len((tmp_path / "digits/run/metrics.jsonl").read_text().splitlines()) == 1
