@@ -38,10 +38,16 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
     """PNG. Top-1 in percent against epochs, and against minutes: ``seconds`` of an epoch of each curve."""
     require_matplotlib("the curves")
     with style(10):
-        figure = new_figure(1500, 700)
+        figure = new_figure(1500, 800)
         axes: Any = [figure.add_subplot(1, 2, place) for place in (1, 2)]
-        for number, (name, top1) in enumerate(curves.items()):
-            look = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)], "label": name}
+        networks = list(dict.fromkeys(_network(name) for name in curves))
+        drawn: list[str] = []
+        for name, top1 in curves.items():
+            network = _network(name)  # gives the colour; its rows differ in marker and line
+            number = drawn.count(network)
+            drawn.append(network)
+            look = {"color": COLOURS[networks.index(network)], "marker": MARKERS[number], "label": name,
+                    "linestyle": ("-", "--", ":", "-.")[number % 4]}  # fmt: skip
             epochs = range(1, len(top1) + 1)
             axes[0].plot(epochs, top1, **look)
             axes[1].plot([epoch * seconds[name] / 60 for epoch in epochs], top1, **look)
@@ -49,5 +55,10 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
         axes[1].set_xlabel("minutes of training and validation")
         for axis in axes:
             axis.set_ylabel("top-1, %")
-        axes[0].legend(frameon=False, loc="lower right")
+        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
         return as_png(figure)
+
+
+def _network(name: str) -> str:
+    """The first word of a row's title, such as ISONet-20."""
+    return name.partition(" ")[0].rstrip(",")
