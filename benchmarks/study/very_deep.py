@@ -39,6 +39,8 @@ FILE = RESULTS / "very-deep.json"
 CONFIG = CONFIGS / "ISO1202.yaml"
 VARIANTS = {  # of the network, at its start
     "SReLU, delta": [],
+    "SReLU, delta-orthogonal": ["ISON.DELTA_ORTHOGONAL", True],
+    "SReLU, orthogonal": ["ISON.ORTHOGONAL_CONV", True],
     "SReLU, Kaiming": ["ISON.DIRAC_INIT", False],
     "ReLU, delta": ["ISON.SReLU", False],
     "ReLU, Kaiming": ["ISON.SReLU", False, "ISON.DIRAC_INIT", False],

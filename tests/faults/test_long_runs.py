@@ -44,9 +44,9 @@ def watched(tmp_path, opts):
         str(folder),
         json.dumps([*opts, "OUTPUT_DIR", str(tmp_path / "out")]),
     ]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, check=False, env={**os.environ, "OMP_NUM_THREADS": "2"}
-    )
+    # one thread: with two, networks this small wait for each other's threads, where tests run side by side
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=env)
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
