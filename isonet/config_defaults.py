@@ -60,7 +60,7 @@ def _ison(cfg: CfgNode) -> None:
     cfg.ISON.SReLU = True  # False: ReLU
     cfg.ISON.DIRAC_INIT = True  # delta initialisation; False: normal, fan-out
     cfg.ISON.DELTA_ORTHOGONAL = False  # with DIRAC_INIT: a random orthogonal centre tap, not the identity
-    cfg.ISON.ORTHOGONAL_CONV = False  # with DIRAC_INIT: a random orthogonal convolution of all taps, not the identity
+    cfg.ISON.ORTHOGONAL_CONV = False  # with DIRAC_INIT: a random orthogonal conv of all taps; not for 100s of layers
     cfg.ISON.STEM_GAIN = 1.0  # factor on the stem's initial weights; sqrt(16 / 3): 16 channels as strong as the 3
     cfg.ISON.HAS_RES_MULTIPLIER = False  # a learned scalar on each residual branch
     cfg.ISON.RES_MULTIPLIER = 1.0  # that scalar's start
