@@ -85,17 +85,17 @@ def test_no_run_is_gone_on_with_whose_config_was_edited_since(tmp_path, monkeypa
     folder.config.write_text(run.cfg().dump())
     study.refuse_another_config(run)
     folder.config.write_text(load_cfg(CONFIGS / "RES20.yaml", [*run.opts, "SOLVER.MOMENTUM", 0.5]).dump())
-    with pytest.raises(UserError, match=r"RES20-lr0.2-seed0 holds a run with another SOLVER.MOMENTUM: remove"):
+    with pytest.raises(UserError, match=r"RES20-lr0.4-seed0 holds a run with another SOLVER.MOMENTUM: remove"):
         study.refuse_another_config(run)
 
 
 def test_the_rows_come_first_then_their_rates_then_their_seeds():
     runs = study.in_order([sections.RES20, sections.ISO20])
     assert [(run.config, run.rate, run.seed) for run in runs] == [
-        ("RES20", 0.2, 0), ("ISO20", 0.02, 0),
-        ("RES20", 0.05, 0), ("RES20", 0.1, 0), ("RES20", 0.4, 0),
+        ("RES20", 0.4, 0), ("ISO20", 0.02, 0),
+        ("RES20", 0.05, 0), ("RES20", 0.1, 0), ("RES20", 0.2, 0), ("RES20", 0.8, 0),
         ("ISO20", 0.005, 0), ("ISO20", 0.01, 0), ("ISO20", 0.05, 0),
-        ("RES20", 0.2, 1), ("RES20", 0.2, 2),
+        ("RES20", 0.4, 1), ("RES20", 0.4, 2),
     ]  # fmt: skip
 
 
