@@ -21,7 +21,7 @@ class Section:
 
 ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02, 0.05))
 RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1, 0.2))
-ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.1, 0.15, 0.2), seeds=SEEDS)
+ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
 RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2, 0.4, 0.8), seeds=SEEDS)
 RECIPE5 = Row("RISO20-recipe5", "R-ISONet-20, the better recipe, half the epochs", seeds=SEEDS)
 RECIPE10 = Row("RISO20-recipe10", "R-ISONet-20, the better recipe", seeds=SEEDS)
@@ -56,7 +56,7 @@ SECTIONS = [
             Row("ISO56-no-penalty", "without the penalty"),
         ],
     ),
-    Section("precision", [RISO20, Row("RISO20-float32", "the same in float32")]),
+    Section("precision", [RISO20, Row("RISO20-float32", "the same in float32", rates=(0.05, 0.1))]),
     Section(
         "start",
         [
@@ -73,7 +73,7 @@ SECTIONS = [
         [
             RECIPE5,
             RECIPE10,
-            Row("RES20-recipe10", "ResNet-20, the better recipe"),
+            Row("RES20-recipe10", "ResNet-20, the better recipe", rates=(0.1, 0.2)),
             Row("ISO20-recipe10", "ISONet-20, the better recipe"),
         ],
     ),

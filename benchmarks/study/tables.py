@@ -149,7 +149,7 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
     for section in SECTIONS:
         yield section.name, functools.partial(accuracy_table, section.rows)
-        if (searched := [row for row in section.rows if row.rates]) and section.name in ("depth20", "ablation"):
+        if (searched := [row for row in section.rows if row.rates]) and section.name != "start":
             yield f"{section.name}-rates", functools.partial(rate_table, searched)
 
     yield "goals", goals_table
