@@ -147,10 +147,13 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> 
 
 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
+    shown: set[str] = set()  # a section whose rates others have shown has no table of them
     for section in SECTIONS:
         yield section.name, functools.partial(accuracy_table, section.rows)
-        if (searched := [row for row in section.rows if row.rates]) and section.name != "start":
+        searched = [row for row in section.rows if row.rates]
+        if new := {row.config for row in searched} - shown:
             yield f"{section.name}-rates", functools.partial(rate_table, searched)
+            shown |= new
 
     yield "goals", goals_table
     yield "paper", paper_table
