@@ -56,7 +56,15 @@ SECTIONS = [
             Row("ISO56-no-penalty", "without the penalty"),
         ],
     ),
-    Section("precision", [RISO20, Row("RISO20-float32", "the same in float32", rates=(0.05, 0.1))]),
+    Section(
+        "precision",
+        [
+            RISO20,
+            Row("RISO20-float32", "the same in float32", rates=(0.05,)),
+            ORTHOGONAL,
+            Row("RISO20-orthogonal-float32", "the same in float32"),
+        ],
+    ),
     Section(
         "start",
         [
