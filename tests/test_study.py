@@ -119,7 +119,8 @@ def test_a_short_run_of_a_row_learns_real_images(tmp_path):
                     archive.extract(member, tmp_path, filter="data")
     # In float32: a CPU without AVX-512 takes seven minutes for this in bfloat16
     opts = ["DATASET.ROOT", str(tmp_path), "OUTPUT_DIR", str(tmp_path / "out"), "RUNTIME.COMPILE", False,
-            "RUNTIME.AMP", "off", "SOLVER.TRAIN_BATCH_SIZE", 50, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_EPOCHS", 3]  # fmt: skip
+            "RUNTIME.AMP", "off",
+            "SOLVER.TRAIN_BATCH_SIZE", 50, "SOLVER.BASE_LR", 0.05, "SOLVER.MAX_EPOCHS", 3]  # fmt: skip
     folder = run_training(load_cfg(CONFIGS / "RISO20-orthogonal.yaml", opts), "short")
     rows = [json.loads(line) for line in folder.metrics.open()]
     assert max(row["top1"] for row in rows) > 22
