@@ -60,7 +60,7 @@ SECTIONS = [
         "precision",
         [
             RISO20,
-            Row("RISO20-float32", "the same in float32", rates=(0.05,)),
+            Row("RISO20-float32", "the same in float32", rates=(0.05, 0.1)),
             ORTHOGONAL,
             Row("RISO20-orthogonal-float32", "the same in float32"),
         ],
