@@ -25,6 +25,12 @@ def goals() -> Iterator[Line]:
         "the better recipe: what that has after ten epochs, in half the time", sections.RECIPE5, woken, 0.0, 0.5
     )
     yield _accuracy("and 2 points more in no more time", sections.RECIPE10, woken, 2.0, 1.0)
+    yield _accuracy(
+        "R-ISONet-20 level with ResNet-20 in equal epochs, both by the better recipe",
+        sections.RECIPE10,
+        sections.RES20_RECIPE10,
+        0.0,
+    )
     yield from _very_deep()
     yield "on GPUs: R-ISONet-56 level with ResNet-56, ISONet-110 within 2 points of ResNet-110", NOT_RUN, NOT_RUN
 
