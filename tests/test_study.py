@@ -29,6 +29,11 @@ def test_every_table_is_the_one_that_the_results_give():
     assert all(f"<!-- table {name} -->" in page for name in tables.TABLES)
 
 
+def test_a_marker_of_no_table_is_named():
+    with pytest.raises(UserError, match="names no table of the study: depth21; remove its markers"):
+        tables.filled("<!-- table depth20 -->\n<!-- end -->\n<!-- table depth21 -->\n<!-- end -->\n")
+
+
 @pytest.mark.parametrize("run", STORED, ids=lambda run: run.name)
 def test_a_stored_run_is_what_its_command_makes(run):
     """Whoever changes a config, or a default, has to train its rows again."""

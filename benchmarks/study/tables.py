@@ -12,6 +12,7 @@ from benchmarks.study import goals, pictures, speed, stored, very_deep
 from benchmarks.study.rows import Row
 from benchmarks.study.sections import DRAWN, SECTIONS
 from benchmarks.study.stored import REPO, RESULTS, Stored
+from isonet.errors import UserError
 from isonet.zoo import ZOO
 
 PAGE = REPO / "RESULTS.md"
@@ -37,7 +38,9 @@ def write() -> None:
 
 
 def filled(page: str) -> str:
-    """``page`` with the tables that its markers name, as results/ has them now."""
+    """``page`` with the tables that its markers name, as results/ has them now; ``UserError`` for one of no table."""
+    if unknown := {found["name"] for found in _TABLE.finditer(page)} - TABLES.keys():
+        raise UserError(f"{PAGE.name} names no table of the study: {', '.join(sorted(unknown))}; remove its markers")
     return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", page)
 
 
