@@ -20,7 +20,7 @@ class Section:
 
 
 ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02, 0.05))
-RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1, 0.2))
+RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1, 0.2, 0.4))
 ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
 RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2, 0.4, 0.8), seeds=SEEDS)
 RECIPE5 = Row("RISO20-recipe5", "R-ISONet-20, the better recipe, half the epochs", seeds=SEEDS)
