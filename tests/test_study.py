@@ -48,6 +48,14 @@ def test_a_stored_run_is_what_its_command_makes(run):
     assert [row["epoch"] for row in found.metrics] == list(range(1, epochs + 1))
 
 
+def test_the_rate_of_a_row_is_the_best_of_those_that_ran():
+    """Else the tables would show a network below what it can do."""
+    for row in sections.ROWS:
+        found = {run.rate: stored.read(run.name) for run in row.searched()}
+        top1 = {rate: run.top1 for rate, run in found.items() if run and not run.diverged}
+        assert not top1 or row.rate == max(top1, key=top1.__getitem__), (row.config, top1)
+
+
 def test_no_result_and_no_config_is_without_a_row():
     rows = {row.config for row in sections.ROWS}
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == rows | {"ISO1202"}

@@ -41,16 +41,18 @@ def _accuracy(goal: str, row: Row, other: Row, points: float, time: float | None
     found, others = row.found(), other.found()
     if not found or not others:
         return goal, NOT_RUN, NOT_RUN
-    if any(run.diverged for run in (*found, *others)):
+    if any(run.diverged for run in found):
         return goal, "diverged", "missed"
+    if any(run.diverged for run in others):
+        return goal, "the other diverged", "met"
     ahead = _mean(found) - _mean(others)
     measured, met = f"{ahead:+.2f} points, {seeds(len(found), len(others))}", ahead >= points
     if time is not None:
-        minutes, other_minutes = _minutes(row), _minutes(other)
-        if not minutes or not other_minutes:
+        ratio = _time_ratio(row, other)
+        if ratio is None:
             return goal, measured, "time not measured"
-        measured += f", in {minutes / other_minutes:.2f} of the time"
-        met = met and minutes <= TIMING_REPEATS * time * other_minutes
+        measured += f", in {ratio:.2f} of the time"
+        met = met and ratio <= TIMING_REPEATS * time
     return goal, measured, "met" if met else "missed"
 
 
@@ -63,9 +65,12 @@ def _mean(found: list[Stored]) -> float:
     return statistics.mean(run.top1 for run in found)
 
 
-def _minutes(row: Row) -> float | None:
-    found = speed.read().get(row.config)
-    return found["epoch"] * row.cfg.SOLVER.MAX_EPOCHS / 60 if found else None
+def _time_ratio(row: Row, other: Row) -> float | None:
+    """Of all epochs, where both rows were timed in the same call: others would compare two machines, or two moods."""
+    one, two = (speed.read().get(each.config, {}) for each in (row, other))
+    if "call" not in one or one["call"] != two.get("call"):
+        return None
+    return one["epoch"] * row.cfg.SOLVER.MAX_EPOCHS / (two["epoch"] * other.cfg.SOLVER.MAX_EPOCHS)
 
 
 def _very_deep() -> Iterator[Line]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,16 +35,20 @@ def main(args: argparse.Namespace) -> None:
     folder = args.root / NAME
     if folder.exists():
         raise UserError(f"{folder} is there already: remove it to make it anew")
+    unfinished = folder.with_name(f"{NAME}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
     for split in ("train", "val"):
         source = cifar("CIFAR10", args.root, split, download=True)
         written: collections.Counter[str] = collections.Counter()
         for index, label in enumerate(source.labels):
             name = source.classes[label]
-            place = folder / split / name
+            place = unfinished / split / name
             place.mkdir(parents=True, exist_ok=True)
             source.read(index).save(place / f"{written[name]:04}.jpg")
             written[name] += 1
-        print(f"{sum(written.values())} images in {folder / split}", flush=True)
+        print(f"{split}: {sum(written.values())} images", flush=True)
+    unfinished.rename(folder)
+    print(f"in {folder}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ def measure(rows: Sequence[Row]) -> None:
     parts = [part for cfg in cfgs.values() for part in _step_and_evaluation(cfg)]
     with torch._dynamo.config.patch(recompile_limit=len(parts)):  # else the compiler refuses the ninth network
         seconds = iter(interleave(parts, REPEATS, CPU))
-    found, facts = read(), {**machine(), "commit": versions()["commit"]}
+    call = datetime.now(UTC).isoformat(timespec="seconds")
+    found, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
     for name, cfg in cfgs.items():
         step, evaluation = next(seconds), next(seconds)
         steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
@@ -49,7 +51,7 @@ def measure(rows: Sequence[Row]) -> None:
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """Of each config the seconds of a training step, of the evaluation of a batch, and of an epoch; and the machine."""
+    """Of each config the seconds of a training step, of the evaluation of a batch, and of an epoch; when and where."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.common import machine
 from isonet.run_folder import RunFolder
+from isonet.storage import write_file
 from isonet.tools.summary import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
@@ -66,7 +67,7 @@ def write(name: str, stored: Stored) -> Path:
         parts.append(f' "{key}": [\n  {lines}\n ]')
     file = RESULTS / f"{name}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(",\n".join(parts) + "\n}\n", encoding="utf-8")
+    write_file(file, ",\n".join(parts) + "\n}\n")
     return file
 
 
