@@ -22,7 +22,7 @@ def goals() -> Iterator[Line]:
     yield _accuracy("R-ISONet-20 started at work level with ResNet-20 in equal epochs", woken, resnet, 0.0)
     yield _accuracy("and ahead of it in no more time", woken, resnet, 0.0, 1.0)
     yield _accuracy(
-        "the better recipe: what that has after ten epochs, in half the time", sections.RECIPE5, woken, 0.0, 0.5
+        "by the better recipe level with its ten epochs, in half the time", sections.RECIPE5, woken, 0.0, 0.5
     )
     yield _accuracy("and 2 points more in no more time", sections.RECIPE10, woken, 2.0, 1.0)
     yield _accuracy(
