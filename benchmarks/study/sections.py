@@ -81,7 +81,7 @@ SECTIONS = [
             RECIPE5,
             RECIPE10,
             RES20_RECIPE10,
-            Row("ISO20-recipe10", "ISONet-20, orthogonal, strong stem, the better recipe"),
+            Row("ISO20-recipe10", "ISONet-20, the better recipe"),
         ],
     ),
     Section(
