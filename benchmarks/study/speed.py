@@ -1,7 +1,8 @@
 """How long an epoch takes: steps and evaluation of each config, on a machine that does nothing else.
 
 Without what happens once (the compiler, some 20 s) and without the input, which an epoch waits for half a second.
-All configs of a call take turns, so that they compare to 1 %: timings of one step minutes apart differ by up to 4 %.
+All configs of a call take turns, so that they compare: timings minutes apart differ by up to 12 % on a shared machine.
+A turn is several steps in a row, as in training: the first finds the caches full of another network.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from isonet.training.step import TrainStep
 FILE = RESULTS / "speed.json"
 IMAGES = {"train": 50_000, "val": 10_000}
 REPEATS = 25
+IN_A_ROW = 4
 CPU = torch.device("cpu")
 
 
@@ -41,7 +43,7 @@ def measure(rows: Sequence[Row]) -> None:
     call = datetime.now(timezone.utc).isoformat(timespec="seconds")
     found, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
     for name, cfg in cfgs.items():
-        step, evaluation = next(seconds), next(seconds)
+        step, evaluation = next(seconds) / IN_A_ROW, next(seconds) / IN_A_ROW
         steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
         batches = IMAGES["val"] / cfg.SOLVER.TEST_BATCH_SIZE
         epoch = steps * step + batches * evaluation
@@ -65,7 +67,8 @@ def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[
 
     def train() -> None:
         model.train()
-        step(images, labels)
+        for _ in range(IN_A_ROW):
+            step(images, labels)
 
     return train, lambda: _evaluate(model, forward, amp, tests)
 
@@ -73,7 +76,8 @@ def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[
 def _evaluate(model: nn.Module, forward: nn.Module, amp: Amp, images: Tensor) -> None:
     model.eval()
     with torch.inference_mode(), amp.autocast():
-        forward(images)
+        for _ in range(IN_A_ROW):
+            forward(images)
 
 
 def _images(number: int) -> Tensor:
