@@ -11,9 +11,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.stored import Stored
 
 NOT_RUN = "not run"
-TIMING_ERROR = (
-    0.04  # ratios of repeated timings differ by as much, so that within it neither "met" nor "missed" is true
-)
+TIMING_ERROR = 0.04  # of a ratio, from one timing to the next: within it neither "met" nor "missed" is true
 Line = tuple[str, str, str]  # goal, measured, whether it is met
 
 
