@@ -11,7 +11,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.stored import Stored
 
 NOT_RUN = "not run"
-TIMING_ERROR = 0.04  # of a ratio, from one timing to the next: within it neither "met" nor "missed" is true
+TIMING_ERROR = 0.04  # standard deviation of a ratio over four timings: within it neither "met" nor "missed" is true
 Line = tuple[str, str, str]  # goal, measured, whether it is met
 
 
@@ -52,7 +52,7 @@ def _accuracy(goal: str, row: Row, other: Row, points: float, time: float | None
         if ratio is None:
             return goal, measured, "time not measured"
         measured += f", in {ratio:.2f} of the time"
-        if met and time < ratio <= time * (1 + TIMING_ERROR):
+        if met and abs(ratio - time) <= TIMING_ERROR * time:
             return goal, measured, "within the error of the time"
         met = met and ratio <= time
     return goal, measured, "met" if met else "missed"

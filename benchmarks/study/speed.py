@@ -21,6 +21,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.stored import RESULTS
 from isonet import build_model
 from isonet.config import load_cfg
+from isonet.storage import write_file
 from isonet.training import build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place
@@ -49,7 +50,7 @@ def measure(rows: Sequence[Row]) -> None:
         epoch = steps * step + batches * evaluation
         found[name] = {"step": step, "evaluation": evaluation, "epoch": epoch, **facts}
         print(f"{name}: step {1e3 * step:.1f} ms, epoch {epoch:.1f} s")
-    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_file(FILE, json.dumps(found, indent=1) + "\n")
 
 
 def read() -> dict[str, dict[str, Any]]:
