@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.baseline import baseline_penalty
 from benchmarks.common import Row, check_equal, faster, interleave, make_parser, report
 from isonet import build_model, load_cfg
-from isonet.ortho import OrthoPenalty
+from isonet.fast_penalty import OrthoPenalty
 from isonet.training.devices import set_precision
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -15,7 +15,11 @@ from torch import nn
 from benchmarks.common import Row, check_equal, interleave, make_parser, report
 from benchmarks.penalty import CONFIGS, run
 from isonet import build_model, load_cfg
-from isonet.ortho import OrthoPenalty, deal_out, penalised_convs, shape_of
+from isonet.convs import shape_of
+from isonet.fast_penalty import OrthoPenalty
+from isonet.fast_penalty.gram import Grams
+from isonet.fast_penalty.plan import deal_out
+from isonet.ortho import penalised_convs
 from isonet.shares import Share
 
 NETWORKS = {"IN1k-RISO50": 3, "IN1k-ISO18": 3, "cifar10_ISO110": 15}  # config: repetitions
@@ -26,7 +30,7 @@ DEALT = (2, 4, 8, 64)
 
 def unevenness(module: nn.Module, parts: int) -> float:
     """The costliest share over the mean, by the costs that decide who computes what."""
-    costs = [sum(shape_of(conv).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
+    costs = [sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
     return max(costs) * parts / sum(costs)
 
 

@@ -23,7 +23,10 @@ from benchmarks.common import interleave
 from benchmarks.step import Case, ours
 from benchmarks.tables import RESULTS
 from isonet import build_model, load_cfg
-from isonet.ortho import deal_out, penalised_convs, shape_of
+from isonet.convs import shape_of
+from isonet.fast_penalty.gram import Grams
+from isonet.fast_penalty.plan import deal_out
+from isonet.ortho import penalised_convs
 from isonet.tools.flops import count_flops
 from isonet.training.world import World
 
@@ -84,10 +87,10 @@ def count(gpus: tuple[int, ...] = GPUS) -> Counted:
     cfg = load_cfg(CONFIG)
     model, flops = build_model(cfg), count_flops(cfg)
     convs = list(penalised_convs(model))
-    total = sum(shape_of(conv).cost() for _, conv in convs)
+    total = sum(Grams(shape_of(conv)).cost() for _, conv in convs)
     shares = {}
     for parts in (1, *gpus):
-        costliest = max(sum(shape_of(conv).cost() for _, conv in part) for part in deal_out(convs, parts))
+        costliest = max(sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(convs, parts))
         shares[parts] = 2 * flops.penalty_step_macs * costliest / total
     rows = json.loads((RESULTS / "cpu-input.json").read_text(encoding="utf-8"))["rows"]
     return Counted(

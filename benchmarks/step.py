@@ -20,7 +20,7 @@ import torchvision
 from benchmarks.baseline import baseline_step, published_form_
 from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
 from isonet import build_model, load_cfg
-from isonet.ortho import OrthoPenalty
+from isonet.fast_penalty import OrthoPenalty
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place

@@ -16,10 +16,10 @@ from isonet.builders import (
 )
 from isonet.checkpoint import load_weights
 from isonet.config import load_cfg
+from isonet.fast_penalty import OrthoPenalty, ortho_penalty, ortho_penalty_per_conv
 from isonet.init import delta_init_
 from isonet.isometrize import IsometrizedReport, isometrize
 from isonet.models import SReLU, build_model
-from isonet.ortho import OrthoPenalty, ortho_penalty, ortho_penalty_per_conv
 
 __version__ = "0.1.0"
 __all__ = [

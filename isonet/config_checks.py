@@ -15,6 +15,7 @@ _SMALLEST_IMAGE = 5
 
 CHOICES = {
     "SOLVER.SCHEDULE": ("steps", "linear", "cosine"),
+    "ISON.ORTHO_STRIDED": ("published", "operator"),
     "RUNTIME.AMP": ("off", "bf16", "fp16"),
     "RUNTIME.INPUT": ("auto", "workers", "memory", "shards"),
     "RUNTIME.DECODER": ("pil", "torch"),

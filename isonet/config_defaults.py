@@ -55,6 +55,7 @@ def _ison(cfg: CfgNode) -> None:
     cfg.ISON = CfgNode()
     cfg.ISON.DEPTH = 34  # 18, 34, 50, 101, 152; up to 64 px: 6n+2 (basic) or 9n+2 (bottleneck)
     cfg.ISON.ORTHO_COEFF = 1e-4  # loss = cross entropy + ORTHO_COEFF * penalty; 0: no penalty
+    cfg.ISON.ORTHO_STRIDED = "published"  # operator: the penalty of strided convs is that of the map they compute
     cfg.ISON.HAS_BN = False  # batch norm after every conv
     cfg.ISON.HAS_ST = False  # shortcuts
     cfg.ISON.SReLU = True  # False: ReLU

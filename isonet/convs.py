@@ -1,29 +1,90 @@
-"""Finding the convolutions of a network, and the rule that sets its stem apart."""
+"""The convolutions of a network, and which of them the method leaves alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
-Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+
+# Layers to leave out: names of modules, each with all that is below it, or a predicate of a module's name and itself
+Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
 
-def named_convs(module: nn.Module) -> Iterator[tuple[str, Conv]]:
-    """Every convolution in ``module``, itself included, with its name, each once.
+class ConvShape(NamedTuple):
+    """What tells one kind of convolution from another. Of a transposed one: the convolution that it is the adjoint of.
 
-    Raises ``ValueError`` for a transposed convolution, which neither the penalty nor the
-    initialisation defines, and for a lazy one that has no weight yet.
+    Both have the same weight, (out_channels, in_channels / groups, *kernel).
     """
+
+    out_channels: int
+    in_channels: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    @property
+    def step(self) -> tuple[int, ...]:
+        """On each axis, the taps from one offset that the penalty counts to the next.
+
+        A tap lies ``dilation`` pixels from its neighbour, and two outputs lie a multiple of ``stride`` pixels apart:
+        an offset counts if its length in pixels is such a multiple.
+        """
+        return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
+
+
+def shape_of(conv: Conv) -> ConvShape:
+    """The shape of ``conv`` or, if it is transposed, of its adjoint."""
+    out_channels, in_channels = conv.out_channels, conv.in_channels
+    if isinstance(conv, _TRANSPOSED):
+        out_channels, in_channels = in_channels, out_channels
+    kernel, stride, dilation = tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation)
+    return ConvShape(out_channels, in_channels, kernel, stride, dilation, conv.groups)
+
+
+def kernels_by_group(conv: Conv) -> tuple[Tensor, ...]:
+    """Views of the weight, each (out / groups, in / groups, *kernel): every group is a convolution of its own."""
+    return conv.weight.chunk(conv.groups)
+
+
+def named_convs(module: nn.Module, skip: Skip = ()) -> Iterator[tuple[str, Conv]]:
+    """Every convolution in ``module``, itself included, with its name, each once; without those that ``skip`` says.
+
+    Raises ``ValueError`` for a lazy one that has no weight yet, and for a name in ``skip`` that no module has.
+    """
+    left_out = skipped(module, skip)
     for name, layer in module.named_modules():
-        if isinstance(layer, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-            raise ValueError(f"{name or 'the module'} is a {type(layer).__name__}: transposed convs are not supported")
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(layer, Conv) and not left_out(name, layer):
             if isinstance(layer.weight, nn.UninitializedParameter):
                 raise ValueError(f"{name or 'the module'} is lazy: run one forward pass first")
             yield name, layer
 
 
+def skipped(module: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
+    """Whether ``skip`` leaves out a module of this name within ``module``. Raises ``ValueError`` for unknown names."""
+    if callable(skip):
+        return skip
+    names = {skip} if isinstance(skip, str) else set(skip)
+    known = {name for name, _ in module.named_modules(remove_duplicate=False)}
+    for name in sorted(names - known):
+        near = difflib.get_close_matches(name, known, n=3)
+        raise ValueError(
+            f"skip names {name!r}, which no module is called{'; near are ' if near else ''}{', '.join(near)}"
+        )
+
+    def is_left_out(name: str, _: nn.Module) -> bool:
+        parts = name.split(".")
+        return "" in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
+
+    return is_left_out
+
+
 def is_7x7_stem(conv: Conv) -> bool:
     """Whether ``conv`` is the dense 7x7 of an ImageNet stem, which the method leaves alone."""
-    return conv.kernel_size == (7, 7) and conv.groups == 1
+    return tuple(conv.kernel_size) == (7, 7) and conv.groups == 1

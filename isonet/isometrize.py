@@ -24,18 +24,6 @@ _NOT_REACHED = "the example does not reach it"
 _SHOWN = 4  # names listed of each kind
 
 
-class SReLUAlong(SReLU):
-    """``SReLU`` whose channels lie along ``dim`` of a tensor of any shape, such as the (N, C) of a linear layer."""
-
-    def __init__(self, channels: int, dim: int = 1) -> None:
-        super().__init__(channels)
-        self.dim = dim
-
-    def forward(self, x: Tensor) -> Tensor:
-        last = x.movedim(self.dim, -1)
-        return super().forward(last.reshape(-1, x.shape[self.dim], 1, 1)).view(last.shape).movedim(-1, self.dim)
-
-
 class Copied(nn.Identity):
     """In the place of a norm whose output the network writes over: what made the norm's input may need that."""
 
@@ -164,7 +152,7 @@ def _replace_activations(
         if _stays(module, kinds):
             report.left[name] = f"{type(module).__name__}: not asked for"
         elif isinstance(module, kinds):
-            where = {(call.shape[dim], dim, len(call.shape)) for call in calls for dim in [_channel_dim(call, modules)]}
+            where = {(call.shape[dim], dim) for call in calls for dim in [_channel_dim(call, modules)]}
             if len(where) != 1:
                 widths = " and ".join(str(channels) for channels, *_ in sorted(where))
                 why = f"called with {widths} channels; {unread.get(name.rpartition('.')[0], 'the module is shared')}"
@@ -173,9 +161,8 @@ def _replace_activations(
             if name in written_over:
                 report.left[name] = f"{type(module).__name__}: its output, which SReLU would need, is written over"
                 continue
-            ((channels, dim, ndim),) = where
-            plain = dim == 1 and ndim == 4
-            act = SReLU(channels, inplace=getattr(module, "inplace", False)) if plain else SReLUAlong(channels, dim)
+            ((channels, dim),) = where
+            act = SReLU(channels, dim=dim)
             exchange(model, module, act.to(calls[0].like))
             report.activations[name] = type(module).__name__
     for name, called in seen.functions.items():

@@ -1,114 +1,86 @@
-r"""The orthogonality penalty (Qi et al. 2020, section 3.2, "orthogonal regularisation").
+r"""The orthogonality penalty (Qi et al. 2020, section 3.2, "orthogonal regularisation"), as it is defined.
 
 For a kernel W of C output by D input channels, C <= D (else the two are exchanged), let
 
     G[d] = sum over taps t of  W[t + d] W[t]^T            (C x C, the Gram matrix at spatial offset d)
 
-for every offset d that is a multiple of the stride. The convolution has orthonormal rows exactly if
-G[0] is the identity and every other G[d] is 0, and the penalty is
+for every offset d that is a multiple of the stride. The penalty is
 
     1/2 * sum over d of  || G[d] - [d = 0] I ||_F^2.
 
-This module says which convolutions it is taken of; ``isonet.gram`` computes it.
+Without a stride it is 0 exactly if the convolution's rows, or its columns if there are fewer of them, are orthonormal.
+The same holds with a stride if there are no more outputs than inputs. With a stride and more outputs than inputs, the
+exchanged kernel keeps the stride, and the published penalty is no property of the operator: an orthogonal 8 -> 16
+convolution of stride 2 has a penalty of about 5, and the delta initialisation, which loses channels there, one of 0.
+``strided="operator"`` is 0 exactly for an operator A with orthonormal rows, or columns: per output position
+
+    1/2 * ( || A A^T - I ||_F^2 - max(0, C - s^2 D) )     (C outputs, D inputs, stride s on each of two axes),
+
+half of what Achour et al. (2022, "Existence, stability and scalability of orthogonal convolutional neural networks")
+call Lorth. Without a stride both are the same.
+
+``isonet.fast_penalty`` computes the same numbers for whole networks, many times faster.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.gram import ConvShape, gram_penalty
-from isonet.shares import WHOLE, Share, balance
+from isonet.convs import Conv, ConvShape, Skip, is_7x7_stem, named_convs, shape_of
+from isonet.precision import full_precision
 
-# Elements of the largest intermediate result: 16 MiB of float32, about a processor's cache
-_TOGETHER = 1 << 22
+PUBLISHED, OPERATOR = STRIDED = ("published", "operator")
 
 
-class OrthoPenalty:
-    """The penalty of a module's convolutions, with the plan of its computation made once.
+def kernel_penalty(weight: Tensor, shape: ConvShape, strided: str = PUBLISHED) -> Tensor:
+    """The penalty of one kernel, (out, in / groups, *kernel): a scalar, in the weight's type but at least float32.
 
-    Calling it gives the sum over all convolutions, without its coefficient: a scalar, in the weights'
-    type but never below float32, whatever autocast and TF32 settings say; 0 for a module without a
-    penalised convolution. It reads the weights that the module holds at that time; after a
-    convolution was added, exchanged or moved to another device, make a new one.
-
-    A 7x7 stem and convolutions that read 3 channels are left out, as in the paper. Takes 1-d to 3-d
-    convolutions with any stride, dilation and groups; raises ``ValueError`` for transposed ones.
-
-    share: of several processes this one's; each takes some of the convolutions, in about the same time,
-    and the sum over the processes is the penalty.
+    The definition, computed at frequencies: the sum over offsets is a mean over the frequencies of a map that is large
+    enough for all offsets (Parseval). Differentiable any number of times.
     """
-
-    def __init__(self, module: nn.Module, share: Share = WHOLE) -> None:
-        own = dict(deal_out(penalised_convs(module), share.parts)[share.index])
-        self.names = list(own)
-        self.groups = list(_groups(own))
-        self.nothing = torch.zeros((), device=next((p.device for p in module.parameters()), None))
-
-    def __call__(self) -> Tensor:
-        terms = [values for _, values in self._penalties()]
-        return torch.cat(terms).sum() if terms else self.nothing.clone()
-
-    def per_conv(self) -> dict[str, Tensor]:
-        """The terms of the sum: a scalar for each penalised convolution, in the network's order."""
-        terms: dict[str, Tensor] = {}
-        for names, values in self._penalties():
-            terms.update(zip(names, values, strict=True))
-        return {name: terms[name] for name in self.names}
-
-    def _penalties(self) -> Iterator[tuple[Iterable[str], Tensor]]:
-        for shape, convs in self.groups:
-            yield convs, gram_penalty(shape, [conv.weight for conv in convs.values()])
+    with full_precision(weight.device):
+        kernels = weight.to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, (shape.groups, -1))
+        if strided == PUBLISHED and shape.in_channels < shape.out_channels:
+            kernels = kernels.transpose(1, 2)
+        sizes = [-(-(2 * k - 1) // s) * s for k, s in zip(shape.kernel, shape.step, strict=True)]
+        f = _folded(torch.fft.fftn(kernels, sizes, tuple(range(3, kernels.ndim))), shape.step)  # (..., C, D)
+        gram = f.mH @ f if strided == OPERATOR and f.shape[-1] < f.shape[-2] else f @ f.mH
+        error = torch.view_as_real(gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        penalty = error.square().sum() / 2 / math.prod(f.shape[1:-2])
+    return penalty + unreachable(shape) if strided == OPERATOR else penalty
 
 
-def ortho_penalty(module: nn.Module) -> Tensor:
-    """The penalty of all convolutions of ``module``: one call of ``OrthoPenalty``, which tells the rest."""
-    return OrthoPenalty(module)()
+def _folded(f: Tensor, step: Sequence[int]) -> Tensor:
+    """(groups, C, D, *frequencies of the input) -> (groups, *frequencies of the output, C, D * step).
+
+    A step s folds s input frequencies onto each output frequency: there the C x D matrices of all of them stand side
+    by side, divided by sqrt(s).
+    """
+    axes = len(step)
+    f = f.reshape(*f.shape[:3], *(part for n, s in zip(f.shape[3:], step, strict=True) for part in (s, n // s)))
+    f = f.permute(0, *range(4, f.ndim, 2), 1, 2, *range(3, f.ndim, 2)).flatten(axes + 2)
+    return f / math.prod(step) ** 0.5
 
 
-def ortho_penalty_per_conv(module: nn.Module) -> dict[str, Tensor]:
-    """The terms of ``ortho_penalty``: a scalar for each penalised convolution, in the network's order."""
-    return OrthoPenalty(module).per_conv()
+def unreachable(shape: ConvShape) -> float:
+    """What the operator's penalty adds to that of its smaller Gram matrix: 0 unless stride and dilation share a factor.
+
+    If they do, the convolution never reads some of the pixels, and neither its rows nor its columns are orthonormal.
+    """
+    missing = [shape.out_channels - math.prod(each) * shape.in_channels for each in (shape.step, shape.stride)]
+    return (max(0, missing[0]) - max(0, missing[1])) / 2
 
 
-def penalised_convs(module: nn.Module) -> Iterator[tuple[str, Conv]]:
-    """The convolutions that the penalty counts: all but a 7x7 stem and those that read 3 channels."""
-    for name, conv in named_convs(module):
-        if conv.in_channels != 3 and not is_7x7_stem(conv):
+def penalised_convs(module: nn.Module, skip: Skip = (), everywhere: bool = False) -> Iterator[tuple[str, Conv]]:
+    """The convolutions that the penalty counts: all but a 7x7 stem and those that read 3 channels, as in the paper.
+
+    Of a transposed convolution both are asked of the adjoint. skip: also leave these out (``isonet.convs.Skip``).
+    everywhere: leave out only those in ``skip``.
+    """
+    for name, conv in named_convs(module, skip):
+        if everywhere or (shape_of(conv).in_channels != 3 and not is_7x7_stem(conv)):
             yield name, conv
-
-
-def shape_of(conv: Conv) -> ConvShape:
-    """What the cost of its penalty follows from."""
-    kernel, stride, dilation = tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation)
-    return ConvShape(conv.out_channels, conv.in_channels, kernel, stride, dilation, conv.groups)
-
-
-def deal_out(convs: Iterable[tuple[str, Conv]], parts: int) -> list[list[tuple[str, Conv]]]:
-    """Named convolutions in ``parts`` parts that cost about the same; the same on whichever process."""
-    convs = list(convs)
-    if parts == 1:
-        return [convs]
-    return [[convs[i] for i in jobs] for jobs in balance([shape_of(conv).cost() for _, conv in convs], parts)]
-
-
-def _groups(convs: dict[str, Conv]) -> Iterator[tuple[ConvShape, dict[str, Conv]]]:
-    """Convolutions to be computed together: those of one shape, as far as that pays."""
-    alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
-    for name, conv in convs.items():
-        alike[shape_of(conv), conv.weight.dtype, conv.weight.device][name] = conv
-    for (shape, _, _), same in alike.items():
-        together = _how_many_together(shape)
-        names = list(same)
-        for start in range(0, len(names), together):
-            yield shape, {name: same[name] for name in names[start : start + together]}
-
-
-def _how_many_together(shape: ConvShape) -> int:
-    """As many as keep the largest intermediate result, the values at all points, near the processor; at least one."""
-    values_of_one = shape.points().rows * shape.groups * shape.narrow * shape.wide
-    return max(1, _TOGETHER // values_of_one)

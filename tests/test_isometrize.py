@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from isonet import OrthoPenalty, SReLU, delta_init_, isometrize, ortho_penalty
-from isonet.isometrize import Copied, SReLUAlong
+from isonet.isometrize import Copied
 from isonet.isometry import signal_norms
 from isonet.models import ResMultiplier
 from isonet.watching import ModelError, same
@@ -314,16 +314,6 @@ def test_convnext_keeps_its_gelus_unless_asked_and_its_own_scales():
     assert new.features[1][0].block[4].srelu_bias.shape == (1, 384, 1, 1)  # of (N, H, W, C)
     F.cross_entropy(new(images), labels).backward()
     assert next(new.parameters()).grad.norm() > 0
-
-
-@pytest.mark.parametrize(("shape", "dim"), [((3, 5), 1), ((3, 5, 2), 1), ((3, 5, 2, 2, 2), 1), ((3, 2, 4, 5), -1)])
-def test_srelu_along_any_dimension(shape, dim):
-    act = SReLUAlong(5, dim)
-    nn.init.normal_(act.srelu_bias)
-    x = torch.randn(shape)
-    along = [1] * len(shape)
-    along[dim] = 5
-    assert torch.equal(act(x), x.maximum(act.srelu_bias.view(along)))
 
 
 @pytest.mark.parametrize("srelu", [False, True])

@@ -12,8 +12,10 @@ from torch.func import functional_call
 
 from benchmarks.baseline import penalty_of_weight
 from isonet import ortho_penalty, ortho_penalty_per_conv
-from isonet.gram import ConvShape, full_precision, gram_penalty
-from isonet.ortho import OrthoPenalty, shape_of
+from isonet.convs import ConvShape, shape_of
+from isonet.fast_penalty import OrthoPenalty
+from isonet.fast_penalty.gram import Grams, gram_penalty
+from isonet.precision import full_precision
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
@@ -103,7 +105,7 @@ def test_gradient_against_finite_differences(stride, kernel, w_in, w_out, groups
     torch.manual_seed(0)
     shape = ConvShape(w_out, w_in, kernel, (stride, 1), (1, 1), groups)
     weights = [torch.randn(w_out, w_in // groups, *kernel, dtype=torch.double, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(lambda *w: gram_penalty(shape, w), weights)
+    assert torch.autograd.gradcheck(lambda *w: gram_penalty(Grams(shape), w), weights)
 
 
 def sum_over_offsets(weight: Tensor, stride: int) -> Tensor:
@@ -141,7 +143,7 @@ def test_float32_rounds_as_little_as_the_published_convolution(kernel, stride, n
         value, grad = value_and_gradient(penalty, conv.weight)
         return abs(value - true) / true, ((grad - true_grad).norm() / true_grad.norm()).item()
 
-    ours = errors(lambda w: gram_penalty(shape_of(conv), [w]).sum())
+    ours = errors(lambda w: gram_penalty(Grams(shape_of(conv)), [w]).sum())
     published = errors(lambda w: penalty_of_weight(w, stride))
     assert ours[0] <= max(4 * published[0], 1e-6)
     assert ours[1] <= 4 * published[1]
@@ -171,8 +173,7 @@ def test_products_are_exact_whatever_the_process_allows_and_its_choice_is_left_a
     torch.set_float32_matmul_precision("medium")
     try:
         with full_precision(torch.device("cpu")):
-            inside = getattr(torch.backends.mkldnn, "matmul", None)
-            assert inside.fp32_precision == "ieee" if inside else torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from isonet.points import Frequencies, PhasesSideBySide, RealPoints, points_for
+from isonet.fast_penalty.points import Frequencies, PhasesSideBySide, RealPoints, points_for
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,12 @@ from torch import nn
 
 from conftest import REPO, TINY
 from isonet import OrthoPenalty, build_model, load_cfg
+from isonet.convs import shape_of
+from isonet.fast_penalty import ortho_penalty_per_conv
+from isonet.fast_penalty.gram import Grams
+from isonet.fast_penalty.plan import deal_out
 from isonet.models.build import assemble
-from isonet.ortho import deal_out, ortho_penalty_per_conv, penalised_convs, shape_of
+from isonet.ortho import penalised_convs
 from isonet.shares import WHOLE, Share, balance
 
 
@@ -96,5 +100,5 @@ def test_shares_cost_about_the_same(config, parts, bound):
 
     with torch.device("meta"):
         model = assemble(load_cfg(REPO / "configs" / f"{config}.yaml"))
-    costs = [sum(shape_of(c).cost() for _, c in part) for part in deal_out(penalised_convs(model), parts)]
+    costs = [sum(Grams(shape_of(c)).cost() for _, c in part) for part in deal_out(penalised_convs(model), parts)]
     assert max(costs) * parts / sum(costs) < bound

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from isonet.errors import NonFiniteError
+from isonet.fast_penalty import ortho_penalty_per_conv
 from isonet.isometry.jacobian import extreme_singular_values
 from isonet.isometry.signal import signal_norms
 from isonet.isometry.spectrum import conv_spectrum, feature_sizes
 from isonet.models import ISONet, ResMultiplier, SReLU
-from isonet.ortho import ortho_penalty_per_conv
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR = 0.1  # a singular value between 0.9 and 1.1 counts as near 1

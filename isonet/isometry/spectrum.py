@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from isonet.convs import named_convs
 
+Conv2d = nn.Conv2d | nn.ConvTranspose2d
+
 _CHUNK = 1 << 22  # numbers whose decompositions are made at a time
 
 
@@ -51,17 +53,18 @@ class Spectrum:
 
 
 @torch.no_grad()
-def conv_spectrum(conv: nn.Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
+def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
     """Of ``conv`` on feature maps of ``height`` x ``width`` pixels whose edges meet.
 
-    Sizes that its stride does not divide are rounded up to those that it does. Computed where the weights are, and
-    returned on the CPU.
+    A transposed convolution has the singular values of the convolution that it is the adjoint of: give the size of the
+    maps that it makes, which that one reads. Sizes that its stride does not divide are rounded up to those that it does.
+    Computed where the weights are, and returned on the CPU.
     """
     found = _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
     return Spectrum(found.values.cpu(), found.counts.cpu())
 
 
-def _by_group(conv: nn.Conv2d, dtype: torch.dtype) -> Tensor:
+def _by_group(conv: Conv2d, dtype: torch.dtype) -> Tensor:
     """(groups, out, in, kh, kw), of one group each"""
     return conv.weight.detach().to(dtype).unflatten(0, (conv.groups, -1))
 
@@ -133,7 +136,7 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
     alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together: small ones take as long as their calls
     for name, size in sizes.items():
         conv = modules[name]
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, Conv2d)
         strides = _pair(conv.stride)
         coarse = tuple(_coarse(n, s, grid) for n, s in zip(size, strides, strict=True))
         weight = _by_group(conv, torch.float32)
@@ -151,17 +154,21 @@ def _coarse(size: int, stride: int, grid: int) -> int:
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Height and width of the feature map that each 2-d convolution of ``model`` reads, for such images."""
+    """Height and width of the feature map that each 2-d convolution of ``model`` reads, for such images.
+
+    Of a transposed one: that it makes, which is what ``conv_spectrum`` asks for.
+    """
     sizes: dict[str, tuple[int, int]] = {}
 
     def note(name: str):  # type: ignore[no-untyped-def]
-        def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            sizes[name] = (inputs[0].shape[-2], inputs[0].shape[-1])
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            read = output if isinstance(module, nn.ConvTranspose2d) else inputs[0]
+            sizes[name] = (read.shape[-2], read.shape[-1])
 
         return hook
 
-    convs = [(name, conv) for name, conv in named_convs(model) if isinstance(conv, nn.Conv2d)]
-    hooks = [conv.register_forward_pre_hook(note(name)) for name, conv in convs]
+    convs = [(name, conv) for name, conv in named_convs(model) if isinstance(conv, Conv2d)]
+    hooks = [conv.register_forward_hook(note(name)) for name, conv in convs]
     try:
         with torch.no_grad():
             model(images)

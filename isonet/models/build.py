@@ -66,13 +66,14 @@ def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
 
 
 def init_network_(model: nn.Module, convs: str = "delta") -> None:
-    """Fill ``model``: convolutions ("normal", or one of ``INITS``), the classifier, the last gamma of each branch."""
-    normal_init_(model)  # which is what a 7x7 stem keeps
-    if convs != "normal":
-        INITS[convs](model)
+    """Give ``model`` its initial weights; ``convs``: one of ``INITS``.
+
+    As published, everything else keeps what torch's own constructors drew: the linear layer's weight and bias, and the
+    7x7 stem unless ``convs`` is "normal". So the seed at construction fixes every weight.
+    """
+    INITS[convs](model)
     for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=0.01)
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
         # A block with batch norm starts as its shortcut, too
         if isinstance(module, ResBlock) and module.has_shortcut and isinstance(module.f.last_norm, nn.BatchNorm2d):
@@ -80,6 +81,7 @@ def init_network_(model: nn.Module, convs: str = "delta") -> None:
 
 
 INITS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "normal": normal_init_,
     "delta": delta_init_,
     "delta-orthogonal": functools.partial(delta_init_, orthogonal=True),
     "orthogonal": orthogonal_conv_init_,

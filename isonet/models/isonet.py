@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from isonet.models.blocks import ResBlock, Transform
-from isonet.models.layers import LayerFactory
+from isonet.models.layers import LayerFactory, shift_names
 from isonet.models.recompute import run_recomputed, wants_recomputing
 
 
@@ -89,3 +89,7 @@ class ISONet(nn.Module):
             stage = getattr(self, name)
             x = run_recomputed(stage, x) if recompute else stage(x)
         return self.head(x)
+
+    def no_weight_decay(self) -> set[str]:
+        """The names of the SReLU shifts, which weight decay must leave alone; timm's optimizer factory asks for it."""
+        return shift_names(self)

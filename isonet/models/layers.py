@@ -8,42 +8,70 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isonet.transforms import transforms_active
+
 
 class SReLU(nn.Module):
     """Shifted ReLU, ``max(x, b)``, with one learned shift ``b`` per channel (Qi et al. 2020, section 3.1).
 
-    Takes and returns (N, C, H, W). The shift starts at -1, so that a normalised signal passes almost
-    unchanged. Where ``x == b`` the gradient belongs to the shift and not to the input: ties are
-    common after the delta initialisation, and sharing them would train another network.
+    Takes and returns a tensor of any rank with ``channels`` entries along ``dim``: (N, C, H, W), (N, C), (N, C, L), and
+    with ``dim=-1`` also (N, L, C). The shift starts at -1, so that a normalised signal passes almost unchanged. Where
+    ``x == b`` the gradient goes to the shift and not to the input: ties are common after the delta initialisation,
+    and a gradient shared between the two would train another network.
 
-    inplace: write the result over the input, as ``nn.ReLU(inplace=True)`` does, where nothing else needs it.
+    inplace: overwrite the input, as ``nn.ReLU(inplace=True)`` does. The values are the same and a training step needs
+    less memory, but hooks on the module before it see the overwritten tensor, and ``torch.func``, forward-mode
+    differentiation and full backward hooks do not work.
+
+    Raises ``ValueError`` for an input with another number of channels.
     """
 
-    def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False) -> None:
+    def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False, dim: int = 1) -> None:
         super().__init__()
         self.inplace = inplace
+        self.dim = dim
         self.srelu_bias = nn.Parameter(torch.full((1, channels, 1, 1), shift))
 
     def forward(self, x: Tensor) -> Tensor:
-        return _srelu(x, self.srelu_bias, self.inplace)
+        return _srelu(x, self.srelu_bias, self.dim, self.inplace)
 
     def extra_repr(self) -> str:
-        return f"{self.srelu_bias.shape[1]}"
+        return f"{self.srelu_bias.shape[1]}{f', dim={self.dim}' if self.dim != 1 else ''}"
 
 
-def _srelu(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
-    inplace = inplace and not torch.compiler.is_compiling()  # which plans its memory by itself
+def _srelu(x: Tensor, shift: Tensor, dim: int, inplace: bool) -> Tensor:
+    shift = _along(x, shift, dim)
+    if transforms_active():
+        above = (x > shift.to(x.dtype)) | x.isnan()
+        return torch.where(above, x, shift).to(x.dtype)  # in the shift's type, so that its gradient is summed in that
+    if torch.compiler.is_compiling():  # the compiler plans its memory itself, and does not take a function with a jvp
+        return _SReLU.apply(x, shift, False) if torch.is_grad_enabled() else torch.maximum(x, shift.to(x.dtype))
+    if not inplace:
+        return _SReLUWithJvp.apply(x, shift, False)
     if torch.is_grad_enabled():
-        return _SReLU.apply(x, shift, inplace)
-    return torch.maximum(x, shift.to(x.dtype), out=x if inplace else None)
+        return _SReLU.apply(x, shift, True)
+    return torch.maximum(x, shift.to(x.dtype), out=x)
+
+
+def _along(x: Tensor, shift: Tensor, dim: int) -> Tensor:
+    """``shift``, (1, C, 1, 1), as a view that broadcasts along ``dim`` of ``x``."""
+    channels = shift.shape[1]
+    if not -x.ndim <= dim < x.ndim or x.shape[dim] != channels:
+        raise ValueError(
+            f"SReLU of {channels} channels along dim {dim} got an input of shape {tuple(x.shape)}: "
+            "give it the number of channels, and by dim=... the axis that they lie on"
+        )
+    if x.ndim == 4 and dim in (1, -3):
+        return shift
+    return shift.reshape([channels if axis == dim % x.ndim else 1 for axis in range(x.ndim)])
 
 
 @torch.library.custom_op("isonet::rounded", mutates_args=())
 def _rounded(shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """``shift`` in 16 bits, also where a compiler would go on with all 32.
+    """``shift`` in 16 bits, even if a compiler would keep all 32.
 
-    Beside a shift that was not rounded, an output that was lies above it as often as not where the two are equal, and
-    the gradient of all that was cut off would go to the input.
+    If the output is rounded to 16 bits and the shift is not, a clipped output is greater than the shift half the time,
+    and its gradient wrongly reaches the input.
     """
     return shift.to(dtype)
 
@@ -61,7 +89,10 @@ def _shift_like(x: Tensor, shift: Tensor) -> Tensor:
 
 
 class _SReLU(torch.autograd.Function):
-    """One pass forward. Keeps its output, which the next layer keeps anyway, and so costs no memory of its own."""
+    """``max(x, shift)`` in one pass. Saves its output, which the next layer saves anyway, so it costs no memory.
+
+    The shift broadcasts against x: it has the rank of x, and one axis that is longer than 1.
+    """
 
     @staticmethod
     def forward(x: Tensor, shift: Tensor, inplace: bool) -> Tensor:
@@ -77,18 +108,41 @@ class _SReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         output, shift = ctx.saved_tensors
-        above = output - _shift_like(output, shift)  # 0 at ties, too
-        grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
-        # A tensor is reused where nobody asks for second derivatives: new memory costs more than the arithmetic
-        reuse = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        rest = torch.sub(grad, grad_x, out=above if reuse else None)
-        return grad_x, rest.sum((0, 2, 3), keepdim=True, dtype=shift.dtype), None
+        # Overwriting a tensor is faster than new memory, but nothing may differentiate it then
+        return *_gradients(grad, output, shift, overwrite=not torch.is_grad_enabled()), None
+
+
+class _SReLUWithJvp(_SReLU):
+    """With forward-mode differentiation, which a compiled graph must not have, and vectorised backward passes."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
+        _SReLU.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(output, inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *_gradients(grad, *ctx.saved_tensors), None  # vmap has no rule for overwriting
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, shift_tangent: Tensor, _: None) -> Tensor:
+        output, shift = ctx.saved_tensors
+        return torch.where(output > _shift_like(output, shift), x_tangent, shift_tangent.to(output.dtype))
+
+
+def _gradients(grad: Tensor, output: Tensor, shift: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
+    """Of the input where ``output > shift``; of the shift everywhere else, ties included."""
+    above = output - _shift_like(output, shift)
+    grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
+    grad_shift = torch.sub(grad, grad_x, out=above if overwrite and not torch.compiler.is_compiling() else None)
+    others = [axis for axis in range(grad.ndim) if shift.shape[axis] == 1]
+    return grad_x, grad_shift.sum(others, keepdim=True, dtype=shift.dtype) if others else grad_shift.to(shift.dtype)
 
 
 class ResMultiplier(nn.Module):
     """A learned scalar on a residual branch (R-ISONet starts it at 0, so that each block is its shortcut).
 
-    Under autocast the branch stays in 16 bits; the scalar's gradient, a sum over all of it, is float32.
+    Under autocast the branch stays in 16 bits; the scalar's gradient, a sum over the whole branch, is float32.
     """
 
     def __init__(self, start: float = 0.0) -> None:
@@ -100,15 +154,20 @@ class ResMultiplier(nn.Module):
 
 
 def _scaled(x: Tensor, scale: Tensor) -> Tensor:
+    scale = scale.view(())
     if x.dtype == scale.dtype:
         return x * scale
-    return _ScaleInTypeOfInput.apply(x, scale)
+    if transforms_active():
+        return (x.to(scale.dtype) * scale).to(x.dtype)
+    return (_Scaled if torch.compiler.is_compiling() else _ScaledWithJvp).apply(x, scale)
 
 
-class _ScaleInTypeOfInput(torch.autograd.Function):
+class _Scaled(torch.autograd.Function):
+    """``x * scale`` in the type of x, with a scalar of another type, whose gradient is summed in its own."""
+
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
-        return x * scale.view(())  # a tensor without dimensions leaves x its type
+        return x * scale  # a tensor without dimensions leaves x its type
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -117,13 +176,41 @@ class _ScaleInTypeOfInput(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         x, scale = ctx.saved_tensors
-        return grad * scale.view(()), (grad * x).sum(dtype=scale.dtype).view(scale.shape)
+        return grad * scale, (grad * x).sum(dtype=scale.dtype)
 
 
-# To torch.fx each is one call, which decides when it runs: what it does depends on the type of its input and on
-# whether gradients are wanted, of which a symbolic trace knows nothing
+class _ScaledWithJvp(_Scaled):
+    """With forward-mode differentiation, which a compiled graph must not have."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        _Scaled.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, x_tangent: Tensor, scale_tangent: Tensor) -> Tensor:
+        x, scale = ctx.saved_tensors
+        return x_tangent * scale + x * scale_tangent
+
+
+# To torch.fx each is one call: what it does depends on the type of its input and on whether gradients are wanted,
+# which a symbolic trace does not know
 torch.fx.wrap("_srelu")
 torch.fx.wrap("_scaled")
+
+
+def shift_names(module: nn.Module) -> set[str]:
+    """The names of all SReLU shifts among ``module.named_parameters()``: weight decay must leave them alone."""
+    shifts = {id(m.srelu_bias) for m in module.modules() if isinstance(m, SReLU)}
+    return {name for name, parameter in module.named_parameters() if id(parameter) in shifts}
+
+
+def work_in_place_(module: nn.Module) -> nn.Module:
+    """Let the activations of a network of this project overwrite their inputs, which nothing else reads there."""
+    for layer in module.modules():
+        if isinstance(layer, SReLU | nn.ReLU):
+            layer.inplace = True
+    return module
 
 
 @dataclass(frozen=True)
@@ -150,7 +237,7 @@ class LayerFactory:
         return nn.BatchNorm2d(width) if self.batch_norm else nn.Identity()
 
     def act(self, width: int) -> nn.Module:
-        return SReLU(width, inplace=True) if self.srelu else nn.ReLU(inplace=True)
+        return SReLU(width) if self.srelu else nn.ReLU()
 
     def scale(self) -> nn.Module:
         return nn.Identity() if self.multiplier is None else ResMultiplier(self.multiplier)

@@ -25,10 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from isonet.config import image_size
+from isonet.convs import shape_of
 from isonet.errors import UserError
+from isonet.fast_penalty.gram import Grams
 from isonet.models import ISONet
 from isonet.models.build import assemble
-from isonet.ortho import penalised_convs, shape_of
+from isonet.ortho import penalised_convs
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,10 @@ def _penalty_macs(model: ISONet) -> tuple[int, int]:
     """
     value = gradient = 0
     for _, conv in penalised_convs(model):
-        shape = shape_of(conv)
-        for_one = shape.points().macs(shape.narrow, shape.wide)
-        value += shape.groups * for_one[0]
-        gradient += shape.groups * for_one[1]
+        grams = Grams(shape_of(conv))
+        for_one = grams.points().macs(grams.rows, grams.columns)
+        value += conv.groups * for_one[0]
+        gradient += conv.groups * for_one[1]
     return value, gradient
 
 
@@ -176,12 +178,14 @@ def _penalty_macs_by_offset(model: ISONet) -> int:
     """Of the penalty as a sum over half of the offsets, a product for each pair of taps that meet there."""
     total = 0
     for _, conv in penalised_convs(model):
-        shape = shape_of(conv)
+        grams = Grams(shape_of(conv))
         pairs = 1  # of taps whose distance is an offset that counts, on all axes
-        for k, step in zip(shape.kernel, shape.step, strict=True):
+        for k, step in zip(grams.conv.kernel, grams.conv.step, strict=True):
             pairs *= sum(k - abs(d) for d in range(1 - k, k) if d % step == 0)
-        half = (pairs + math.prod(shape.kernel)) // 2  # opposite offsets are one; at offset zero meets each tap itself
-        total += half * shape.groups * shape.narrow**2 * shape.wide
+        half = (
+            pairs + math.prod(grams.conv.kernel)
+        ) // 2  # opposite offsets are one; at offset zero meets each tap itself
+        total += half * conv.groups * grams.rows**2 * grams.columns
     return total
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from isonet.errors import DeviceError
+from isonet.models import ISONet
+from isonet.models.layers import work_in_place_
 
 log = logging.getLogger("isonet")
 
@@ -61,12 +63,15 @@ def place(
 ) -> nn.Module:
     """Move ``model`` to the first device; returns it, or a wrapper that compiles it or spreads batches over devices.
 
+    The activations of an ``ISONet`` overwrite their inputs from here on, which saves memory.
     channels_last: keep its 4-d weights in NHWC order.
     compiled: run it through ``torch.compile``, as one graph, on a GPU ``replayed`` as a CUDA graph. That is
     made at the first batch of each shape, in training and in evaluation. Raises ``DeviceError`` where it
     cannot work: with several GPUs in one process, and without the compiler that it calls.
     """
     model.to(devices[0])
+    if isinstance(model, ISONet):
+        work_in_place_(model)
     if channels_last:
         model.to(memory_format=torch.channels_last)
     on_gpu = devices[0].type == "cuda"

@@ -17,7 +17,7 @@ from isonet.data import Loader
 from isonet.errors import DataError, printable
 from isonet.storage import write_file
 from isonet.training.amp import Amp
-from isonet.training.step import count_correct
+from isonet.training.step import count_correct, full_type
 from isonet.training.world import ALONE, World
 
 log = logging.getLogger("isonet")
@@ -62,7 +62,7 @@ def evaluate(
             continue
         with amp.autocast():
             logits = model(inputs)
-        logits = logits.float()
+        logits = full_type(logits)
         sums[0] += F.cross_entropy(logits, labels, reduction="sum")
         sums[1:3] += count_correct(logits, labels)
         sums[3] += len(labels)

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isonet.ortho import ortho_penalty_per_conv
+from isonet.fast_penalty import ortho_penalty_per_conv
+from isonet.ortho import PUBLISHED
 from isonet.training.amp import Amp
+from isonet.training.step import full_type
 
 
 class _Found(Exception):  # noqa: N818 - ends a forward pass
@@ -18,7 +20,13 @@ class _Found(Exception):  # noqa: N818 - ends a forward pass
 
 
 def first_non_finite(
-    model: nn.Module, images: Tensor, labels: Tensor, amp: Amp, ortho_coeff: float, chunks: int = 1
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    amp: Amp,
+    ortho_coeff: float,
+    chunks: int = 1,
+    strided: str = PUBLISHED,
 ) -> str:
     """Where, in the order of computation, a step on this batch first gives a value that is not finite; "": nowhere.
 
@@ -36,10 +44,10 @@ def first_non_finite(
                 logits = model(part)
         except _Found as found:
             return f"the output of {found}"
-        F.cross_entropy(logits.float(), targets).backward()
+        F.cross_entropy(full_type(logits), targets).backward()
     if bad := _bad_gradient(model):
         return f"the gradient of {bad}"
-    return _in_penalty(model, ortho_coeff) if ortho_coeff > 0 else ""
+    return _in_penalty(model, ortho_coeff, strided) if ortho_coeff > 0 else ""
 
 
 def _bad_weights(model: nn.Module) -> str:
@@ -70,12 +78,12 @@ def _raise_at_non_finite(model: nn.Module) -> Iterator[None]:
             hook.remove()
 
 
-def _in_penalty(model: nn.Module, ortho_coeff: float) -> str:
-    for name, penalty in ortho_penalty_per_conv(model).items():
+def _in_penalty(model: nn.Module, ortho_coeff: float, strided: str) -> str:
+    for name, penalty in ortho_penalty_per_conv(model, strided=strided).items():
         if not penalty.isfinite():
             return f"the penalty of {name}"
     model.zero_grad()
-    total = torch.stack(list(ortho_penalty_per_conv(model).values())).sum()
+    total = torch.stack(list(ortho_penalty_per_conv(model, strided=strided).values())).sum()
     (ortho_coeff * total).backward()
     bad = _bad_gradient(model)
     return f"the penalty's gradient of {bad}" if bad else ""

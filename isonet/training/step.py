@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet.data.random_streams import stream_seed
-from isonet.ortho import OrthoPenalty
+from isonet.fast_penalty import OrthoPenalty
+from isonet.ortho import PUBLISHED
 from isonet.shares import Share
 from isonet.training.amp import Amp
 from isonet.training.devices import seed_everything
@@ -42,6 +43,7 @@ class TrainStep:
     with a coefficient of 0 it is not computed.
     accumulate: in so many pieces a batch goes through the network, their gradients adding up.
     seed: of what layers draw, such as dropout; None: they draw from torch's streams as they are.
+    strided: which penalty strided convolutions have, "published" or "operator" (``isonet.ortho``).
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class TrainStep:
         world: World = ALONE,
         accumulate: int = 1,
         seed: int | None = None,
+        strided: str = PUBLISHED,
     ) -> None:
         self.forward = forward
         self.model = model
         self.optimizer = optimizer
         self.ortho_coeff = ortho_coeff
-        self.penalty = OrthoPenalty(model, world.share) if ortho_coeff > 0 else None
+        self.penalty = OrthoPenalty(model, world.share, strided=strided) if ortho_coeff > 0 else None
         self.amp = amp or Amp("off", next(model.parameters()).device)
         self.update = GuardedUpdate(optimizer, self.amp)
         self.world = world
@@ -74,18 +77,18 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         # By itself and first: its working memory is free again when the activations fill theirs. The
         # processes' gradients are averaged after the last backward pass, hence times their number
-        penalty = self.penalty() if self.penalty else torch.zeros((), device=images.device)
+        penalty = self.penalty() if self.penalty else images.new_zeros(())
         if penalty.requires_grad:  # not without a penalised weight to train
             self.amp.backward(self.ortho_coeff * self.world.size * penalty)
 
-        outputs, cross_entropy = [], torch.zeros((), device=images.device)
+        outputs, cross_entropy = [], images.new_zeros(())
         pieces = self._pieces(images, labels)
         for number, (part, targets) in enumerate(pieces, start=1):
             self._seed(position, number)
             with self._synchronised(number == len(pieces)), nullcontext() if len(labels) else self._buffers_kept():
                 with self.amp.autocast():
                     logits = self.forward(part)
-                loss = F.cross_entropy(logits.float(), targets, reduction="sum") / (total / self.world.size)
+                loss = F.cross_entropy(full_type(logits), targets, reduction="sum") / (total / self.world.size)
                 if self.world.size > 1:  # times 1, or NaN, that all processes may see a penalty that one finds infinite
                     loss = loss * (1 + 0 * penalty.detach())
                 self.amp.backward(loss if len(labels) else 0 * loss)
@@ -123,6 +126,11 @@ class TrainStep:
         """
         if self.seed is not None:
             seed_everything(stream_seed(self.seed, "step", *position, self.world.rank * self.accumulate + piece))
+
+
+def full_type(logits: Tensor) -> Tensor:
+    """Logits in their type but at least float32: the loss of a float64 network is float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:

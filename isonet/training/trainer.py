@@ -73,8 +73,11 @@ class Trainer:
         start, max_epochs = time.perf_counter(), self.cfg.SOLVER.MAX_EPOCHS
         forward = self.world.synchronised(self.forward, self.devices[0])
         solver, coeff, seed = self.cfg.SOLVER, self.cfg.ISON.ORTHO_COEFF, self.cfg.RUNTIME.SEED
+        strided = self.cfg.ISON.ORTHO_STRIDED
         trained = trained_parts(self.model)  # frozen ones have no penalty
-        step = TrainStep(forward, trained, self.optimizer, coeff, self.amp, self.world, solver.ACCUMULATE, seed)
+        step = TrainStep(
+            forward, trained, self.optimizer, coeff, self.amp, self.world, solver.ACCUMULATE, seed, strided
+        )
         if self.progress.epoch >= max_epochs:
             log.info("nothing to do: %d epochs are finished (SOLVER.MAX_EPOCHS %d)", self.progress.epoch, max_epochs)
         try:
@@ -236,5 +239,6 @@ class Trainer:
         with contextlib.suppress(UserError, StopIteration, RuntimeError):
             images, labels = next(iter(loader))
             chunks = len(self.devices) * self.cfg.SOLVER.ACCUMULATE
-            where = first_non_finite(self.model, images, labels, self.amp, coeff, chunks)
+            strided = self.cfg.ISON.ORTHO_STRIDED
+            where = first_non_finite(self.model, images, labels, self.amp, coeff, chunks, strided)
         return next(filter(None, self.world.gather(where)), "")

@@ -133,7 +133,8 @@ def test_a_penalty_that_overflows_on_one_process_holds_the_update_on_all(tmp_pat
 
 def step_of_overflowing_penalty(rank):
     from isonet import build_model
-    from isonet.ortho import deal_out, penalised_convs
+    from isonet.fast_penalty.plan import deal_out
+    from isonet.ortho import penalised_convs
     from isonet.training import build_optimizer
     from isonet.training.peers import processes
 

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isonet.polynomials import Axes, AxisPoint, factors, outer, pair_up, powers, taps_of_phase, value_row
+from isonet.fast_penalty.polynomials import Axes, AxisPoint, factors, outer, pair_up, powers, taps_of_phase, value_row
 
 # For up to three taps: z = 1, and one of each pair z and 1/z. As tangents of half an angle, all of them lie
 # almost evenly around the circle, and so round little worse than sums over offsets do. With 2 in place of -2

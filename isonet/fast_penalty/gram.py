@@ -1,0 +1,140 @@
+"""The penalty of kernels of one shape as one autograd function, its gradient in closed form.
+
+``points`` computes both at once from the taps; here weights become taps and gradients of taps gradients of weights,
+whatever the layout, the groups and the precision that the process has chosen. Everything else, such as second
+derivatives, ``torch.func`` and compiled graphs, is left to the definition (``isonet.ortho.kernel_penalty``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isonet.convs import ConvShape
+from isonet.fast_penalty.points import Points, points_for
+from isonet.ortho import OPERATOR, PUBLISHED, kernel_penalty, unreachable
+from isonet.precision import full_precision
+from isonet.transforms import transforms_active
+
+# What a value at a point costs beside products, as it goes through memory: fitted to times of 34 shapes of
+# ImageNet and CIFAR networks on a CPU, most of which it then tells to a quarter
+_MACS_PER_VALUE = 256
+
+
+class Grams(NamedTuple):
+    """The Gram matrices of one kind of convolution, as the penalty asks for them."""
+
+    conv: ConvShape
+    strided: str = PUBLISHED
+
+    @property
+    def exchanged(self) -> bool:
+        """Whether outputs and inputs are exchanged, so that the Gram matrices are those of the narrower side."""
+        inputs = self.conv.in_channels * (math.prod(self.conv.step) if self.strided == OPERATOR else 1)
+        return inputs < self.conv.out_channels
+
+    @property
+    def fast(self) -> bool:
+        """Not if the columns of an operator with a stride are needed: they mix the phases of the kernel."""
+        return self.strided == PUBLISHED or not self.exchanged or math.prod(self.conv.step) == 1
+
+    @property
+    def rows(self) -> int:
+        """C: channels, in one group, of the side whose Gram matrices these are."""
+        return (self.conv.in_channels if self.exchanged else self.conv.out_channels) // self.conv.groups
+
+    @property
+    def columns(self) -> int:
+        """D: of the other side."""
+        return (self.conv.out_channels if self.exchanged else self.conv.in_channels) // self.conv.groups
+
+    def cost(self) -> float:
+        """About how long the penalty and its gradient take, in multiply-accumulates, to tell long from short ones."""
+        points = self.points()
+        values = points.rows * self.rows * self.columns
+        return self.conv.groups * (sum(points.macs(self.rows, self.columns)) + _MACS_PER_VALUE * values)
+
+    def points(self, like: Tensor | None = None) -> Points:
+        """Where the kernels are evaluated, in the type and on the device of ``like`` (None: float32, the CPU)."""
+        dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
+        return points_for(self.conv.kernel, self.conv.step, dtype, device)
+
+
+def gram_penalty(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
+    """The penalty of each of ``weights``, (out, in / groups, *kernel) of one shape: (len(weights),).
+
+    In the weights' type but at least float32.
+    """
+    if transforms_active() or torch.compiler.is_compiling() or not grams.fast:
+        return _by_definition(grams, *weights)
+    with_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
+    return _GramPenalty.apply(grams, with_grad, *weights)[0]
+
+
+def _by_definition(grams: Grams, *weights: Tensor) -> Tensor:
+    return torch.stack([kernel_penalty(weight, *grams) for weight in weights])
+
+
+class _GramPenalty(torch.autograd.Function):
+    """Returns the penalties, and their gradients by taps, (K, layers * groups, C, D), which are for its own use.
+
+    The first derivative is the one that ``points`` computed. Where that is to be differentiated again, and in
+    forward-mode differentiation, it is the definition's.
+    """
+
+    @staticmethod
+    def forward(grams: Grams, with_grad: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        with full_precision(weights[0].device):
+            taps = _stack_taps(grams, weights)
+            penalty, grad = grams.points(taps).penalties(taps, with_grad)
+        penalty = penalty.view(len(weights), -1).sum(1)
+        if grams.strided == OPERATOR:
+            penalty += unreachable(grams.conv)
+        return penalty, grad if grad is not None else taps.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.grams, _, *weights = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *weights)
+        ctx.save_for_forward(output[1], *weights)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad, *weights = ctx.saved_tensors
+        if torch.is_grad_enabled() or not grad.numel():
+            return None, None, *_gradients(ctx.grams, weights, cotangent)
+        # (K, layers, groups, C, D), each layer by its share of the incoming gradient
+        grad = grad.reshape(-1, len(weights), ctx.grams.conv.groups, *grad.shape[2:]) * cotangent.view(-1, 1, 1, 1)
+        return None, None, *(_from_taps(ctx.grams, g).to(w.dtype) for g, w in zip(grad.unbind(1), weights, strict=True))
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, __: None, *tangents: Tensor) -> tuple[Tensor, None]:
+        grad, *weights = ctx.saved_tensors
+        gradients = _gradients(ctx.grams, weights, grad.new_ones(len(weights)))
+        return torch.stack([(g * t).sum() for g, t in zip(gradients, tangents, strict=True)]), None
+
+
+def _gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    """The definition's, as differentiable functions of the weights and of the incoming gradient, (layers,)."""
+    return torch.func.vjp(lambda *w: _by_definition(grams, *w), *weights)[1](cotangent)
+
+
+def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
+    """(out, in / groups, *kernel) each -> (K, layers * groups, C, D): each group is a convolution of its own."""
+    shape = grams.conv
+    by_group = (shape.groups, shape.out_channels // shape.groups, shape.in_channels // shape.groups, -1)
+    order = (3, 0, 2, 1) if grams.exchanged else (3, 0, 1, 2)
+    taps = torch.cat([weight.detach().reshape(by_group).permute(order) for weight in weights], dim=1)
+    return taps.to(torch.promote_types(taps.dtype, torch.float32))
+
+
+def _from_taps(grams: Grams, taps: Tensor) -> Tensor:
+    """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel)."""
+    order = (1, 3, 2, 0) if grams.exchanged else (1, 2, 3, 0)
+    flat = taps.permute(order).reshape(-1)  # first, so that axes of length 1 have the strides of a weight
+    return flat.view(grams.conv.out_channels, -1, *grams.conv.kernel)
