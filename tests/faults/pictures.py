@@ -44,13 +44,6 @@ def png(width, height, bits, colour, rows):
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
-def jpeg_that_claims(width, height):
-    data = bytearray(encoded(Image.new("L", (16, 16)), quality=90))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
-
-
 def make_images(tmp_path):
     """Nine pictures in two classes, each a little different; a file to break is the third of the first class."""
     for i in range(9):
