@@ -30,7 +30,7 @@ _TOO_SHORT = "is damaged: its tensor data {!r:.80} is not as long as it says"
 
 
 class ArchiveError(Exception):
-    """Bytes that are no archive, a damaged one, or one that was made to harm."""
+    """Bytes that are no archive, a damaged one, or one that holds what no checkpoint of weights holds."""
 
 
 def pack(state: dict[str, Any]) -> bytes:
@@ -71,7 +71,7 @@ def unpack(data: bytes) -> Any:
 def _check_end(data: bytes) -> None:
     """Check the records at the end, which say where the directory is.
 
-    Every byte up to the end must be accounted for: Python's reader and torch's would else find two directories.
+    They must account for every byte, so that Python's reader, with which we check, and torch's find the same directory.
     """
     end = data.rfind(b"PK\x05\x06")
     if end < 0 or len(data) < end + 22:
@@ -99,7 +99,7 @@ def _check_sum(data: bytes) -> None:
 
 
 def _check_archive(data: bytes) -> None:
-    """Check an archive, by whomever it was made, before torch, which trusts what it says of itself, reads it."""
+    """Check an archive, whoever made it, before torch reads it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         _check_entries(entries, len(data))
@@ -132,19 +132,19 @@ def _check_old_format(data: bytes) -> None:
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
-    names = [entry.filename.lower() for entry in entries]  # as torch compares them
+    names = [entry.filename.lower() for entry in entries]  # a reader may compare them in any case
     if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in names):
         raise ArchiveError("is refused: it holds paths that lead out of it")
     if len(set(names)) < len(names):
         raise ArchiveError("is refused: it holds two parts of one name")
-    # torch stores without compression; only a bomb, or parts that overlap, can be larger than the file
+    # torch stores without compression, so the parts of its archives are together smaller than the file
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
         raise ArchiveError("is refused: it is packed to more than its size, which weights never are")
 
 
 def _check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
-    """Check that every storage is as long as the pickle says: older versions of torch read on beyond its end."""
+    """Check that every storage has the length that the pickle says."""
     scan = _StorageScan(io.BytesIO(pickled))
     scan.load()
     for kind, key, count in scan.storages:
@@ -163,9 +163,10 @@ class _Inert(dict):
 
 
 class _Tuple(tuple):
-    """No key of a dictionary: the hash of a tuple of tuples of tuples may take for ever."""
+    """A tuple of a pickle, which cannot be a key of a dictionary."""
 
-    __hash__ = None  # type: ignore[assignment]
+    def __hash__(self) -> int:
+        raise ArchiveError("is refused: it holds a tuple as a key, which no plain weights need")
 
 
 class _Opcodes(dict):
@@ -205,10 +206,11 @@ _CLASSES = {
 _STUBS = {name: type(name.rpartition(".")[2], (_Inert,), {}) for name in _CLASSES}
 
 
-# The Python form of the unpickler: the C one reserves memory for any index that a file names
+# The Python form of the unpickler, in which every opcode can be replaced; its memory is bounded by the file's size
 class _StorageScan(pickle._Unpickler):
     """Reads a pickle without making anything of it, and notes the storages that it asks for."""
 
+    memo: dict[int, Any]
     dispatch: ClassVar = _Opcodes(
         {
             **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)},
@@ -221,7 +223,14 @@ class _StorageScan(pickle._Unpickler):
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
+        self.size = file.getbuffer().nbytes
         self.storages: list[tuple[str, str, int]] = []
+
+    def load(self) -> Any:
+        content = super().load()
+        if max(self.memo, default=0) > self.size:  # no pickler: each object takes more than a byte
+            raise ArchiveError("is refused: it numbers more objects than it can hold")
+        return content
 
     def find_class(self, module: str, name: str) -> type[_Inert]:
         if stub := _STUBS.get(f"{module}.{name}"):

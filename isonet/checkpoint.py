@@ -33,12 +33,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dictionary in a checkpoint file, on the CPU. Nothing in the file is ever executed.
 
-    Raises ``CheckpointError`` for a file that is missing, damaged, made to harm, or holds other objects
-    than tensors, numbers, text and containers of them.
+    Raises ``CheckpointError`` for a file that is missing, damaged, or holds other objects than tensors,
+    numbers, text and containers of them.
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
             raise CheckpointError(f"{path}: is no file, so no checkpoint")
         state = unpack(path.read_bytes())
     except FileNotFoundError:

@@ -70,7 +70,7 @@ def test_only_the_first_few_names_are_listed(tmp_path):
         load_weights(network(), tmp_path / "c.pt")
 
 
-class Bomb:
+class MakesFolder:
     def __init__(self, path):
         self.path = path
 
@@ -80,7 +80,7 @@ class Bomb:
 
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
-    save({"net": Bomb(tmp_path / "ran")}, tmp_path / "c.pt")
+    save({"net": MakesFolder(tmp_path / "ran")}, tmp_path / "c.pt")
     with pytest.raises(CheckpointError, match=r"is refused: it (would call|holds more than plain weights)"):
         load_weights(network(), tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()

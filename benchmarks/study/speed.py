@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ def measure(rows: Sequence[Row]) -> None:
     parts = [part for cfg in cfgs.values() for part in _step_and_evaluation(cfg)]
     with torch._dynamo.config.patch(recompile_limit=len(parts)):  # else the compiler refuses the ninth network
         seconds = iter(interleave(parts, REPEATS, CPU))
-    call = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    call = datetime.now(UTC).isoformat(timespec="seconds")
     found, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
     for name, cfg in cfgs.items():
         step, evaluation = next(seconds) / IN_A_ROW, next(seconds) / IN_A_ROW

@@ -27,7 +27,7 @@ from isonet.data.faults import ImageError
 from isonet.errors import DataError, printable
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit: half a gigabyte as RGB
-MAX_ASPECT = 1000  # of the longer side to the shorter: resized to 256 pixels, a thinner one would fill the memory
+MAX_ASPECT = 1000  # of the longer side to the shorter, which limits the size of a resized image
 
 # Below the limit there is nothing to warn of. The other one is of transparency, which RGB has not
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -55,8 +55,7 @@ def read_tensor(path: Path) -> Tensor:
     if path.suffix.lower() not in _JPEG_SUFFIXES:
         return _as_tensor(read_image(path))
     with _explained(path):
-        # Not torchvision's read_file: it maps the file, and one that shrinks meanwhile kills the process;
-        # nor does it take names that are not UTF-8
+        # Not torchvision's read_file, which maps the file into memory and takes no names that are not UTF-8
         return _decode_tensor(np.fromfile(path, dtype=np.uint8), path)
 
 

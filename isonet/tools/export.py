@@ -167,9 +167,8 @@ def _load_onnx(path: Path) -> Run:
 
 
 def _encode_torch(trained: Trained, _opset: int) -> bytes:
-    with torch.no_grad():  # torch 2.6 exports no autograd function for any number of images
-        batch = {0: torch.export.Dim("batch")}
-        program = torch.export.export(trained.model, (_example(trained),), dynamic_shapes=(batch,))
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(trained.model, (_example(trained),), dynamic_shapes=(batch,))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files=metadata(trained))
     return buffer.getvalue()

@@ -17,7 +17,7 @@ def without_compiler() -> Iterator[None]:
     """Keep the first operator on the meta device from importing ``torch._dynamo``, which takes a second.
 
     Meta kernels and dispatch modes exempt themselves from compilation by ``torch._dynamo.disable``, which
-    they import when they first run (torch 2.6 and later). Where nothing is ever compiled, a stand-in that
+    they import when they first run. Where nothing is ever compiled, a stand-in that
     returns the function as it is does the same. For a process that compiles later this is not meant: the
     kernels used here would stay unexempted. Does nothing where the real module is loaded already.
     """

@@ -34,7 +34,7 @@ class Amp:
         """Update the parameters; with fp16 not if a gradient is not finite."""
         first = self.scaler.is_enabled() and optimizer.defaults.get("momentum") and not optimizer.state
         if first and not self._gradient_is_finite(optimizer):
-            # A fused optimiser that skips its very first step keeps its momentum, unset memory, for the second
+            # torch 2.15 does not start the momentum of a fused optimiser at 0 if its first step is skipped
             self.scaler.update(self.scaler.get_scale() * self.scaler.get_backoff_factor())
             return
         self.scaler.step(optimizer)

@@ -164,7 +164,7 @@ def _check_part(part: Part | None, num_images: int) -> None:
 def _checked_optimizer(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The momentum of ``state``, after a look at what ``load_state_dict`` takes as it is, with our own settings.
 
-    Each buffer is laid out in memory like its parameter, which a fused optimiser takes for granted.
+    Each buffer gets the memory layout of its parameter, which fused optimisers need.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:

@@ -8,7 +8,6 @@ a run on CPUs, by gloo.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from isonet.training.meeting import meet
 
 T = TypeVar("T")
 
-# For gloo's threads to let go of the last tensors: torch 2.6 waits for them while it holds the lock they need
-_PARTING_SECONDS = 0.2
 _BUCKET_MB = 25.0  # of gradients that travel together while the backward pass goes on: torch's own choice
 
 
@@ -159,7 +156,6 @@ def joined(world: World, gpus: str | None) -> Iterator[list[torch.device]]:
         address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise LaunchError(f"the {world.size} processes do not find each other at {address} ({error})") from None
     yield devices
-    time.sleep(_PARTING_SECONDS)
     dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
 
 

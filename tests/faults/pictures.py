@@ -39,16 +39,9 @@ def png_chunk(name, data):
 
 
 def png(width, height, bits, colour, rows):
-    """A PNG file by hand: Pillow writes neither 16 bits of colour nor a picture it has no memory for."""
+    """A PNG file by hand: Pillow writes neither 16 bits of colour nor a picture without pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
-
-
-def jpeg_that_claims(width, height):
-    data = bytearray(encoded(Image.new("L", (16, 16)), quality=90))
-    at = data.index(b"\xff\xc0") + 5
-    data[at : at + 4] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 def make_images(tmp_path):

@@ -159,15 +159,15 @@ def test_a_penalty_that_overflows_is_named(tally):
 
 
 def test_fp16_may_skip_its_first_step_and_trains_on_from_clean_momentum(tally):
-    """A fused optimiser would keep unset memory as the momentum of the second step."""
+    """The second step starts from a momentum of 0."""
     model = nn.Linear(2000, 50, bias=False)
     with torch.no_grad():
         model.weight.zero_()
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
     amp = Amp("fp16", CPU)
     scale = amp.scaler.get_scale()
-    rubbish = [torch.full((50, 2000), 7.0) for _ in range(20)]  # for the allocator to hand out again
-    del rubbish
+    former = [torch.full((50, 2000), 7.0) for _ in range(20)]  # so that the allocator hands out memory that is not 0
+    del former
     model.weight.grad = torch.full((50, 2000), float("inf"))
     amp.scaler.scale(torch.zeros(()))
     amp.step(optimizer)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -165,16 +167,17 @@ def test_images_that_cannot_be_read_are_told_and_the_others_predicted(capsys, ru
     (tmp_path / "bad").mkdir()
     for index in range(9):  # more than a whole batch
         (tmp_path / f"bad/{index}.png").write_bytes(b"no picture")
-    os.mkfifo(tmp_path / "pipe.png")
+    with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket.png")  # by a short name: the whole one may be too long for a socket
     (tmp_path / "empty").mkdir()
-    places = [few[0], tmp_path / "bad", tmp_path / "pipe.png", tmp_path / "empty", tmp_path / "gone.png", few[1]]
+    places = [few[0], tmp_path / "bad", tmp_path / "socket.png", tmp_path / "empty", tmp_path / "gone.png", few[1]]
     code, out, err = predict(capsys, "--ckpt", run, "--batch-size", 4, "--format", "json", *places)
     assert code == 2
     assert_predicted(out, expected(load_cfg(None, TINY))[:2], NAMES)
     *lines, last = err.splitlines()
     assert last == "error: 12 of 14 images or folders could not be read, as said above"
     assert sum(f"{tmp_path}/bad/" in line and "of no kind that Pillow knows" in line for line in lines) == 9
-    assert f"error: {tmp_path}/pipe.png: is a pipe, a socket or a device, not a file" in lines
+    assert f"error: {tmp_path}/socket.png: is a pipe, a socket or a device, not a file" in lines
     assert f"error: {tmp_path}/gone.png: no such file or folder" in lines
     assert sum(line.startswith(f"error: {tmp_path}/empty: holds no image") for line in lines) == 1
     assert len(lines) == 12
