@@ -39,6 +39,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.13",
             "scikit-learn>=1.3",
+            "timm>=1.0",
             "hypothesis>=6.100",
         ],
     },

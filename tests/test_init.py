@@ -85,9 +85,42 @@ def test_normal_has_the_fan_out_variance_and_no_bias():
     assert layer.bias.count_nonzero() == 0
 
 
-def test_transposed_convolutions_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"^1 is a ConvTranspose2d"):
-        delta_init_(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)))
+@pytest.mark.parametrize("orthogonal", [False, True])
+def test_a_transposed_delta_is_the_adjoint_of_a_delta(orthogonal):
+    """Of 6 channels it writes 4 into every other pixel, and its adjoint reads them back."""
+    up = delta_init_(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1), orthogonal)
+    x = torch.randn(1, 4, 5, 5)
+    y = up(x)
+    assert y[:, :, 1::2].count_nonzero() == y[:, :, :, 1::2].count_nonzero() == 0
+    if not orthogonal:
+        assert torch.equal(y[:, :4, ::2, ::2], x)
+    torch.testing.assert_close(y.norm(), x.norm())
+    torch.testing.assert_close(F.conv2d(y, up.weight, stride=2, padding=1), x)
+    assert up.bias.count_nonzero() == 0
+
+
+def test_a_u_net_passes_its_signal_up_and_down():
+    down, up = nn.Conv2d(4, 8, 2, stride=2), nn.ConvTranspose2d(8, 4, 2, stride=2)
+    net = delta_init_(nn.Sequential(down, up))
+    x = torch.randn(1, 4, 6, 6)
+    torch.testing.assert_close(net(net(x)), net(x))  # a projection
+    assert ortho_penalty(net).item() == 0
+
+
+def test_normal_variance_of_a_transposed_convolution_is_that_of_its_adjoint():
+    torch.manual_seed(0)
+    layer = normal_init_(nn.ConvTranspose2d(128, 64, 3))
+    assert layer.weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 128)), rel=0.02)
+
+
+@pytest.mark.parametrize("init", [delta_init_, orthogonal_conv_init_, normal_init_])
+@pytest.mark.parametrize("skip", [["b"], lambda name, module: name.startswith("b")])
+def test_layers_that_are_skipped_keep_their_weights(init, skip):
+    net = nn.ModuleDict({"a": nn.Conv2d(4, 4, 3), "b": nn.Sequential(nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3))})
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    init(net, skip=skip)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("b"), name
 
 
 NORMED = [

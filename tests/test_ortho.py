@@ -7,14 +7,16 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad, jvp, vmap
 
 from benchmarks.baseline import penalty_of_weight
 from isonet import ortho_penalty, ortho_penalty_per_conv
 from isonet.convs import ConvShape, shape_of
 from isonet.fast_penalty import OrthoPenalty
 from isonet.fast_penalty.gram import Grams, gram_penalty
+from isonet.ortho import STRIDED, kernel_penalty
 from isonet.precision import full_precision
 
 CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -51,13 +53,24 @@ def dense_penalty(conv: nn.Module) -> float:
         groups = conv.weight.detach().chunk(conv.groups)
         swapped.weight = nn.Parameter(torch.cat([g.transpose(0, 1) for g in groups]))
         conv = swapped
+    return dense_distance(conv) / 2
+
+
+def dense_distance(conv: nn.Module) -> float:
+    """|| A A^T - I ||^2 per output position, of the map A that ``conv`` computes on a periodic grid."""
     reach = max((k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     multiple = math.lcm(*conv.stride)
     size = -(-(2 * reach + 1) // multiple) * multiple  # no offset meets another around the edge
     matrix = dense_matrix(conv, size)
     gram = matrix @ matrix.T
     positions = len(gram) // conv.out_channels
-    return ((gram - torch.eye(len(gram))).square().sum() / 2 / positions).item()
+    return ((gram - torch.eye(len(gram))).square().sum() / positions).item()
+
+
+def dense_operator_penalty(conv: nn.Module) -> float:
+    """1/2 (|| A A^T - I ||^2 - max(0, O - s^2 I)) per output position; each group is a map of its own."""
+    surplus = conv.out_channels - math.prod(conv.stride) * conv.in_channels
+    return (dense_distance(conv) - max(0, surplus)) / 2
 
 
 CASES = [
@@ -89,12 +102,84 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("dims", "w_in", "w_out", "kernel", "options"), CASES)
-def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options):
+MORE_OUTPUTS = [
+    (2, 4, 20, 3, {"stride": 2}),
+    (2, 3, 20, 1, {"stride": 2}),
+    (2, 2, 16, 3, {"stride": 2, "dilation": 2}),
+    (2, 2, 6, 3, {"stride": 2, "dilation": 2}),
+    (1, 3, 8, 4, {"stride": 2, "dilation": 6}),
+    (2, 4, 36, 3, {"stride": 2, "groups": 2}),
+]
+
+
+def random_conv(dims, w_in, w_out, kernel, options):
     torch.manual_seed(0)
     conv = CONV[dims](w_in, w_out, kernel, **options)
     nn.init.normal_(conv.weight, std=0.3)
-    assert ortho_penalty(conv).item() == pytest.approx(dense_penalty(conv), rel=1e-5)
+    return conv
+
+
+@pytest.mark.parametrize(("dims", "w_in", "w_out", "kernel", "options"), CASES + MORE_OUTPUTS)
+def test_penalty_is_that_of_the_dense_matrix(dims, w_in, w_out, kernel, options):
+    conv = random_conv(dims, w_in, w_out, kernel, options)
+    assert ortho_penalty(conv, everywhere=True).item() == pytest.approx(dense_penalty(conv), rel=1e-5)
+
+
+@pytest.mark.parametrize("strided", STRIDED)
+@pytest.mark.parametrize(("dims", "w_in", "w_out", "kernel", "options"), CASES + MORE_OUTPUTS)
+def test_definition_and_fast_form_are_the_dense_matrix_in_float64(dims, w_in, w_out, kernel, options, strided):
+    conv = random_conv(dims, w_in, w_out, kernel, options).double()
+    expected = {"published": dense_penalty, "operator": dense_operator_penalty}[strided](conv)
+    values, gradients = [], []
+    for penalty in (
+        kernel_penalty(conv.weight, shape_of(conv), strided),
+        ortho_penalty(conv, strided=strided, everywhere=True),
+    ):
+        values.append(penalty.item())
+        gradients.append(torch.autograd.grad(penalty, conv.weight)[0])
+    assert values == pytest.approx([expected] * 2, rel=1e-11)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-11)
+
+
+def test_the_operators_penalty_where_it_is_known():
+    """Delta loses 8 of 16 channels; a kernel whose upper left 2x2 taps are orthonormal rows loses none."""
+    delta = nn.init.dirac_(torch.empty(16, 8, 3, 3, dtype=torch.double))
+    conv = nn.Conv2d(8, 16, 3, stride=2).double()
+    conv.weight.data = delta
+    assert ortho_penalty(conv, strided="operator").item() == pytest.approx(4, rel=1e-14)
+    assert ortho_penalty(conv).item() == 0
+    torch.manual_seed(0)
+    conv.weight.data = torch.zeros_like(delta)
+    conv.weight.data[:, :, :2, :2] = nn.init.orthogonal_(torch.empty(16, 32, dtype=torch.double)).view(16, 8, 2, 2)
+    assert ortho_penalty(conv, strided="operator").item() < 1e-25
+    assert 4 < ortho_penalty(conv).item() < 7
+
+
+@pytest.mark.parametrize(("w_in", "w_out"), [(2, 8), (2, 12), (8, 4)])
+def test_the_operators_penalty_is_0_for_rows_or_columns_that_are_orthonormal(w_in, w_out):
+    """A stride equal to the kernel makes the map a matrix of w_out x 4 w_in."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(w_in, w_out, 2, stride=2).double()
+    conv.weight.data = nn.init.orthogonal_(torch.empty(w_out, 4 * w_in, dtype=torch.double)).view_as(conv.weight)
+    assert ortho_penalty(conv, strided="operator").item() < 1e-25
+
+
+def test_lorth_is_twice_the_operators_penalty():
+    """Achour et al. 2022, equation 5: a convolution of the kernel with itself, at offsets that the stride reaches."""
+    torch.manual_seed(0)
+    for w_in, w_out, stride in ((8, 8, 1), (8, 16, 2), (4, 20, 2), (16, 8, 2)):
+        conv = nn.Conv2d(w_in, w_out, 3, stride).double()
+        offset = (3 - 1) // stride * stride
+        gram = F.conv2d(conv.weight, conv.weight, stride=stride, padding=offset)
+        middle = offset // stride
+        gram[:, :, middle, middle] -= torch.eye(w_out)
+        lorth = gram.square().sum() - max(0, w_out - stride**2 * w_in)
+        assert ortho_penalty(conv, strided="operator").item() == pytest.approx(lorth.item() / 2, rel=1e-12)
+
+
+def test_other_words_for_strided_are_refused():
+    with pytest.raises(ValueError, match=r"^strided must be one of published, operator, got 'both'"):
+        ortho_penalty(nn.Conv2d(4, 4, 3), strided="both")
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -246,9 +331,150 @@ def test_half_precision_weights_are_summed_in_float32():
     assert ortho_penalty(conv).item() == pytest.approx(ortho_penalty(conv.float()).item(), rel=1e-6)
 
 
-def test_transposed_convolutions_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"^up is a ConvTranspose2d.*not supported"):
-        ortho_penalty(nn.ModuleDict({"up": nn.ConvTranspose2d(4, 4, 3)}))
+@pytest.mark.parametrize("strided", STRIDED)
+@pytest.mark.parametrize(
+    ("dims", "w_in", "w_out", "kernel", "options"),
+    [
+        (1, 6, 4, 3, {}),
+        (2, 8, 4, 2, {"stride": 2}),
+        (2, 4, 8, 3, {"stride": 2}),
+        (2, 4, 8, 4, {"stride": 2, "groups": 2}),
+        (3, 4, 2, 2, {"stride": 2}),
+    ],
+)
+def test_a_transposed_convolution_has_the_penalty_of_its_adjoint(dims, w_in, w_out, kernel, options, strided):
+    """Whose adjoint it is, an inner product shows: <up(x), y> = <x, conv(y)>."""
+    torch.manual_seed(0)
+    kind = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[dims]
+    up = kind(w_in, w_out, kernel, bias=False, **options).double()
+    conv = CONV[dims](w_out, w_in, kernel, bias=False, **options).double()
+    conv.weight = up.weight
+    x = torch.randn(1, w_in, *[4] * dims, dtype=torch.double)
+    y = torch.randn_like(up(x))
+    assert (up(x) * y).sum().item() == pytest.approx((x * conv(y)).sum().item(), rel=1e-12)
+    expected = {"published": dense_penalty, "operator": dense_operator_penalty}[strided](conv)
+    assert ortho_penalty(up, strided=strided).item() == pytest.approx(expected, rel=1e-11)
+
+
+def test_what_is_left_out_of_a_transposed_convolution_is_asked_of_its_adjoint():
+    net = nn.ModuleDict(
+        {
+            "from_rgb": nn.ConvTranspose2d(3, 8, 3),
+            "to_rgb": nn.ConvTranspose2d(8, 3, 3),
+            "seven": nn.ConvTranspose2d(8, 8, 7),
+        }
+    )
+    assert list(ortho_penalty_per_conv(net)) == ["from_rgb"]
+    assert list(ortho_penalty_per_conv(net, everywhere=True)) == ["from_rgb", "to_rgb", "seven"]
+
+
+def test_layers_that_are_skipped_and_layers_that_the_paper_leaves_out():
+    body = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1)))
+    net = nn.ModuleDict({"stem": nn.Conv2d(3, 8, 7), "body": body, "head": nn.Conv2d(8, 4, 1)})
+    everything = ["stem", "body.0", "body.1.0", "body.1.1", "head"]
+    assert list(ortho_penalty_per_conv(net)) == everything[1:]
+    assert list(ortho_penalty_per_conv(net, everywhere=True)) == everything
+    assert list(ortho_penalty_per_conv(net, skip=["body.1", "stem"], everywhere=True)) == ["body.0", "head"]
+    assert list(ortho_penalty_per_conv(net, skip=["body"])) == ["head"]
+    assert list(ortho_penalty_per_conv(net, skip=lambda name, m: m.kernel_size == (1, 1))) == ["body.0", "body.1.0"]
+    terms = ortho_penalty_per_conv(net, skip="body.1")
+    assert ortho_penalty(net, skip="body.1").item() == pytest.approx(sum(t.item() for t in terms.values()))
+    assert OrthoPenalty(net, skip=["body", "head"])().item() == 0
+    with pytest.raises(ValueError, match=r"^skip names 'bodi', which no module is called; near are body"):
+        ortho_penalty(net, skip=["bodi"])
+
+
+@pytest.mark.parametrize("strided", STRIDED)
+class TestSecondDerivatives:
+    """Of a network with layers that are computed together, alone, and by the definition."""
+
+    @pytest.fixture
+    def case(self, strided):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(4, 6, 3), nn.Conv2d(6, 4, 3, stride=2), nn.Conv2d(4, 6, 3, groups=2),
+            nn.Conv2d(4, 20, 2, stride=2), nn.ConvTranspose2d(6, 4, 2, stride=2),
+            nn.Conv2d(4, 4, 2), nn.Conv2d(4, 4, 2),
+        ).double()  # fmt: skip
+        names = [name for name, p in net.named_parameters() if p.ndim == 4]
+        shapes = [shape_of(net[int(name.partition(".")[0])]) for name in names]
+
+        class Penalty(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = net
+
+            def forward(self):
+                return ortho_penalty(self.net, strided=strided)
+
+        def ours(*weights):
+            return functional_call(Penalty(), dict(zip((f"net.{n}" for n in names), weights, strict=True)), ())
+
+        def true(*weights):
+            return sum(kernel_penalty(w, shape, strided) for w, shape in zip(weights, shapes, strict=True))
+
+        return net, ours, true, [net.get_parameter(name) for name in names]
+
+    def test_gradgradcheck(self, case):
+        _, ours, _, weights = case
+        assert torch.autograd.gradcheck(ours, weights, check_forward_ad=True, fast_mode=True)
+        assert torch.autograd.gradgradcheck(ours, weights, check_fwd_over_rev=True, fast_mode=True)
+
+    def test_hessian_vector_products_of_a_network(self, case):
+        """Through ``create_graph``, as users write them, and by finite differences of the gradient."""
+        net, _, _, weights = case
+        moves = [torch.randn_like(w) for w in weights]
+
+        def gradient(create_graph):
+            return torch.autograd.grad(ortho_penalty(net), weights, create_graph=create_graph)
+
+        along = sum((g * m).sum() for g, m in zip(gradient(True), moves, strict=True))
+        found = torch.autograd.grad(along, weights)
+        sides = []
+        for sign in (1, -2):
+            with torch.no_grad():
+                for w, m in zip(weights, moves, strict=True):
+                    w.add_(m, alpha=sign * 1e-5)
+            sides.append(gradient(False))
+        for ours, after, before in zip(found, *sides, strict=True):
+            torch.testing.assert_close(ours, (after - before) / 2e-5, rtol=1e-5, atol=1e-5)
+
+    def test_torch_func(self, case):
+        _, ours, true, weights = case
+        weights = tuple(w.detach() for w in weights)
+        moves, all_of_them = tuple(torch.randn_like(w) for w in weights), tuple(range(len(weights)))
+        batch = [torch.stack([w, 2 * w, w + 1]) for w in weights]
+
+        def twice_forward(f):
+            return lambda *w: jvp(lambda *v: jvp(f, v, moves)[1], w, moves)[1]
+
+        for transform, given in (
+            (lambda f: grad(f, all_of_them), weights),
+            (lambda f: lambda *w: jvp(f, w, moves), weights),
+            (lambda f: lambda *w: jvp(grad(f, all_of_them), w, moves)[1], weights),
+            (twice_forward, weights),
+            (vmap, batch),
+            (lambda f: vmap(grad(f, all_of_them)), batch),
+        ):
+            torch.testing.assert_close(transform(ours)(*given), transform(true)(*given), rtol=1e-10, atol=1e-10)
+
+    def test_a_function_of_one_weight(self, case, strided):
+        _, _, _, weights = case
+        conv = nn.Conv2d(4, 6, 3).double()
+
+        def penalty(weight):
+            return gram_penalty(Grams(shape_of(conv), strided), [weight]).sum()
+
+        found = torch.func.hessian(penalty)(weights[0].detach())
+        expected = torch.func.hessian(lambda w: kernel_penalty(w, shape_of(conv), strided))(weights[0].detach())
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_inside_a_compiled_function():
+    conv = nn.Conv2d(4, 6, 3)
+    compiled = torch.compile(lambda weight: gram_penalty(Grams(shape_of(conv)), [weight]).sum(), backend="aot_eager")
+    found = torch.autograd.grad(compiled(conv.weight), conv.weight)[0]
+    torch.testing.assert_close(found, torch.autograd.grad(ortho_penalty(conv), conv.weight)[0])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

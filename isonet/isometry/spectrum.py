@@ -57,7 +57,7 @@ def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = to
     """Of ``conv`` on feature maps of ``height`` x ``width`` pixels whose edges meet.
 
     A transposed convolution has the singular values of the convolution that it is the adjoint of: give the size of the
-    maps that it makes, which that one reads. Sizes that its stride does not divide are rounded up to those that it does.
+    maps that it makes, which that one reads. Sizes that its stride does not divide are rounded up to those it does.
     Computed where the weights are, and returned on the CPU.
     """
     found = _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))

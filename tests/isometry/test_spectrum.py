@@ -120,3 +120,20 @@ def test_a_coarse_look_sees_no_more_than_there_is_and_with_all_frequencies_all_o
     coarse = network_extremes(model, sizes, grid=4)
     assert smallest - 1e-5 <= coarse[0] < coarse[1] <= largest + 1e-5
     assert coarse[1] > 0.9 * largest
+
+
+@pytest.mark.parametrize(("kernel", "stride", "groups"), [(2, 2, 1), (3, 1, 2), (3, 2, 1)])
+def test_a_transposed_convolution_has_the_singular_values_of_its_adjoint(kernel, stride, groups):
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(6, 4, kernel, stride, groups=groups)
+    conv = nn.Conv2d(4, 6, kernel, stride, groups=groups)
+    conv.weight = up.weight
+    for a, b in zip(conv_spectrum(up, 8, 6).all(), conv_spectrum(conv, 8, 6).all(), strict=True):
+        assert a.item() == b.item()
+
+
+def test_of_a_transposed_convolution_the_size_is_that_of_the_map_it_makes():
+    net = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 4, 2, stride=2))
+    assert feature_sizes(net, torch.randn(1, 3, 8, 6)) == {"0": (8, 6), "1": (8, 6)}
+    nn.init.orthogonal_(net[1].weight.data.view(4, 16))
+    assert conv_spectrum(net[1], 8, 6).all() == pytest.approx(torch.ones(4 * 12))  # it keeps all of its input

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from isonet import SReLU
 from isonet.models import ResMultiplier
-from isonet.models.layers import LayerFactory
+from isonet.models.layers import LayerFactory, shift_names
 
 
 def test_srelu_is_the_maximum_with_the_shift():
@@ -105,3 +107,50 @@ def test_srelu_in_place_is_the_same_and_needs_no_memory(gradients):
         ]
         for a, b in zip(*grads, strict=True):
             assert torch.equal(a, b)
+
+
+ANY_RANK = [
+    ((3, 5), 1),
+    ((3, 5, 2), 1),
+    ((3, 5, 2, 2), 1),
+    ((2, 5, 2, 2, 2), 1),
+    ((3, 2, 4, 5), -1),
+    ((3, 4, 5), 2),
+    ((5,), -1),
+]
+
+
+@pytest.mark.parametrize(("shape", "dim"), ANY_RANK)
+def test_channels_lie_on_any_axis_of_any_rank(shape, dim):
+    layer = SReLU(5, dim=dim).double()
+    nn.init.normal_(layer.srelu_bias)
+    along = [1] * len(shape)
+    along[dim] = 5
+    x = torch.randn(shape, dtype=torch.double, requires_grad=True)
+    assert torch.equal(layer(x), x.maximum(layer.srelu_bias.view(along)))
+    assert torch.autograd.gradcheck(
+        lambda x, b: functional_call(layer, {"srelu_bias": b}, (x,)),
+        (x, layer.srelu_bias),
+        check_forward_ad=True,
+        check_batched_grad=True,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 64), (32, 32), (2, 1, 64, 64), (64,), ()])
+def test_another_number_of_channels_is_refused_in_one_sentence(shape):
+    with pytest.raises(ValueError, match=r"^SReLU of 64 channels along dim 1 got an input of shape .*dim=") as refusal:
+        SReLU(64)(torch.zeros(shape))
+    assert "\n" not in str(refusal.value)
+
+
+def test_layers_leave_their_input_alone_unless_told_otherwise():
+    for act in (LayerFactory().act(3), LayerFactory(srelu=False).act(3)):
+        x = torch.full((1, 3, 2, 2), -2.0)
+        act(x)
+        assert x.unique().tolist() == [-2]
+
+
+def test_shift_names_are_those_of_the_parameters():
+    shared = SReLU(4)
+    net = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(4, 4, 1), shared), "b": shared, "c": SReLU(2)})
+    assert shift_names(net) == {"a.1.srelu_bias", "c.srelu_bias"}

@@ -1,0 +1,108 @@
+"""Hooks, feature extractors and optimizer factories see in a network what its formula says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import isonet
+from isonet import SReLU
+from isonet.training.devices import place
+
+FAMILIES = {
+    "ISONet": lambda: isonet.cifar_isonet(8),
+    "R-ISONet": lambda: isonet.cifar_isonet(8, shortcuts=True),
+    "ISONet-50": lambda: isonet.isonet50(num_classes=5),
+    "ResNet": lambda: isonet.build_model(
+        isonet.load_cfg("configs/cifar10_RES56.yaml", ["ISON.DEPTH", 8, "DATASET.NUM_CLASSES", 5])
+    ),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def images(family: str) -> torch.Tensor:
+    size = 64 if family == "ISONet-50" else 16
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@every_family
+def test_a_hook_on_a_convolution_keeps_its_output(family):
+    """Computed once more from the input that the hook saw."""
+    net, seen = FAMILIES[family](), []
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | SReLU | nn.ReLU):
+            module.register_forward_hook(lambda m, inputs, output: seen.append((m, inputs[0], output)))
+    net(images(family))
+    assert len(seen) > 10
+    for module, given, made in seen:
+        module._forward_hooks.clear()
+        assert torch.equal(module(given), made)
+
+
+@every_family
+def test_a_feature_extractor_tells_a_convolution_from_its_activation(family):
+    net = FAMILIES[family]()
+    nodes = {"stem.conv": "conv", "stem.relu": "act", "s1.b1.relu": "block"}
+    found = create_feature_extractor(net, nodes)(images(family))
+    conv = net.stem.conv(images(family))
+    assert torch.equal(found["conv"], conv)
+    assert torch.equal(found["act"], net.stem.relu(net.stem.bn(conv)))
+    assert not torch.equal(found["conv"], found["act"])
+
+
+@every_family
+def test_full_backward_hooks_on_every_layer(family):
+    """What they see of each weight's layer is the gradient of its output, as autograd gives it."""
+    net, seen = FAMILIES[family](), {}
+    for name, module in net.named_modules():
+        module.register_full_backward_pre_hook(lambda m, grads: None)
+        module.register_full_backward_hook(lambda m, inputs, outputs, name=name: seen.update({name: outputs[0]}))
+    labels = torch.arange(2)
+    F.cross_entropy(net(images(family)), labels).backward()
+    assert set(seen) == {name for name, _ in net.named_modules()}
+    bias = seen["head.fc"].sum(0)
+    torch.testing.assert_close(bias, net.head.fc.bias.grad)
+    for name, module in net.named_modules():
+        if isinstance(module, SReLU):
+            assert seen[name].shape[1] == module.srelu_bias.shape[1]
+
+
+@every_family
+def test_training_scripts_work_in_place_with_equal_results(family):
+    plain, fast = FAMILIES[family](), FAMILIES[family]()
+    fast.load_state_dict(plain.state_dict())
+    place(fast, [torch.device("cpu")])
+    assert all(m.inplace for m in fast.modules() if isinstance(m, SReLU | nn.ReLU))
+    assert not any(m.inplace for m in plain.modules() if isinstance(m, SReLU | nn.ReLU))
+    found = []
+    for net in (plain, fast):
+        net.eval()  # without dropout
+        F.cross_entropy(net(images(family)), torch.arange(2)).backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        assert torch.equal(plain(images(family)), fast(images(family)))
+
+
+@pytest.mark.parametrize("family", ["ISONet", "R-ISONet", "ISONet-50"])
+def test_timms_optimizer_factory_leaves_the_shifts_alone(family):
+    timm_optim = pytest.importorskip("timm.optim", reason="needs timm")
+    net = FAMILIES[family]()
+    groups = timm_optim.param_groups_weight_decay(net, 0.1, no_weight_decay_list=net.no_weight_decay())
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    optimizer = timm_optim.create_optimizer_v2(net, opt="sgd", lr=0.1, weight_decay=0.1)
+    decayed |= {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    shifts = {name: p for name, p in net.named_parameters() if "srelu" in name}
+    assert net.no_weight_decay() == set(shifts)
+    assert shifts
+    assert not decayed & {id(p) for p in shifts.values()}
+    assert id(net.stem.conv.weight) in decayed

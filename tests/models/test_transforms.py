@@ -1,0 +1,200 @@
+"""SReLU's and the multiplier's derivatives under torch.func, forward-mode differentiation, autocast and torch.compile.
+
+The truth is ``max(x, b)`` written as a choice, whose gradient at ``x == b`` goes to the shift as published. Library
+functions that compute the same maximum share it there, or give it to the input (torch.maximum, and torch.clamp with
+another answer in torch 2.14 than before); after the delta initialisation such ties are everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vmap
+
+from isonet import SReLU, build_model, load_cfg
+from isonet.models import ResMultiplier
+
+CIFAR8 = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8]
+FAMILIES = {
+    "ISONet": [],
+    "R-ISONet": ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.5],
+    "ReLU": ["ISON.SReLU", False],
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+
+
+def network(family: str) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(load_cfg(None, CIFAR8 + FAMILIES[family]))
+
+
+def chosen(x: Tensor, b: Tensor) -> Tensor:
+    """The truth."""
+    return torch.where(x <= b, b, x)
+
+
+LAYER = SReLU(2)
+
+
+def srelu(x: Tensor, b: Tensor) -> Tensor:
+    return functional_call(LAYER, {"srelu_bias": b}, (x,))
+
+
+def ties(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs below, at and above the shift, in each channel; shifts; an incoming gradient that tells all apart."""
+    x = torch.tensor([-2.0, -1.0, 0.0, -1.0, 0.5, 3.0], dtype=dtype).reshape(1, 2, 1, 3)
+    b = torch.tensor([-1.0, 0.5], dtype=dtype).reshape(1, 2, 1, 1)
+    return x, b, torch.tensor([1.0, 2, 4, 8, 16, 32], dtype=dtype).reshape(1, 2, 1, 3)
+
+
+AT_TIES = [0, 0, 4, 0, 0, 32], [1 + 2, 8 + 16]  # of the input; of the shifts
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("compiled", [None, "aot_eager", "inductor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradient_at_ties(inplace, compiled, dtype):
+    torch._dynamo.reset()
+    x, b, cotangent = ties(torch.float32)
+    layer = SReLU(2, inplace=inplace)
+    layer.srelu_bias.data = b
+    run = torch.compile(layer, fullgraph=True, backend=compiled) if compiled else layer
+    x = x.to(dtype).requires_grad_()
+    run(x * 1).backward(cotangent.to(dtype))
+    assert x.grad.flatten().tolist() == AT_TIES[0]
+    assert layer.srelu_bias.grad.flatten().tolist() == AT_TIES[1]
+
+
+def test_gradient_at_ties_under_autocast():
+    """The convolution gives 16 bits, the shift has 32."""
+    conv, layer = nn.Conv2d(2, 2, 1, bias=False), SReLU(2)
+    nn.init.dirac_(conv.weight)
+    x, b, cotangent = ties(torch.float32)
+    layer.srelu_bias.data = b
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(conv(x))
+    y.backward(cotangent.bfloat16())
+    assert x.grad.flatten().tolist() == AT_TIES[0]
+    assert layer.srelu_bias.grad.flatten().tolist() == AT_TIES[1]
+
+
+def test_gradient_at_ties_under_torch_func():
+    x, b, cotangent = ties()
+
+    def weighted(x, b):
+        return (srelu(x, b) * cotangent).sum()
+
+    for gradients in (grad(weighted, (0, 1))(x, b), vmap(grad(weighted, (0, 1)), (0, None))(x[None], b)):
+        assert gradients[0].flatten().tolist() == AT_TIES[0]
+        assert gradients[1].flatten().tolist() == AT_TIES[1]
+
+
+@pytest.mark.parametrize("no_grad", [False, True])
+def test_forward_mode_at_ties(no_grad):
+    x, b, _ = ties()
+    with torch.set_grad_enabled(not no_grad):
+        with forward_ad.dual_level():
+            y = SReLU(2).double()(forward_ad.make_dual(x, torch.ones_like(x)))
+            assert torch.equal(forward_ad.unpack_dual(y).tangent, (x > -1).double())
+        assert torch.equal(jvp(srelu, (x, b), (torch.ones_like(x), torch.zeros_like(b)))[1], (x > b).double())
+
+
+TWICE = {
+    "hessian": lambda f: hessian(f, (0, 1)),
+    **{f"{one.__name__} of {two.__name__}": lambda f, one=one, two=two: one(two(f, (0, 1)), (0, 1))
+       for one, two in itertools.product((jacfwd, jacrev), repeat=2)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", TWICE)
+def test_second_derivatives_of_compositions(how):
+    """Where another function comes before and after it, and nested forward modes must not lose a term."""
+    x, b, _ = ties()
+    found, expected = (
+        TWICE[how](lambda x, b, f=f: f(f(x.square(), b) ** 3, b.square()).square().sum())(x, b) for f in (srelu, chosen)
+    )
+    found, expected = list(itertools.chain(*found)), list(itertools.chain(*expected))
+    assert expected[0].any()  # of the input twice
+    assert expected[3].any()  # of the shift twice
+    for ours, true in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, true, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("f", [srelu, lambda x, b: functional_call(ResMultiplier(), {"scale": b}, (x,))])
+def test_forward_mode_of_a_gradient_and_back(f):
+    x = torch.randn(2, 2, 3, 3, dtype=torch.double, requires_grad=True)
+    b = torch.randn(1, 2, 1, 1, dtype=torch.double, requires_grad=True)
+    b = b if f is srelu else torch.randn(1, 1, 1, 1, dtype=torch.double, requires_grad=True)
+    check = torch.autograd.gradgradcheck
+    assert check(lambda x, b: f(x.square(), b).square(), (x, b), check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+def loss_of(net: nn.Module, autocast: bool):
+    def loss(weights, image, label):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = functional_call(net, weights, (image[None],))
+        return F.cross_entropy(logits.float(), label[None])
+
+    return loss
+
+
+@every_family
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_each_sample(family, autocast):
+    net = network(family)
+    images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
+    weights = {name: p.detach() for name, p in net.named_parameters()}
+    found = vmap(grad(loss_of(net, autocast)), (None, 0, 0))(weights, images, labels)
+    for i in range(4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = net(images[i : i + 1])
+        expected = torch.autograd.grad(F.cross_entropy(logits.float(), labels[i : i + 1]), list(net.parameters()))
+        for (name, ours), true in zip(found.items(), expected, strict=True):
+            # A multiplier's gradient is a sum that cancels; in 16 bits the eager one has rounded its terms
+            rtol = 1e-5 if not autocast else 0.1 if name.endswith("scale") else 1e-2
+            assert (ours[i] - true).norm() <= rtol * true.norm() + 1e-7, name
+
+
+@every_family
+def test_ensembles(family):
+    nets = [network(family) for _ in range(3)]
+    for net in nets:
+        for parameter in net.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    stacked, buffers = stack_module_state(nets)
+    images = torch.randn(2, 3, 16, 16)
+    found = vmap(lambda p, b, x: functional_call(nets[0], (p, b), (x,)), (0, 0, None))(stacked, buffers, images)
+    torch.testing.assert_close(found, torch.stack([net(images) for net in nets]))
+
+
+@every_family
+def test_jacobians_agree_forward_and_backward(family):
+    net, image = network(family).double(), torch.randn(1, 3, 8, 8, dtype=torch.double)
+    torch.testing.assert_close(jacfwd(net)(image), jacrev(net)(image), rtol=1e-10, atol=1e-14)
+    moved = jvp(net, (image,), (image,))[1]
+    torch.testing.assert_close(moved, torch.autograd.functional.jvp(net, image, image)[1], rtol=1e-10, atol=1e-14)
+
+
+@every_family
+def test_beside_and_inside_torch_compile(family):
+    torch._dynamo.reset()
+    net, images = network(family), torch.randn(2, 3, 16, 16)
+    labels, weights = torch.arange(2), {name: p.detach() for name, p in net.named_parameters()}
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+
+    def each(weights):
+        return vmap(grad(loss_of(net, False)), (None, 0, 0))(weights, images, labels)
+
+    expected, logits = each(weights), compiled(images)
+    torch.testing.assert_close(logits, net(images))
+    for run in (each, torch.compile(each, fullgraph=True, backend="aot_eager")):
+        for ours, true in zip(run(weights).values(), expected.values(), strict=True):
+            torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(jvp(net, (images,), (images,))[1], jvp(net.double(), (images.double(),) * 1,
+                               (images.double(),))[1].float(), rtol=1e-4, atol=1e-5)  # fmt: skip

@@ -1,0 +1,156 @@
+"""Each update is momentum SGD in closed form, wherever a gradient comes from.
+
+On a CPU, ``torch.optim.SGD(fused=True)`` reads a gradient as if it lay in memory as its parameter does: a contiguous
+gradient of a channels_last parameter gives wrong weights, without an error (torch 2.11 to 2.15). So every way through
+this code must hand it gradients and momentum that lie as the parameter does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from conftest import TINY
+from isonet import OrthoPenalty, build_model, load_cfg
+from isonet.training import TrainStep, build_optimizer
+from isonet.training.run import LATEST, run_training
+from launch import forked
+
+NHWC = ["RUNTIME.CHANNELS_LAST", True, "SOLVER.WEIGHT_DECAY", 0.01]
+
+
+class Checked:
+    """While active: recomputes the update of every parameter in every step, and counts them."""
+
+    def __init__(self) -> None:
+        self.channels_last = self.others = 0
+
+    def before(self, optimizer, *_):
+        self.states = [
+            (p, p.detach().clone(), p.grad.clone(), self._momentum(optimizer, p), dict(group))
+            for group in optimizer.param_groups
+            for p in group["params"]
+        ]
+
+    def after(self, optimizer, *_):
+        for p, weight, grad, momentum, group in self.states:
+            step = grad + group["weight_decay"] * weight
+            if momentum is not None:
+                step += group["momentum"] * momentum
+            torch.testing.assert_close(p.detach(), weight - group["lr"] * step, rtol=1e-5, atol=1e-7)
+            spread = p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+            self.channels_last += spread
+            self.others += not spread
+
+    @staticmethod
+    def _momentum(optimizer, p: Tensor) -> Tensor | None:
+        buffer = optimizer.state.get(p, {}).get("momentum_buffer")
+        return None if buffer is None else buffer.clone()
+
+
+@contextlib.contextmanager
+def checked_updates():
+    checked = Checked()
+    hooks = [register_optimizer_step_pre_hook(checked.before), register_optimizer_step_post_hook(checked.after)]
+    try:
+        yield checked
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert checked.channels_last > 20
+    assert checked.others > 20
+
+
+def cfg(tmp_path, *opts):
+    return load_cfg(None, [*TINY, *NHWC, "SOLVER.TRAIN_BATCH_SIZE", 200, "OUTPUT_DIR", str(tmp_path), *opts])
+
+
+@pytest.mark.parametrize("stride", ["contiguous", "channels_last"])
+def test_the_check_finds_a_gradient_that_lies_otherwise(stride):
+    """So that the tests below can fail."""
+    weight = nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+    weight.grad = torch.randn(4, 3, 2, 2).contiguous(
+        memory_format=getattr(torch, f"{stride}_format", torch.channels_last)
+    )
+    optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
+    checked = Checked()
+    checked.before(optimizer)
+    optimizer.step()
+    if stride == "contiguous":
+        with pytest.raises(AssertionError, match="not close"):
+            checked.after(optimizer)
+    else:
+        checked.after(optimizer)
+
+
+@pytest.mark.parametrize(
+    "opts",
+    [
+        [],
+        ["SOLVER.ACCUMULATE", 2],
+        ["RUNTIME.AMP", "bf16"],
+        ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.5],
+        ["ISON.ORTHO_STRIDED", "operator"],
+        ["RUNTIME.CHECKPOINT_ACTIVATIONS", True],
+        ["MODEL.FREEZE", ["s1"]],
+    ],
+    ids=lambda opts: opts[0] if opts else "plain",
+)
+def test_updates_of_a_run(tmp_path, opts):
+    with checked_updates():
+        run_training(cfg(tmp_path, *opts), "run")
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_updates_after_a_resume(tmp_path, before):
+    """Of a run whose weights and momentum lay in the other order, and the other way round."""
+    run_training(cfg(tmp_path, "RUNTIME.CHANNELS_LAST", before), "run")
+    with checked_updates():
+        run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run", resume=LATEST)
+
+
+def train_checked(_rank, config):
+    with checked_updates():
+        run_training(config, "run")
+    return True
+
+
+def test_updates_of_two_processes(tmp_path):
+    """Where DDP's buckets hand the gradients over, and each process has the penalty of some layers alone."""
+    assert forked(2, train_checked, tmp_path, cfg(tmp_path, "SOLVER.TRAIN_BATCH_SIZE", 100)) == [True, True]
+
+
+@pytest.mark.parametrize("assigned", ["contiguous", "channels_last"])
+def test_updates_after_weights_were_assigned(assigned):
+    """``load_state_dict(assign=True)`` puts tensors of any order in the place of parameters."""
+    torch.manual_seed(0)
+    config = load_cfg(None, TINY)
+    model, source = build_model(config), build_model(config)
+    model.to(memory_format=torch.channels_last)
+    memory = torch.channels_last if assigned == "channels_last" else torch.contiguous_format
+    state = {k: v.contiguous(memory_format=memory) if v.ndim == 4 else v for k, v in source.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    optimizer = build_optimizer(model, config)
+    images, labels = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8)
+    step, checked = TrainStep(model, model, optimizer, 1e-2), Checked()
+    for _ in range(3):
+        checked.before_step = optimizer.register_step_pre_hook(checked.before)
+        checked.after_step = optimizer.register_step_post_hook(checked.after)
+        step(images, labels)
+        checked.before_step.remove()
+        checked.after_step.remove()
+    assert bool(checked.channels_last) == (assigned == "channels_last")
+
+
+def test_the_penaltys_own_gradient_lies_as_its_weight():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, groups=4))
+    net.to(memory_format=torch.channels_last)
+    for strided in ("published", "operator"):
+        net.zero_grad()
+        OrthoPenalty(net, strided=strided)().backward()
+        assert all(conv.weight.grad.stride() == conv.weight.stride() for conv in net)
