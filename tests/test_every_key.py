@@ -227,6 +227,7 @@ PROBES: dict[str, tuple] = {
     "SOLVER.WARMUP_FACTOR": (rates, 0.2, 0.3, ["SOLVER.WARMUP", True]),
     "ISON.DEPTH": (modules(nn.Conv2d), 20, 26, CIFAR),
     "ISON.ORTHO_COEFF": (a_run(weights), 1e-4, 1e-2, TINY),
+    "ISON.ORTHO_STRIDED": (a_run(weights), "published", "operator", [*TINY, "ISON.ORTHO_COEFF", 1e-2]),
     "ISON.HAS_BN": (modules(nn.BatchNorm2d), False, True, CIFAR),
     "ISON.HAS_ST": (modules(nn.Conv2d), False, True, CIFAR),
     "ISON.SReLU": (modules(SReLU), False, True, CIFAR),

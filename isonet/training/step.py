@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -122,10 +123,17 @@ class TrainStep:
     def _seed(self, position: tuple[int, int], piece: int) -> None:
         """Name the stream after epoch, step and piece, so that it is the same however the run came there.
 
-        Pieces are counted over all processes: four of one process draw what one of each of four would.
+        Pieces are counted over all ranks: four of one rank draw what one of each of four would. DataParallel's replicas
+        draw each on its own GPU, and count as ranks: ``torch.manual_seed`` alone would give all of them the same masks.
         """
-        if self.seed is not None:
-            seed_everything(stream_seed(self.seed, "step", *position, self.world.rank * self.accumulate + piece))
+        if self.seed is None:
+            return
+        name = partial(stream_seed, self.seed, "step", *position)
+        seed_everything(name(self.world.rank * self.accumulate + piece))
+        replicas = self.forward.device_ids if isinstance(self.forward, nn.DataParallel) else []
+        for replica, device in enumerate(replicas):
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(name(replica * self.accumulate + piece))
 
 
 def full_type(logits: Tensor) -> Tensor:
