@@ -46,9 +46,9 @@ def _solver(cfg: CfgNode) -> None:
     cfg.SOLVER.TEST_BATCH_SIZE = 200  # images per GPU
     cfg.SOLVER.ACCUMULATE = 1  # batches whose gradients add up to a step's: each GPU does the work of so many
     cfg.SOLVER.MAX_EPOCHS = 100
-    cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start
+    cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start; with steps, full rate * epoch / WARMUP_EPOCH
     cfg.SOLVER.WARMUP_EPOCH = 5  # the first epoch at the full rate
-    cfg.SOLVER.WARMUP_FACTOR = 0.2  # share of the full rate in the first epoch
+    cfg.SOLVER.WARMUP_FACTOR = 0.2  # share of the full rate at the start, with linear and cosine; steps ignores it
 
 
 def _ison(cfg: CfgNode) -> None:

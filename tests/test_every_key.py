@@ -224,7 +224,7 @@ PROBES: dict[str, tuple] = {
     "SOLVER.MAX_EPOCHS": (a_run(epochs), 1, 2, TINY),
     "SOLVER.WARMUP": (rates, False, True, []),
     "SOLVER.WARMUP_EPOCH": (rates, 4, 5, ["SOLVER.WARMUP", True]),
-    "SOLVER.WARMUP_FACTOR": (rates, 0.2, 0.3, ["SOLVER.WARMUP", True]),
+    "SOLVER.WARMUP_FACTOR": (rates, 0.2, 0.3, ["SOLVER.WARMUP", True, "SOLVER.SCHEDULE", "linear"]),
     "ISON.DEPTH": (modules(nn.Conv2d), 20, 26, CIFAR),
     "ISON.ORTHO_COEFF": (a_run(weights), 1e-4, 1e-2, TINY),
     "ISON.HAS_BN": (modules(nn.BatchNorm2d), False, True, CIFAR),

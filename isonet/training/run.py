@@ -23,6 +23,7 @@ from isonet.training.peers import explain_lost_peers, processes
 from isonet.training.report import Report
 from isonet.training.restarts import after_restart, launcher
 from isonet.training.resume import AUTO, LATEST, checkpoint_to_resume, take_over
+from isonet.training.schedule import unused_warmup_factor
 from isonet.training.stop import StopSignals
 from isonet.training.trainer import Trainer
 from isonet.training.world import World
@@ -96,6 +97,8 @@ def _announce(parts: Parts, devices: list[torch.device], world: World) -> None:
     if batch > images:
         log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
     log.info("%d images for training, %d a step, %d for validation", images, batch, parts.val_loader.num_images)
+    if unused := unused_warmup_factor(cfg):
+        log.warning("%s", unused)
 
 
 def _go_on(parts: Parts, origin: Path, folder: RunFolder, world: World) -> None:

@@ -108,6 +108,18 @@ def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_
     assert "another value of SOLVER.MAX_EPOCHS 2 -> 3" in folder.log.read_text()
 
 
+def test_a_warm_up_factor_that_is_not_used_is_told_once_when_a_run_begins_and_when_it_is_resumed(tmp_path):
+    ramp = ["SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 10, "SOLVER.MAX_EPOCHS"]
+    folder = run_training(cfg(tmp_path, *ramp, 2), "run")
+    told = "SOLVER.WARMUP_FACTOR 0.2 is not used: with SOLVER.SCHEDULE steps the warm-up is "
+    assert folder.log.read_text().count(told) == 1
+    run_training(cfg(tmp_path, *ramp, 3), "run", resume=LATEST)
+    assert folder.log.read_text().count(told) == 2
+    assert [row["learning_rate"] for row in rows(folder)] == [0.05 * epoch / 10 for epoch in (1, 2, 3)]
+    silent = run_training(cfg(tmp_path, *ramp, 1, "SOLVER.WARMUP_FACTOR", 0.1), "silent")
+    assert "WARMUP_FACTOR" not in silent.log.read_text()
+
+
 def test_a_folder_that_holds_a_run_is_left_alone(three_epochs):
     before = {file.name: file.read_bytes() for file in three_epochs.path.iterdir()}
     config = cfg(three_epochs.path.parent.parent, *DROPOUT)
