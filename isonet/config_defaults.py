@@ -45,6 +45,7 @@ def _solver(cfg: CfgNode) -> None:
     cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU
     cfg.SOLVER.TEST_BATCH_SIZE = 200  # images per GPU
     cfg.SOLVER.ACCUMULATE = 1  # batches whose gradients add up to a step's: each GPU does the work of so many
+    cfg.SOLVER.DROP_LAST = True  # leave out the last, incomplete training batch, as published; not the only one
     cfg.SOLVER.MAX_EPOCHS = 100
     cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start; with steps, full rate * epoch / WARMUP_EPOCH
     cfg.SOLVER.WARMUP_EPOCH = 5  # the first epoch at the full rate

@@ -221,6 +221,7 @@ PROBES: dict[str, tuple] = {
     "SOLVER.TRAIN_BATCH_SIZE": (batch("train"), 16, 32, TINY),
     "SOLVER.TEST_BATCH_SIZE": (batch("val"), 16, 32, TINY),
     "SOLVER.ACCUMULATE": (batch("train"), 1, 2, [*TINY, "SOLVER.TRAIN_BATCH_SIZE", 16]),
+    "SOLVER.DROP_LAST": (lambda cfg, _: len(build_loader(cfg, "train")), True, False, TINY),
     "SOLVER.MAX_EPOCHS": (a_run(epochs), 1, 2, TINY),
     "SOLVER.WARMUP": (rates, False, True, []),
     "SOLVER.WARMUP_EPOCH": (rates, 4, 5, ["SOLVER.WARMUP", True]),

@@ -91,16 +91,19 @@ def test_resuming_into_a_new_folder_and_with_other_keys(three_epochs, tmp_path):
     assert "another value of SOLVER.BASE_LR 0.05 -> 0.01" in folder.log.read_text()
 
 
-def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_path):
-    falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05]
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_path, drop_last):
+    falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05, "SOLVER.DROP_LAST", drop_last]
     config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *falling, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 100)
     folder = run_training(config, "falling")
     images, size = read_checkpoint(folder.latest)["num_images"], config.SOLVER.TRAIN_BATCH_SIZE
     for file in folder.numbered():
         found = read_checkpoint(file)
         part = found["part"]
-        last = part["taken"] - size if part else images // size * size  # images of the epoch before the last step
-        epochs = found["epoch"] + bool(part) - 1 + last / images
+        whole = images // size * size
+        before_last = whole - size if drop_last else whole  # images of the epoch before its last step
+        last = part["taken"] - size if part else before_last
+        epochs = found["epoch"] + bool(part) - 1 + last / (whole if drop_last else images)
         assert found["optimizer"]["param_groups"][1]["lr"] == pytest.approx(0.05 * (1 - epochs / 2)), file
     again = run_training(config, "again", resume=str(folder.path / "epoch0002-step000005.pt"))
     assert_same(state(again), state(folder))
