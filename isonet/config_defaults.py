@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+# What runs did before a key existed, if it is not the default. The configs that they wrote lack the key, and are read
+# with these values
+BEFORE_THE_KEY = {"SOLVER.DROP_LAST": False}
+
 
 def default_cfg() -> CfgNode:
     """A fresh tree of the defaults; no two callers share one."""
