@@ -50,7 +50,8 @@ def train(folder: Path, accumulate: int) -> None:
     isonet.training.trainer.TrainStep = _Recorded  # type: ignore[misc]
     shares = world.size * accumulate
     opts = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.ACCUMULATE", accumulate, "SOLVER.MAX_EPOCHS", 1,
-            "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, "OUTPUT_DIR", str(folder)]  # fmt: skip
+            "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, "SOLVER.DROP_LAST", False,
+            "OUTPUT_DIR", str(folder)]  # fmt: skip
     run_training(load_cfg(CONFIG, opts), "run")
     (folder / f"{world.rank}.json").write_text(json.dumps(_Recorded.losses))
 

@@ -127,7 +127,7 @@ def project(gpus: int, counted: Counted, assumed: Assumed, bf16: bool = False) -
     sending = max(0.0, _all_reduce(gpus, counted, assumed) - assumed.hidden * computing)
     step = max(computing + penalty + sending, input_)
     alone = max(computing + counted.shares[1] / (assumed.tflops * 1e9), input_)
-    steps = -(-IMAGES // (counted.batch * gpus))
+    steps = IMAGES // (counted.batch * gpus)  # SOLVER.DROP_LAST
     validating = max(VAL_IMAGES / gpus / counted.batch * computing / 3, VAL_IMAGES / gpus / counted.batch * input_)
     minutes = counted.epochs * (steps * step + validating) / 6e4
     return Projection(gpus, computing, penalty, sending, input_, minutes, alone / step)

@@ -7,8 +7,6 @@ The baseline is the epoch: the time of a training step, times the steps of the d
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from benchmarks.common import Row, interleave, make_parser, report
@@ -35,7 +33,7 @@ def row(case: Case, images: int, device: torch.device) -> Row:
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     seconds, looking = interleave([step, lambda: spectrum_row(model, cfg, 1)], case.repeats, device)
-    epoch = seconds * math.ceil(images / case.batch)
+    epoch = seconds * (images // case.batch)
     share = f"{100 * looking / epoch:.2f} % of an epoch"
     return Row(case.config, 1e3 * epoch, 1e3 * looking, epoch / looking, 50, "ms", share)
 

@@ -13,7 +13,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config_checks import CHOICES, SMALL_IMAGE, faults
-from isonet.config_defaults import default_cfg
+from isonet.config_defaults import BEFORE_THE_KEY, default_cfg
 from isonet.config_file import flatten, parse_pairs, read_pairs, shown, where
 from isonet.errors import ConfigError
 
@@ -37,9 +37,22 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """The frozen config of YAML text, such as a checkpoint carries, with ``opts`` merged on top."""
+    """The frozen config of YAML text that a run wrote, such as a checkpoint carries, with ``opts`` merged on top.
+
+    A key that the text lacks has its value in ``BEFORE_THE_KEY``, or else its default.
+    """
+    return _written(parse_pairs(text, source), where(source), opts)
+
+
+def read_written_cfg(path: Path) -> CfgNode:
+    """The frozen config of a file that a run wrote, such as its ``config.yaml``, read as ``parse_cfg`` does."""
+    return _written(read_pairs(path), where(path))
+
+
+def _written(pairs: Iterable[tuple[Any, Any]], source: str, opts: Sequence[Any] = ()) -> CfgNode:
     draft = _Draft()
-    draft.merge(parse_pairs(text, source), where(source))
+    draft.merge(BEFORE_THE_KEY.items(), source)
+    draft.merge(pairs, source)
     return draft.finish(opts)
 
 

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from yacs.config import CfgNode
 
+# What runs did before a key existed, if it is not the default. The configs that they wrote lack the key, and are read
+# with these values
+BEFORE_THE_KEY = {"SOLVER.DROP_LAST": False}
+
 
 def default_cfg() -> CfgNode:
     """A fresh tree of the defaults; no two callers share one."""
@@ -45,10 +49,11 @@ def _solver(cfg: CfgNode) -> None:
     cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU
     cfg.SOLVER.TEST_BATCH_SIZE = 200  # images per GPU
     cfg.SOLVER.ACCUMULATE = 1  # batches whose gradients add up to a step's: each GPU does the work of so many
+    cfg.SOLVER.DROP_LAST = True  # leave out the last, incomplete training batch, as published; not the only one
     cfg.SOLVER.MAX_EPOCHS = 100
-    cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start
+    cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start; with steps, full rate * epoch / WARMUP_EPOCH
     cfg.SOLVER.WARMUP_EPOCH = 5  # the first epoch at the full rate
-    cfg.SOLVER.WARMUP_FACTOR = 0.2  # share of the full rate in the first epoch
+    cfg.SOLVER.WARMUP_FACTOR = 0.2  # share of the full rate at the start, with linear and cosine; steps ignores it
 
 
 def _ison(cfg: CfgNode) -> None:

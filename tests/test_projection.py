@@ -32,7 +32,8 @@ def test_where_nothing_has_to_be_sent_twice_as_many_gpus_take_half_the_steps(cou
     assert eight.computing == pytest.approx(64 * counted.flop_image / 1e9)
     assert eight.step == many.step == eight.computing
     assert many.efficiency == 1.0
-    assert eight.minutes == pytest.approx(8 * many.minutes, rel=2e-3)  # but for the last batch of an epoch
+    steps = 1_281_167 // (64 * 64)  # of 64 GPUs; 8 GPUs train on up to a step's images more, which 64 leave out
+    assert eight.minutes == pytest.approx(8 * many.minutes, rel=1 / steps)
     assert project(8, free, EASY, bf16=True).step == pytest.approx(eight.step / 4)
 
 

@@ -40,19 +40,25 @@ _DIGITS_STATS = ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))  # of the 1,437 t
 
 
 class Loader(Protocol):
-    """Batches of (images, labels), each image once an epoch: float32 (N, 3, H, W), normalised, and int64 (N,).
+    """Batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,).
 
     They lie on the first of the loader's devices, in the memory format that the config asks for. Of a run
-    of several processes each gets its piece of every batch, which may be an empty one.
+    of several processes each gets its piece of every batch, which may be an empty one. An epoch has each image
+    once, or leaves out those of an incomplete last batch (SOLVER.DROP_LAST).
     """
 
     classes: Sequence[str]
     skipped: dict[str, str]  # images left out because they could not be read, with DATASET.ON_ERROR skip: path, reason
     layout: str  # what the order of an epoch depends on besides the seed: processes and workers, with shards
-    taken: int  # images of the epoch's order, over all processes, up to the last batch; those left out included
+    taken: int  # images of the epoch's order, over all processes, up to the latest batch; unreadable ones included
 
     @property
-    def num_images(self) -> int: ...
+    def num_images(self) -> int:
+        """The images of the set."""
+
+    @property
+    def epoch_images(self) -> int:
+        """What ``taken`` is after the last batch of the epoch."""
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Choose the epoch, from 1, whose order and augmentation come next.
@@ -77,11 +83,12 @@ def build_loader(
 ) -> Loader:
     """The loader of ``split``, "train" (shuffled, augmented) or "val", for the data set that ``cfg`` names.
 
-    Batches hold the config's images per GPU for all GPUs of a step (``global_batch``). ``share`` says which
-    of the processes this is; its piece lies on the first of its ``devices``. ``classes`` gives the order
-    of labels where an image folder has no training part to tell it. Raises
-    ``DataError`` for a data set that is missing, unreadable, or has more classes than ``DATASET.NUM_CLASSES``;
-    so does its iteration. An image that cannot be read is left out instead where ``DATASET.ON_ERROR`` says so.
+    Batches hold the config's images per GPU for all GPUs of a step (``global_batch``). With SOLVER.DROP_LAST an
+    epoch of training has whole batches alone. ``share`` says which of the processes this is; its piece lies on the
+    first of its ``devices``. ``classes`` gives the order of labels where an image folder has no training part to
+    tell it. Raises ``DataError`` for a data set that is missing, unreadable, or has more classes than
+    ``DATASET.NUM_CLASSES``; so does its iteration. An image that cannot be read is left out instead where
+    ``DATASET.ON_ERROR`` says so.
     """
     train = split == "train"
     size, seed = image_size(cfg), cfg.RUNTIME.SEED
@@ -92,9 +99,10 @@ def build_loader(
     crop_flip = CropFlip(padding, flip=cfg.DATASET.NAME != "digits") if train else None
     augment = Augment(_image_transforms(size, uses_small_images(cfg), crop_flip), seed)
     workers, skip = num_workers(cfg), cfg.DATASET.ON_ERROR == "skip"
+    drop_last = train and cfg.SOLVER.DROP_LAST
 
     if cfg.RUNTIME.INPUT == "shards":
-        shards, order, classes = _shards(cfg, split, classes, augment, batch_size, share)
+        shards, order, classes = _shards(cfg, split, classes, augment, batch_size, share, drop_last)
         return WorkerLoader(shards, order, classes, size, normalise, workers, skip)
     source = build_source(cfg, split, classes)
     _check_classes(cfg, source.classes, _place(cfg, split))
@@ -102,15 +110,22 @@ def build_loader(
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
         pixels, failed = decode_all(source, _to_square(size), size, workers, progress, skip)
         return MemoryLoader(
-            pixels, source.labels, source.classes, batch_size, normalise, crop_flip, train, seed, failed, share
-        )
+            pixels, source.labels, source.classes, batch_size, normalise, crop_flip, train, seed, failed, share,
+            drop_last,
+        )  # fmt: skip
     images = SourceImages(source, augment, as_tensor=cfg.RUNTIME.DECODER == "torch")
-    batches = EpochBatches(len(source.labels), batch_size, train, seed, share)
+    batches = EpochBatches(len(source.labels), batch_size, train, seed, share, drop_last)
     return WorkerLoader(images, batches, source.classes, size, normalise, workers, skip)
 
 
 def _shards(
-    cfg: CfgNode, split: str, classes: Sequence[str] | None, augment: Augment, batch_size: int, share: Share
+    cfg: CfgNode,
+    split: str,
+    classes: Sequence[str] | None,
+    augment: Augment,
+    batch_size: int,
+    share: Share,
+    drop_last: bool,
 ) -> tuple[ShardImages, ShardBatches, Sequence[str]]:
     """The images of a split's shards, their order, and the names of their classes."""
     require_webdataset()
@@ -122,7 +137,7 @@ def _shards(
     sizes = [shard.images for shard in index.shards]
     workers = max(1, num_workers(cfg))
     order = ShardOrder(
-        sizes, batch_size, split == "train", cfg.DATASET.SHUFFLE_BUFFER, cfg.RUNTIME.SEED, share, workers
+        sizes, batch_size, split == "train", cfg.DATASET.SHUFFLE_BUFFER, cfg.RUNTIME.SEED, share, workers, drop_last
     )
     labels = [classes.index(name) for name in index.classes]
     images = ShardImages(folder, index, order, augment, labels, as_tensor=cfg.RUNTIME.DECODER == "torch")

@@ -30,7 +30,8 @@ class MemoryLoader:
 
     ``images`` are uint8 (N, H, W, 3). Each image's crop and flip in an epoch follow from the seed, the
     epoch and the image alone. batch_size: images of a batch over all processes, of which this one gives its
-    ``share``. failures: images that could not be read and are left out of their batches.
+    ``share``. failures: images that could not be read and are left out of their batches. drop_last: see
+    ``EpochBatches``.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class MemoryLoader:
         seed: int,
         failures: Sequence[Failure] = (),
         share: Share = WHOLE,
+        drop_last: bool = False,
     ) -> None:
         self.device = normalise.device
         self.labels = torch.tensor(labels, device=self.device)
@@ -52,7 +54,7 @@ class MemoryLoader:
         self.normalise = normalise
         self.augment = augment
         self.layout = ""
-        self.batches = EpochBatches(len(labels), batch_size, shuffle, seed, share)
+        self.batches = EpochBatches(len(labels), batch_size, shuffle, seed, share, drop_last)
         self.taken = 0
         self.skipped = {failed.path: failed.reason for failed in failures}
         self.readable = torch.ones(len(labels), dtype=torch.bool)  # on the CPU, where the order is drawn
@@ -67,6 +69,10 @@ class MemoryLoader:
     @property
     def num_images(self) -> int:
         return len(self.labels)
+
+    @property
+    def epoch_images(self) -> int:
+        return self.batches.epoch_images
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.batches.set_epoch(epoch, skip)

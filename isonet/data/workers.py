@@ -126,6 +126,10 @@ class WorkerLoader:
             generator=torch.Generator(),  # else each epoch would draw a worker seed from the global one
         )
 
+    @property
+    def epoch_images(self) -> int:
+        return self.batches.epoch_images
+
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         self.batches.set_epoch(epoch, skip)
         self.taken = self.batches.taken(0)

@@ -10,6 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import flat, global_batch, parse_cfg
+from isonet.config_defaults import BEFORE_THE_KEY
 from isonet.data import Loader
 from isonet.errors import printable
 
@@ -48,9 +49,32 @@ def keep_global_batch(state: dict[str, Any], path: Path, cfg: CfgNode, num_gpus:
         "%d GPUs before, %d now: SOLVER.ACCUMULATE %d keeps the global batch of %d images, and the rate",
         gpus_then, num_gpus, accumulate, images,
     )  # fmt: skip
+    return _with_solver_key(cfg, "ACCUMULATE", accumulate)
+
+
+def keep_drop_last(state: dict[str, Any], path: Path, cfg: CfgNode) -> CfgNode:
+    """``cfg`` for resuming from ``state``, with the SOLVER.DROP_LAST that its run began with.
+
+    The key decides how many steps an epoch has and on which images, so a run keeps it to its end, whatever ``cfg``
+    says. The checkpoints of the resumed run store the value that is used, so the next resume finds it again. A
+    ``state`` without a config, or with one that lacks the key, is older than the key.
+    """
+    then = _config(state, path)
+    began: bool = then.SOLVER.DROP_LAST if then else BEFORE_THE_KEY["SOLVER.DROP_LAST"]
+    if began == cfg.SOLVER.DROP_LAST:
+        return cfg
+    log.warning(
+        "SOLVER.DROP_LAST %s is not used: the run of %s began with %s and keeps it to its end; to change it, start a "
+        "new run",
+        cfg.SOLVER.DROP_LAST, path, began,
+    )  # fmt: skip
+    return _with_solver_key(cfg, "DROP_LAST", began)
+
+
+def _with_solver_key(cfg: CfgNode, key: str, value: Any) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER.ACCUMULATE = accumulate
+    cfg.SOLVER[key] = value
     cfg.freeze()
     return cfg
 

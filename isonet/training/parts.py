@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 from isonet.data import Loader, build_loader
 from isonet.models import build_model
 from isonet.training.amp import Amp
-from isonet.training.changes import changes, keep_global_batch
+from isonet.training.changes import changes, keep_drop_last, keep_global_batch
 from isonet.training.devices import place, seed_everything, set_precision
 from isonet.training.events import require_tensorboard
 from isonet.training.fetch import fetch
@@ -25,7 +25,10 @@ from isonet.training.world import World
 
 @dataclass
 class Parts:
-    """cfg: the run's, with the global batch of the one it goes on from. changes: sentences on what else differs."""
+    """cfg: the run's, with the global batch and SOLVER.DROP_LAST of the one that it resumes.
+
+    changes: sentences on what else differs.
+    """
 
     cfg: CfgNode
     model: nn.Module
@@ -47,7 +50,8 @@ def build_parts(
     """
     num_gpus = len(devices) * world.size
     if found:
-        cfg = keep_global_batch(found[1], found[0], cfg, num_gpus)
+        path, state = found
+        cfg = keep_drop_last(state, path, keep_global_batch(state, path, cfg, num_gpus))
     if cfg.RUNTIME.TENSORBOARD and world.leads:
         require_tensorboard()
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)

@@ -23,6 +23,7 @@ from isonet.training.peers import explain_lost_peers, processes
 from isonet.training.report import Report
 from isonet.training.restarts import after_restart, launcher
 from isonet.training.resume import AUTO, LATEST, checkpoint_to_resume, take_over
+from isonet.training.schedule import unused_warmup_factor
 from isonet.training.stop import StopSignals
 from isonet.training.trainer import Trainer
 from isonet.training.world import World
@@ -86,16 +87,23 @@ def run_training(
 
 def _announce(parts: Parts, devices: list[torch.device], world: World) -> None:
     """Log what is trained, on what, in what steps."""
-    cfg, images = parts.cfg, parts.train_loader.num_images
+    cfg, loader = parts.cfg, parts.train_loader
     batch = global_batch(cfg, len(devices) * world.size)
     parameters = sum(p.numel() for p in parts.model.parameters())
     log.info(
         "training a network of depth %d (%s parameters) on %s on %s",
         cfg.ISON.DEPTH, f"{parameters:,}", cfg.DATASET.NAME, describe(devices, world.size),
     )  # fmt: skip
-    if batch > images:
+    if batch > loader.num_images:
         log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
-    log.info("%d images for training, %d a step, %d for validation", images, batch, parts.val_loader.num_images)
+    left_out = loader.num_images - loader.epoch_images
+    log.info(
+        "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",
+        loader.num_images, batch, len(loader),
+        f" that leaves out {left_out} images (SOLVER.DROP_LAST)" if left_out else "", parts.val_loader.num_images,
+    )  # fmt: skip
+    if unused := unused_warmup_factor(cfg):
+        log.warning("%s", unused)
 
 
 def _go_on(parts: Parts, origin: Path, folder: RunFolder, world: World) -> None:

@@ -155,8 +155,8 @@ class Trainer:
         return means
 
     def _rate(self, epoch: int, taken: int = 0) -> float:
-        """Of the step that follows ``taken`` images of the epoch."""
-        return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.num_images)
+        """The rate of the step that follows ``taken`` of the images that the epoch trains on."""
+        return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.epoch_images)
 
     def _evaluate(self, stop: StopSignals) -> Evaluation:
         self.world.copy_from_leader(self.model.buffers())  # such as batch norm's, of which each process has its own

@@ -116,22 +116,29 @@ def test_workers_do_not_change_what_a_seed_gives(photographs):
     assert not torch.equal(alone[0], epochs(0, "RUNTIME.SEED", 1)[0])
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(("size", "workers"), [(32, 0), (96, 0), (96, 2)], ids=["memory", "0 workers", "2 workers"])
-def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers):
+def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers, drop_last):
     for i in range(7):  # 11 images in all
         Image.effect_noise((80, 60), 50 + i).convert("RGB").save(f"{photographs[1]}/mine/train/class0/more{i}.png")
     opts = ["DATASET.IMAGE_SIZE", size, "SOLVER.TRAIN_BATCH_SIZE", 3, "DATASET.NUM_WORKERS", workers]
-    batches = build_loader(load_cfg(None, [*photographs, *opts]), "train")
+    batches = build_loader(load_cfg(None, [*photographs, *opts, "SOLVER.DROP_LAST", drop_last]), "train")
+    undivided = build_loader(load_cfg(None, [*photographs, *opts[:3], 11, *opts[4:]]), "train")
+    undivided.set_epoch(2)
+    (everything,) = undivided
 
     def epoch(number, skip=0):
         batches.set_epoch(number, skip)
         assert batches.taken == skip
         found, expected = [], len(batches)
+        end = 11 - (11 - skip) % 3 * drop_last
+        assert batches.epoch_images == end
         for images, labels in batches:
-            taken = min(skip + 3 * (len(found) + 1), 11)
+            taken = min(skip + 3 * (len(found) + 1), end)
             assert batches.taken == taken  # of the current batch, however far the workers have read ahead
             found.append((images, labels))
-        assert len(found) == expected == -(-(11 - skip) // 3)
+        assert len(found) == expected == -(-(end - skip) // 3)
+        assert all(len(labels) == 3 for _, labels in found) or not drop_last
         return found
 
     def equal(a, b):
@@ -144,9 +151,10 @@ def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers):
     assert equal(epoch(2, skip=3), whole[1:])
     assert equal(epoch(2, skip=9), whole[3:])
     assert epoch(2, skip=11) == []
-    for skip in (1, 4, 10):
+    assert (epoch(2, skip=10) == []) == drop_last
+    for skip in (0, 1, 4):
         rest = [torch.cat(part) for part in zip(*epoch(2, skip), strict=True)]
-        assert equal([rest], [[torch.cat(part)[skip:] for part in zip(*whole, strict=True)]])
+        assert equal([rest], [[part[skip : batches.epoch_images] for part in everything]])
     for _ in batches:
         break  # left in the middle
     assert equal(epoch(2), whole)

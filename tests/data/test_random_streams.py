@@ -63,6 +63,60 @@ def test_processes_deal_out_the_same_batches(processes, skip):
     assert [len(pieces[-1]) for pieces in dealt][-1] == (5 // processes)  # the last batch holds 5: here some have none
 
 
+def test_an_epoch_of_cifar10_has_390_steps_of_128_images_and_leaves_out_others_each_time():
+    """As torch's DataLoader with shuffle and drop_last: 50,000 images are 390 batches and 80 more images."""
+    batches = EpochBatches(50_000, 128, shuffle=True, seed=0, drop_last=True)
+    assert (len(batches), batches.epoch_images, batches.taken(390), batches.taken(400)) == (390, 49_920, 49_920, 49_920)
+    left_out = []
+    for epoch in (1, 2, 3):
+        batches.set_epoch(epoch)
+        found = [index for _, index in flat(batches)]
+        assert [len(batch) for batch in batches] == [128] * 390
+        assert len(set(found)) == len(found) == 49_920
+        left_out.append(set(range(50_000)) - set(found))
+    assert not set.intersection(*left_out)  # over three epochs each image comes
+    halves = [EpochBatches(50_000, 128, True, 0, Share(rank, 2), drop_last=True) for rank in (0, 1)]
+    for half in halves:
+        half.set_epoch(3)
+        assert [len(piece) for piece in half] == [64] * 390
+    assert [index for pieces in zip(*halves, strict=True) for _, index in flat(pieces)] == found
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "sizes"), [(7, 8, [7]), (8, 8, [8]), (9, 8, [8]), (1, 1, [1]), (3, 2, [2])]
+)
+def test_a_set_smaller_than_a_batch_is_one_and_a_larger_one_has_whole_batches(images, batch, sizes):
+    batches = EpochBatches(images, batch, shuffle=True, seed=0, drop_last=True)
+    assert [len(keys) for keys in batches] == sizes
+    assert (len(batches), batches.epoch_images) == (len(sizes), sum(sizes))
+
+
+@pytest.mark.parametrize(
+    ("skip", "batch", "sizes"),
+    [
+        (0, 4, [4, 4]),
+        (4, 4, [4]),
+        (8, 4, []),  # a part that was saved after the last whole batch
+        (11, 4, []),  # all images
+        (8, 3, [3]),  # the global batch changed within the epoch: what is left is cut anew
+        (3, 4, [4, 4]),
+        (4, 5, [5]),
+        (4, 16, [7]),  # no batch of 16 in the whole set
+        (8, 11, []),  # one in the set, and none in what is left
+    ],
+)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_is_left_of_an_interrupted_epoch_is_cut_into_whole_batches(skip, batch, sizes, shuffle):
+    order = EpochBatches(11, 1, shuffle, seed=0)
+    batches = EpochBatches(11, batch, shuffle, seed=0, drop_last=True)
+    order.set_epoch(2)
+    batches.set_epoch(2, skip)
+    assert [len(keys) for keys in batches] == sizes
+    assert len(batches) == len(sizes)
+    assert batches.epoch_images == batches.taken(len(sizes)) == skip + sum(sizes)
+    assert flat(batches) == flat(order)[skip : skip + sum(sizes)]
+
+
 def test_streams_do_not_share_seeds():
     assert stream_seed(1, 23) != stream_seed(12, 3)
     assert len({stream_seed(0, "augment", epoch, image) for epoch in range(50) for image in range(200)}) == 10_000

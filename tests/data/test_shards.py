@@ -48,7 +48,8 @@ def folder(tmp_path_factory):
 def loader(folder, split="train", share=None, **more):
     opts = {"DATASET.ROOT": str(folder.parent), "DATASET.NAME": folder.name, "DATASET.NUM_CLASSES": 3,
             "DATASET.IMAGE_SIZE": 80, "DATASET.NUM_WORKERS": 0, "SOLVER.TRAIN_BATCH_SIZE": 3,
-            "SOLVER.TEST_BATCH_SIZE": 3, "DATASET.SHUFFLE_BUFFER": 5, "RUNTIME.INPUT": "shards", **more}  # fmt: skip
+            "SOLVER.TEST_BATCH_SIZE": 3, "DATASET.SHUFFLE_BUFFER": 5, "RUNTIME.INPUT": "shards",
+            "SOLVER.DROP_LAST": False, **more}  # fmt: skip
     cfg = load_cfg(None, [item for pair in opts.items() for item in pair])
     return build_loader(cfg, split, share=share or Share())
 
@@ -88,6 +89,44 @@ def test_every_image_is_in_one_batch_of_one_worker_and_read_in_the_order_of_the_
     assert sorted(seen) == list(range(23))
     assert [batches[b] for b in sorted(batches)] == [min(batch, 23 - start) for start in range(0, 23, batch)]
     assert readers.total() <= len(sizes) + parts * workers - 1  # more than one reads a shard at the borders alone
+
+
+@pytest.mark.parametrize(("parts", "workers", "batch"), product((1, 2, 3), (1, 2, 5), (1, 4, 6, 23, 64)))
+def test_an_epoch_without_its_last_batch_is_whole_batches_of_images_drawn_from_all_shards(parts, workers, batch):
+    def numbers(epoch):
+        """Those of each batch, over all processes."""
+        found = {}
+        for index in range(parts):
+            order = ShardOrder([5, 5, 5, 2, 5, 1], batch, True, 4, 0, Share(index, parts), workers, drop_last=True)
+            for worker in range(workers):
+                stream = order.stream(epoch, worker)
+                assert sorted(stream.handed) == list(range(len(stream.numbers))) == list(range(sum(stream.pieces)))
+                handed = iter(stream.handed)
+                for i, size in enumerate(stream.pieces):
+                    piece = [stream.numbers[next(handed)] for _ in range(size)]
+                    found.setdefault(worker + i * workers, []).extend(piece)
+        return [found[number] for number in sorted(found)]
+
+    images = 23 - 23 % batch if batch <= 23 else 23  # smaller than a batch, the set is one
+    taken = []
+    for epoch in range(1, 9):
+        batches = numbers(epoch)
+        assert [len(each) for each in batches] == [min(batch, images)] * -(-images // batch)
+        taken.append(set().union(*batches))
+        assert len(taken[-1]) == images
+    assert set.union(*taken) == set(range(23))
+    if images < 23:
+        left_out = [sorted(set(range(23)) - each) for each in taken]
+        assert len({tuple(each) for each in left_out}) > 4  # other images in other epochs
+        alone = ShardOrder([5, 5, 5, 2, 5, 1], batch, True, 4, 0, drop_last=True).stream(1, 0)
+        assert set(alone.numbers) == taken[0]  # and the same for any number of processes and workers
+
+
+def test_of_a_single_shard_an_epoch_leaves_out_other_images_than_the_one_before():
+    order = ShardOrder([23], 4, True, 100, 0, drop_last=True)
+    left_out = [set(range(23)) - set(order.stream(epoch, 0).numbers) for epoch in (1, 2, 3)]
+    assert [len(each) for each in left_out] == [3, 3, 3]
+    assert not set.intersection(*left_out)
 
 
 def test_the_order_follows_from_seed_and_epoch_and_mixes_shards():
@@ -148,6 +187,37 @@ def test_processes_read_every_training_image_once_and_have_equally_many_batches(
         assert_same(epoch(loaders[-1], 2, skip), epochs[-1][skip // batch if skip < 23 else len(totals) :])
 
 
+@pytest.mark.parametrize(("parts", "workers"), [(1, 0), (2, 0), (2, 2), (3, 1)])
+def test_without_the_last_batch_processes_read_whole_batches_and_go_on_to_the_bit(folder, parts, workers, monkeypatch):
+    monkeypatch.setattr(build, "_cores", lambda: 2)
+    more = {"DATASET.NUM_WORKERS": workers, "SOLVER.DROP_LAST": True}
+    loaders = [loader(folder, share=Share(i, parts), **more) for i in range(parts)]
+    batch = 3 * parts
+    steps = 23 // batch
+    for number in (1, 2):
+        epochs = [epoch(each, number) for each in loaders]
+        assert [[len(y) for _, y, _ in e] for e in epochs] == [[3] * steps] * parts
+        assert [taken for _, _, taken in epochs[0]] == [(b + 1) * batch for b in range(steps)]
+        assert len({x.numpy().tobytes() for e in epochs for images, _, _ in e for x in images}) == steps * batch
+    for skip in (0, batch, steps * batch, 23):  # the last two: an epoch of which no step is left
+        assert_same(epoch(loaders[-1], 2, skip), epochs[-1][skip // batch :])
+        assert len(loaders[-1]) == max(0, steps - skip // batch)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(1, [1] * 23), (6, [6] * 3), (23, [23]), (24, [23])])
+@pytest.mark.parametrize("way", ["memory", "workers", "shards"])
+def test_memory_workers_and_shards_have_the_same_steps(folder, way, batch, expected):
+    more = {"RUNTIME.INPUT": way, "SOLVER.TRAIN_BATCH_SIZE": batch, "DATASET.IMAGE_SIZE": 32, "SOLVER.DROP_LAST": True}
+    train = loader(folder, **more)
+    assert len(train) == len(expected)
+    assert train.epoch_images == sum(expected)
+    assert train.num_images == 23
+    assert [len(y) for _, y, _ in epoch(train)] == expected
+    assert train.taken == train.epoch_images
+    val = loader(folder, "val", **more)
+    assert [len(y) for _, y, _ in epoch(val)] == [3, 3, 3, 1]  # every image
+
+
 def test_an_image_is_augmented_alike_wherever_it_is_read(folder, monkeypatch):
     monkeypatch.setattr(build, "_cores", lambda: 2)
 
@@ -171,10 +241,12 @@ def test_labels_are_those_of_the_classes_that_are_asked_for(folder):
         build_loader(load_cfg(None, opts), "val", classes=["class 0", "class 1"])
 
 
-def test_a_run_on_shards_goes_on_to_the_bit_and_says_when_it_cannot(folder, tmp_path, caplog):
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_run_on_shards_goes_on_to_the_bit_and_says_when_it_cannot(folder, tmp_path, caplog, drop_last):
     opts = ["DATASET.ROOT", str(folder.parent), "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 3, "ISON.DEPTH", 8,
             "DATASET.IMAGE_SIZE", 32, "RUNTIME.INPUT", "shards", "DATASET.SHUFFLE_BUFFER", 5, "DATASET.NUM_WORKERS", 0,
-            "SOLVER.TRAIN_BATCH_SIZE", 4, "RUNTIME.SAVE_EVERY", 2, "RUNTIME.KEEP", 20]  # fmt: skip
+            "SOLVER.TRAIN_BATCH_SIZE", 4, "RUNTIME.SAVE_EVERY", 2, "RUNTIME.KEEP", 20,
+            "SOLVER.DROP_LAST", drop_last]  # fmt: skip
     two = load_cfg(None, [*opts, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCHS", 2])
     whole = run_training(two, "whole")
     (part,) = whole.path.glob("epoch0001-step*4.pt")

@@ -57,7 +57,8 @@ def loader(root, way="memory", on_error="stop", batch=4, split="train", **more):
     size, num_workers, decoder = WAYS[way]
     opts = {"DATASET.ROOT": str(root.parent), "DATASET.NAME": root.name, "DATASET.NUM_CLASSES": 2,
             "DATASET.IMAGE_SIZE": size, "DATASET.NUM_WORKERS": num_workers, "RUNTIME.DECODER": decoder,
-            "DATASET.ON_ERROR": on_error, "SOLVER.TRAIN_BATCH_SIZE": batch, **more}  # fmt: skip
+            "DATASET.ON_ERROR": on_error, "SOLVER.TRAIN_BATCH_SIZE": batch, "SOLVER.DROP_LAST": False,
+            **more}  # fmt: skip
     return build_loader(load_cfg(None, [item for pair in opts.items() for item in pair]), split)
 
 

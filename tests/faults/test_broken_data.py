@@ -22,11 +22,13 @@ import torch
 from PIL import Image
 
 from conftest import REPO, SHARED_DATA
+from isonet import load_cfg
 from isonet.data import decode
 from isonet.data.decode import read_image
 from isonet.data.faults import Failure, ImageError, LeftOut
 from isonet.data.folders import image_folder
 from isonet.errors import DataError, printable
+from isonet.training.run import run_training
 from pictures import (
     READERS,
     WAYS,
@@ -193,6 +195,20 @@ def test_batches_of_one_are_left_out_whole(images, tally, way):
 
 
 @pytest.mark.parametrize("way", ["memory", "alone", "workers"])
+def test_an_image_that_is_left_out_does_not_change_which_batches_are_whole(images, tally, way):
+    """Nine images in batches of four: two steps in each epoch, of whose order one image is left out."""
+    damage_empty(images / "train/class0/4.jpg")
+    batches = loader(images, way, "skip", **{"SOLVER.DROP_LAST": True})
+    sizes = []
+    for number in range(1, 9):
+        found = epoch(batches, number)
+        assert [taken for _, _, taken in found] == [4, 8]
+        sizes.append(sum(len(y) for _, y, _ in found))
+    assert set(sizes) == {7, 8}  # 8 in an epoch that leaves out the damaged one
+    tally("survived")
+
+
+@pytest.mark.parametrize("way", ["memory", "alone", "workers"])
 def test_when_nothing_can_be_read_the_storage_is_to_blame(images, tally, way):
     for path in images.rglob("*.jpg"):
         path.unlink()
@@ -200,6 +216,19 @@ def test_when_nothing_can_be_read_the_storage_is_to_blame(images, tally, way):
     for batch in (1, 4):
         with refused(tally, "none of", "could be read", images):
             epoch(loader(images, way, "skip", batch))
+
+
+def test_a_run_that_leaves_out_a_batch_ends_when_it_can_read_nothing(images, tmp_path, tally):
+    """An epoch reads 8 of the 9 images. It passes over batches of 4 without any image, and so it has no step."""
+    shutil.copytree(images / "train", images / "val")
+    for path in (images / "train").rglob("*.jpg"):
+        path.unlink()
+        path.symlink_to("gone")
+    opts = ["DATASET.ROOT", images.parent, "DATASET.NAME", images.name, "DATASET.NUM_CLASSES", 2, "ISON.DEPTH", 8,
+            "DATASET.IMAGE_SIZE", 32, "DATASET.NUM_WORKERS", 0, "RUNTIME.INPUT", "workers", "DATASET.ON_ERROR", "skip",
+            "SOLVER.TRAIN_BATCH_SIZE", 4, "OUTPUT_DIR", tmp_path / "out"]  # fmt: skip
+    with refused(tally, "none of the images of the epoch could be read", "storage"):
+        run_training(load_cfg(None, [str(opt) for opt in opts]), "run")
 
 
 def test_a_lack_of_memory_or_files_is_not_the_images_fault(images, tally, monkeypatch):

@@ -282,12 +282,12 @@ def test_a_terminal_that_is_gone_does_not_cost_the_run(tmp_path, tally, out):
 
 def test_a_damaged_checkpoint_does_not_push_a_whole_one_out(tmp_path, tally):
     """Of the two that are kept the newer is damaged; the run goes on from the other, and is killed after one save."""
-    opts = ["SOLVER.MAX_EPOCHS", 1, "RUNTIME.SAVE_EVERY", 4]
+    opts = ["SOLVER.MAX_EPOCHS", 1, "RUNTIME.SAVE_EVERY", 11]  # after the last step: 1,437 images, 128 a step
     folder = run_training(cfg(tmp_path, *opts), "run")
-    assert [file.name for file in folder.numbered()] == ["epoch0001-step000012.pt", "epoch0001.pt"]
+    assert [file.name for file in folder.numbered()] == ["epoch0001-step000011.pt", "epoch0001.pt"]
     flip(folder.latest)
     run_training(cfg(tmp_path, *opts), "run", resume=LATEST)
-    assert [file.name for file in folder.numbered()] == ["epoch0001-step000012.pt", "epoch0001.pt"]
+    assert [file.name for file in folder.numbered()] == ["epoch0001-step000011.pt", "epoch0001.pt"]
     for file in folder.numbered():
         read_checkpoint(file)
     assert (folder.path / "epoch0001.pt.damaged").exists()

@@ -20,7 +20,7 @@ from isonet.run_folder import RunFolder
 from isonet.training.stop import StopSignals
 
 VICTIM = Path(__file__).parent / "victim.py"
-# 12 steps and 2 batches of validation in each of 3 epochs; dropout draws from a stream that each step names
+# 11 steps and 2 batches of validation in each of 3 epochs; dropout draws from a stream that each step names
 ARGS = [
     "--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run", "ISON.DEPTH", 8, "ISON.DROPOUT", True,
     "ISON.DROPOUT_RATE", 0.3, "SOLVER.TRAIN_BATCH_SIZE", 128, "SOLVER.TEST_BATCH_SIZE", 200, "SOLVER.MAX_EPOCHS", 3,

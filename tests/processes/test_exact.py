@@ -15,6 +15,7 @@ from isonet.training.trainer import TrainStep
 from launch import forked
 
 BATCH, RATE, STEPS = 72, 0.02, 20  # 1,437 images: 19 whole steps, and one of 69, which no number of processes divides
+ALL_IMAGES = ["SOLVER.DROP_LAST", False]
 WAYS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]  # processes, SOLVER.ACCUMULATE
 
 
@@ -61,13 +62,19 @@ DROPOUT = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("alone"), 1, 1)
+    """The runs of one process, by SOLVER.DROP_LAST."""
+    folder = tmp_path_factory.mktemp("alone")
+    return {drop_last: run(folder / str(drop_last), 1, 1, "SOLVER.DROP_LAST", drop_last) for drop_last in (True, False)}
 
 
+@pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize(("processes", "accumulate"), WAYS[1:])
-def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(alone, tmp_path, processes, accumulate):
-    losses, rows, state = run(tmp_path, processes, accumulate)
-    assert len(losses) == STEPS == len(alone[0])
+def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(
+    alone, tmp_path, processes, accumulate, drop_last
+):
+    losses, rows, state = run(tmp_path, processes, accumulate, "SOLVER.DROP_LAST", drop_last)
+    alone = alone[drop_last]
+    assert len(losses) == len(alone[0]) == STEPS - drop_last
     torch.testing.assert_close(losses, alone[0], rtol=1e-5, atol=0)
     for row, expected in zip(rows, alone[1], strict=True):
         assert row["top1"] == expected["top1"]  # to the image
@@ -78,7 +85,7 @@ def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(alone, tmp
 
 
 def test_dropout_is_drawn_for_pieces_of_the_batch_wherever_they_are(tmp_path):
-    ways = [run(tmp_path / f"{p}{a}", p, a, *DROPOUT) for p, a in ((4, 1), (2, 2), (1, 4))]
+    ways = [run(tmp_path / f"{p}{a}", p, a, *DROPOUT, *ALL_IMAGES) for p, a in ((4, 1), (2, 2), (1, 4))]
     for losses, _, _ in ways[1:]:
         torch.testing.assert_close(losses, ways[0][0], rtol=1e-5, atol=0)
 
@@ -99,8 +106,8 @@ def test_batch_norm_takes_the_leading_processs_statistics(tmp_path):
 
 @pytest.mark.parametrize("processes", [2, 1, 3])
 def test_another_number_of_processes_goes_on_with_the_global_batch_or_says_what_changed(tmp_path, processes):
-    run(tmp_path, 4, 1)
-    more = ["SOLVER.MAX_EPOCHS", 2, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
+    run(tmp_path, 4, 1, *ALL_IMAGES)
+    more = [*ALL_IMAGES, "SOLVER.MAX_EPOCHS", 2, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     losses, rows, _ = run(tmp_path, processes, 1, *more, resume=LATEST)
     log = (tmp_path / "digits" / "run" / "log.txt").read_text()
     if processes == 3:
@@ -115,8 +122,8 @@ def test_another_number_of_processes_goes_on_with_the_global_batch_or_says_what_
 
 def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
     """Each start asks for what the first one did: 72 images on 4 processes."""
-    more = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
-    run(tmp_path, 4, 1)
+    more = [*ALL_IMAGES, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
+    run(tmp_path, 4, 1, *ALL_IMAGES)
     for epochs, processes in enumerate((2, 2, 1), start=2):
         losses, rows, state = run(tmp_path, processes, 1, *more, "SOLVER.MAX_EPOCHS", epochs, resume=LATEST)
         assert len(losses) == STEPS
@@ -124,6 +131,21 @@ def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
         assert state["num_devices"] == processes
     log = (tmp_path / "digits" / "run" / "log.txt").read_text()
     assert log.count("the global batch") == log.count("keeps the global batch")
+
+
+@pytest.mark.parametrize("schedule", ["steps", "linear"])
+def test_a_run_resumed_within_an_epoch_by_fewer_processes_leaves_out_the_same_images(tmp_path, schedule):
+    """4 processes save after step 10 and end after 19; 2 take the other 9 steps of the epoch, with equal losses."""
+    more = ["SOLVER.SCHEDULE", schedule, "RUNTIME.SAVE_EVERY", 10, "RUNTIME.KEEP", 9]
+    whole, rows, _ = run(tmp_path / "whole", 4, 1, *more)
+    part = str(tmp_path / "whole" / "digits" / "run" / "epoch0001-step000010.pt")
+    more += ["SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
+    losses, resumed, state = run(tmp_path / "resumed", 2, 1, *more, resume=part)
+    assert (len(whole), len(losses)) == (19, 9)
+    torch.testing.assert_close(losses, whole[10:], rtol=1e-5, atol=0)
+    assert resumed == [pytest.approx(rows[0], rel=1e-5)]
+    if schedule == "linear":  # the rate of the last step, before which 18 of 19 batches were taken
+        assert state["optimizer"]["param_groups"][1]["lr"] == pytest.approx(RATE / 19)
 
 
 def test_a_penalty_that_overflows_on_one_process_holds_the_update_on_all(tmp_path):

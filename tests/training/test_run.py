@@ -91,21 +91,36 @@ def test_resuming_into_a_new_folder_and_with_other_keys(three_epochs, tmp_path):
     assert "another value of SOLVER.BASE_LR 0.05 -> 0.01" in folder.log.read_text()
 
 
-def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_path):
-    falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05]
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_path, drop_last):
+    falling = ["SOLVER.SCHEDULE", "linear", "SOLVER.BASE_LR", 0.05, "SOLVER.DROP_LAST", drop_last]
     config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *falling, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 100)
     folder = run_training(config, "falling")
     images, size = read_checkpoint(folder.latest)["num_images"], config.SOLVER.TRAIN_BATCH_SIZE
     for file in folder.numbered():
         found = read_checkpoint(file)
         part = found["part"]
-        last = part["taken"] - size if part else images // size * size  # images of the epoch before the last step
-        epochs = found["epoch"] + bool(part) - 1 + last / images
+        whole = images // size * size
+        before_last = whole - size if drop_last else whole  # images of the epoch before its last step
+        last = part["taken"] - size if part else before_last
+        epochs = found["epoch"] + bool(part) - 1 + last / (whole if drop_last else images)
         assert found["optimizer"]["param_groups"][1]["lr"] == pytest.approx(0.05 * (1 - epochs / 2)), file
     again = run_training(config, "again", resume=str(folder.path / "epoch0002-step000005.pt"))
     assert_same(state(again), state(folder))
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *falling), "falling", resume=LATEST)
     assert "another value of SOLVER.MAX_EPOCHS 2 -> 3" in folder.log.read_text()
+
+
+def test_a_warm_up_factor_that_is_not_used_is_told_once_when_a_run_begins_and_when_it_is_resumed(tmp_path):
+    ramp = ["SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 10, "SOLVER.MAX_EPOCHS"]
+    folder = run_training(cfg(tmp_path, *ramp, 2), "run")
+    told = "SOLVER.WARMUP_FACTOR 0.2 is not used: with SOLVER.SCHEDULE steps the warm-up is "
+    assert folder.log.read_text().count(told) == 1
+    run_training(cfg(tmp_path, *ramp, 3), "run", resume=LATEST)
+    assert folder.log.read_text().count(told) == 2
+    assert [row["learning_rate"] for row in rows(folder)] == [0.05 * epoch / 10 for epoch in (1, 2, 3)]
+    silent = run_training(cfg(tmp_path, *ramp, 1, "SOLVER.WARMUP_FACTOR", 0.1), "silent")
+    assert "WARMUP_FACTOR" not in silent.log.read_text()
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(three_epochs):

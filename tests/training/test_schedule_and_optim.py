@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from conftest import REFERENCE, REPO
 from isonet import SReLU, build_model, load_cfg
 from isonet.models import ResMultiplier
 from isonet.training import build_optimizer, learning_rate_at, set_learning_rate
+from isonet.training.schedule import unused_warmup_factor
 
 SCHEDULES = json.loads((REFERENCE / "lr_schedule.json").read_text())
 CONFIG_OF = {"IN1k": "IN1k-RISO18.yaml", "CIFAR": "cifar10_ISO110.yaml"}
@@ -27,10 +29,53 @@ def test_every_epoch_of_the_published_schedules_to_the_bit(name):
         assert [group["lr"] for group in optimizer.param_groups] == rates, epoch
 
 
-def test_warm_up_starts_at_its_factor_and_ends_at_the_full_rate():
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_ramp_of_a_falling_rate_starts_at_its_factor_and_ends_at_the_full_rate(schedule):
     opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 5, "SOLVER.WARMUP_FACTOR", 0.6]
-    rates = [learning_rate_at(load_cfg(None, opts), epoch) for epoch in range(1, 7)]
-    assert rates == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    cfg = load_cfg(None, [*opts, "SOLVER.SCHEDULE", schedule])
+    rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 6)]
+    assert rates == pytest.approx([0.6, 0.7, 0.8, 0.9, 1.0])
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.01, 0.1, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 5, 10, 31, 45])
+def test_the_published_ramp_does_not_depend_on_the_factor(epochs, factor):
+    """To the bit: as published, epochs count from 1 and milestones count only after the ramp."""
+    opts = ["SOLVER.BASE_LR", 0.3, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", epochs, "SOLVER.WARMUP_FACTOR", factor]
+    cfg = load_cfg(None, [*opts, "SOLVER.LR_MILESTONES", [30, 40]])
+    rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 51)]
+    after = {epoch: 0.3 * 0.1 * 0.1 if epoch > 40 else 0.3 * 0.1 if epoch > 30 else 0.3 for epoch in range(1, 51)}
+    assert rates == [0.3 * epoch / epochs if epoch < epochs else after[epoch] for epoch in range(1, 51)]
+
+
+def warmup(epochs, factor, *opts):
+    keys = ["SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", epochs, "SOLVER.WARMUP_FACTOR", factor]
+    return unused_warmup_factor(load_cfg(None, [*keys, *opts]))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "factor"),
+    [(10, 0.1), (5, 0.2), (3, 0.333), (3, 1 / 3), (7, 0.143), (6, 0.167), (100, 0.01), (1, 1.0), (1, 0.2)],
+)
+def test_a_factor_that_states_the_published_ramp_is_silent(epochs, factor):
+    assert warmup(epochs, factor) == ""
+
+
+def test_a_factor_that_says_another_ramp_is_named_with_the_ramp_that_is_used():
+    for epochs, factor in ((10, 0.2), (5, 0.1), (3, 0.3), (5, 0.0), (2, 1.0)):
+        told = warmup(epochs, factor)
+        assert f"SOLVER.WARMUP_FACTOR {factor:g} is not used" in told
+        assert f"the full rate * epoch / {epochs}," in told
+        silent = float(re.search(r"SOLVER.WARMUP_FACTOR ([\d.]+) says the same", told)[1])
+        assert warmup(epochs, silent) == ""
+    assert warmup(10, 0.2, "SOLVER.WARMUP", False) == ""
+    for schedule in ("linear", "cosine"):
+        assert warmup(10, 0.2, "SOLVER.SCHEDULE", schedule) == ""
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+def test_no_config_of_ours_says_another_ramp_than_it_gets(path):
+    assert unused_warmup_factor(load_cfg(path)) == ""
 
 
 @pytest.mark.parametrize(
@@ -41,6 +86,7 @@ def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
     opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 3, "SOLVER.WARMUP_FACTOR", 0.5]
     cfg = load_cfg(None, [*opts, "SOLVER.SCHEDULE", schedule, "SOLVER.MAX_EPOCHS", 6])
     rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 7)]
+    assert learning_rate_at(cfg, 6, done=1.0) == 0.0
     assert [*rates, learning_rate_at(cfg, 6, done=1.0)] == pytest.approx([0.5, 0.75, *left], abs=1e-4)
     assert learning_rate_at(cfg, 1, done=0.5) == pytest.approx(0.625)
     assert rates[2] > learning_rate_at(cfg, 3, done=0.5) > rates[3]

@@ -12,7 +12,7 @@ import argparse
 import re
 import sys
 
-from isonet.config import load_cfg
+from isonet.config import read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.plots import MISSING, have_matplotlib
 from isonet.run_folder import run_folder
@@ -146,10 +146,10 @@ def _told(result: Result) -> str:
 
 def _check_same(files: Files, grid: Grid) -> None:
     """Refuse to mix runs of two configs in one sweep, or to take others' runs for its own. Raises ``UserError``."""
-    if files.cfg.exists() and (other := difference(load_cfg(files.cfg), grid.cfg, grid.keys)):
+    if files.cfg.exists() and (other := difference(read_written_cfg(files.cfg), grid.cfg, grid.keys)):
         raise UserError(f"{files.path} is a sweep with {other}: choose another --output")
     for run in grid.runs:
-        if run.folder.config.exists() and (other := difference(load_cfg(run.folder.config), run.cfg)):
+        if run.folder.config.exists() and (other := difference(read_written_cfg(run.folder.config), run.cfg)):
             raise UserError(f"{run.folder.path} is a run with {other}: choose another --output")
 
 
