@@ -1,8 +1,8 @@
 """The text of a config file, read strictly: plain values below keys, each key given once.
 
-YAML can do more than a config needs. Aliases multiply a short file to gigabytes, tags build objects,
-dates and octal numbers turn a name or a depth into something else, and of two equal keys the last one wins
-in silence. None of that is read here; what is refused is refused in one sentence, with its line.
+YAML can do more than a config needs. Tags build objects, dates and octal numbers turn a name or a depth into something
+else, and of two equal keys the last one wins silently. None of that is read here, nor an alias to a list or a node. Each
+refusal is one sentence, with its line.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class _StrictLoader(yaml.SafeLoader):
             raise _refused(f"nested more than {MAX_DEPTH} deep; a config is keys below nodes", event)
         node = super().compose_node(parent, index)
         self.depth -= 1
-        # Nested aliases make a short file a tree of billions; one to a number or a text is as long as it reads
+        # A config needs no alias to a list or a node; one to a number or a text is as long as it reads
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
             raise _refused(f"alias *{_clip(event.anchor, 40)} repeats a whole list or node; write it out", event)
         return node
