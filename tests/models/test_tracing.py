@@ -63,7 +63,7 @@ def test_a_symbolic_trace_is_the_network_to_the_bit(family, transform, imagenet,
 @every_family
 @every_shape
 def test_a_traced_network_keeps_its_layers_and_their_memory(family, transform, imagenet):
-    """An activation of the trace works in place, as in the network, and its weights are the network's own."""
+    """Its weights are the network's own, and a training step keeps as much memory as in the network."""
     model, images = network(family, transform, imagenet)
     traced = torch.fx.symbolic_trace(model)
     assert {p.data_ptr() for p in traced.parameters()} == {p.data_ptr() for p in model.parameters()}
