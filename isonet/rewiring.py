@@ -9,8 +9,7 @@ are, and the names of parameters stay.
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from isonet.convs import named_convs
+from isonet.branches import function_of, no_residual_branch, sums_of_convs
 from isonet.models.layers import ResMultiplier
 
 Kinds = tuple[type[nn.Module], ...]
@@ -34,8 +33,6 @@ CALLED: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # the functio
     nn.GELU: (F.gelu,),
     nn.Hardswish: (F.hardswish,),
 }
-_ADDS = (operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_)
-_PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)
 
 
 class UntraceableError(Exception):
@@ -134,7 +131,7 @@ def _rewire_one(
     graph, additions = own_graph(owner), dict[str, nn.Module]()
     children = {key for key, _ in owner.named_modules() if _join(name, key) not in skipped}
     _separate(owner, graph, kinds, children, additions)
-    sums = [(node, branch, _no_residual_branch(owner, node, branch)) for node, branch in _sums(owner, graph)]
+    sums = [(node, branch, no_residual_branch(owner, node, branch)) for node, branch in sums_of_convs(owner, graph)]
     for node, branch, fault in sums if scaled else ():
         if not fault:
             child = _add(owner, "multiplier", ResMultiplier(1.0), additions)
@@ -185,7 +182,7 @@ def _separate(
             if node.target in called and node.target in children:
                 node.target = _add(owner, node.target.replace(".", "_"), copy.deepcopy(module), additions)
             called.add(node.target)
-        elif kind := kind_of(_function(node), kinds):
+        elif kind := kind_of(function_of(node), kinds):
             given = {key: value for key, value in node.kwargs.items() if key != "input"}
             if any(isinstance(value, fx.Node) for value in (*node.args[1:], *given.values())):
                 continue  # computed at each call, which a module cannot take
@@ -203,13 +200,6 @@ def kind_of(function: object, kinds: Sequence[type[nn.Module]]) -> type[nn.Modul
     return next((kind for kind in kinds if any(function is each for each in CALLED.get(kind, ()))), None)
 
 
-def _function(node: fx.Node) -> object:
-    """What ``node`` calls, if not a module; a method as the function that it is."""
-    if node.op == "call_method":
-        return getattr(torch.Tensor, str(node.target), None)
-    return node.target if node.op == "call_function" else None
-
-
 def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, nn.Module]) -> str:
     """Make ``module`` a child of ``owner`` under a free name, ``wanted`` or one like it, which it returns."""
     name, number = wanted, 1
@@ -219,43 +209,3 @@ def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, 
     owner.add_module(name, module)
     additions[name] = module
     return name
-
-
-def _sums(owner: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Each addition of two different results, and of these the one that goes through more convolutions."""
-    for node in list(graph.nodes):
-        terms = node.all_input_nodes
-        if _function(node) in _ADDS and len(terms) == 2:
-            convs = [_convs(owner, _ancestors(term)) for term in terms]
-            if any(convs):
-                yield node, terms[convs.index(max(convs))]
-
-
-def _no_residual_branch(owner: nn.Module, node: fx.Node, branch: fx.Node) -> str:
-    """Why ``branch`` is not what a block adds to its shortcut: its input, or a projection of that. Empty: it is."""
-    (shortcut,) = [term for term in node.all_input_nodes if term is not branch]
-    through, past = _ancestors(branch), _ancestors(shortcut)
-    own, projection = _convs(owner, through - past), _convs(owner, past - through)
-    projects = past & through and projection <= 1 < own and not _convs(owner, past & through)
-    if not own or not (past <= through or projects):
-        return "a sum that is no residual block's"
-    for scale in (other for other in through - past if other.op == "get_attr"):
-        if any(_function(user) in _PRODUCTS for user in scale.users):
-            return f"a residual branch that has a scale, {scale.target}"
-    return ""
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """All that ``node`` is computed from, and itself."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        if (each := pending.pop()) not in found:
-            found.add(each)
-            pending += each.all_input_nodes
-    return found
-
-
-def _convs(owner: nn.Module, nodes: set[fx.Node]) -> int:
-    called = [owner.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
-    return sum(len(list(named_convs(module))) for module in called)

@@ -1,4 +1,4 @@
-"""Does ``isometrize`` know which networks can learn, and is its advice true? What stays by default; nothing in place."""
+"""``isometrize`` tells which networks can learn, its advice works, and its defaults keep what has to stay."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_network_that_no_arguments_revive_is_refused_with_the_reason():
         def forward(self, x):
             return self.head(1e-6 * F.relu(self.conv(x)).mean((2, 3)))
 
-    with pytest.raises(ModelError, match="so do other arguments.*hardly depend.*the original network cannot learn either"):
+    with pytest.raises(ModelError, match=r"so do other arguments.*hardly depend.*the original network cannot learn"):
         isometrize(Blind(), photos(n=1))
     _, report = isometrize(Blind(), photos(n=1), check=False)
     assert report.health is None
