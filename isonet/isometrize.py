@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -113,9 +114,16 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
         if any(named_convs(new.get_submodule(name))):
             report.left.setdefault(name, f"residual branches were not looked for: {why}")
     initialise(new, seen, asked.delta, report)
+    vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
     for module in new.modules():
         module.training = modes.get(module, model.training)
     return new, report
+
+
+def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:
+    """Names of the parameters without weight decay: the shifts, and those that ``model`` lists itself."""
+    own: Any = getattr(model, "no_weight_decay", tuple)
+    return frozenset(own()) | {f"{name}.srelu_bias" if name else "srelu_bias" for name in report.activations}
 
 
 def _check_same(before: Any, after: Any) -> None:

@@ -146,12 +146,23 @@ def _rewire_one(
 
 
 class Rewired(fx.GraphModule):
-    """One that keeps plain attributes when it is copied, too: others may read them."""
+    """A ``GraphModule`` that keeps plain attributes in copies and pickles, because other code may read them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         new = super().__deepcopy__(memo)
         vars(new).update(copy.deepcopy(_missing(new, self), memo))
         return new
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _unpickled, (type(self).__name__, *super().__reduce__())
+
+
+def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
+    """What ``build``, torch's own way to unpickle a ``GraphModule``, makes, as ``Rewired``."""
+    plain = build(*arguments)
+    new = Rewired(plain, plain.graph, class_name=class_name)
+    vars(new).update(_missing(new, plain))
+    return new
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:

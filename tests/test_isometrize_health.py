@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -322,3 +323,59 @@ def test_layers_that_run_only_in_training_are_seen():
     _, report = isometrize(Aux(), torch.randn(1, 3, 8, 8))
     assert list(report.activations) == ["aux.2"]
     assert list(report.norms_removed) == ["aux.1"]
+
+
+@pytest.mark.parametrize("name", ["sequential", "own class", "graph module"])
+def test_no_weight_decay_names_the_shifts_in_every_copy(name, tmp_path):
+    net = {"sequential": nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "own class": Listed(), "graph module": Calling()}
+    new, report = isometrize(net[name], torch.randn(2, 3, 8, 8))
+    assert (type(new) is type(net[name])) == (name != "graph module")
+    expected = {f"{key}.srelu_bias" for key in report.activations} | ({"conv.weight"} if name == "own class" else set())
+    assert len(report.activations) == 1 + (name == "graph module")
+    torch.save(new, tmp_path / "net.pt")
+    copies = [copy.deepcopy(new), pickle.loads(pickle.dumps(new)), torch.load(tmp_path / "net.pt", weights_only=False)]
+    copies += [copy.deepcopy(copies[1]), pickle.loads(pickle.dumps(copies[0]))]
+    for each in (new, *copies):
+        assert each.no_weight_decay() == expected
+        assert expected <= dict(each.named_parameters()).keys()
+        assert torch.equal(each(torch.ones(1, 3, 8, 8)), new(torch.ones(1, 3, 8, 8)))
+    assert not any("no_weight_decay" in key for key in new.state_dict())
+    images = torch.ones(1, 3, 8, 8)
+    assert torch.equal(torch.export.export(new, (images,)).module()(images), new(images))
+    if name != "own class":
+        assert not hasattr(net[name], "no_weight_decay")
+
+
+def test_timm_gives_the_shifts_no_weight_decay():
+    factory = pytest.importorskip("timm.optim")
+    new, report = isometrize(small("resnet"), photos(n=1))
+    optimizer = factory.create_optimizer_v2(new, opt="sgd", lr=0.1, weight_decay=0.01)
+    names = {id(value): key for key, value in new.named_parameters()}
+    decayed = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {decayed[f"{key}.srelu_bias"] for key in report.activations} == {0.0}
+    assert decayed["conv1.weight"] == 0.01
+
+
+class Listed(nn.Module):
+    """A network that says itself which parameters are not to decay."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+    def no_weight_decay(self):
+        return ["conv.weight"]
+
+
+class Calling(nn.Module):
+    """One that ``isometrize`` rewires as a whole."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        return F.relu(self.conv(F.relu(self.conv(x))))
