@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isonet.convs import named_convs
+from isonet.convs import Skip, named_convs, skipped
 from isonet.health import DeadNetworkWarning, Health, measure_health
 from isonet.init import initialised_convs
 from isonet.isometrize_report import IsometrizedReport
@@ -32,6 +32,7 @@ class _Arguments:
     also: Kinds = ()
     delta: bool | None = None
     multiplier: float | None = 0.0
+    skip: Skip = ()
 
     def given(self) -> dict[str, Any]:
         """Those that are not the defaults."""
@@ -42,6 +43,8 @@ class _Arguments:
         given = self.given()
         if self.also:
             given["also"] = f"({', '.join(_spelled(kind) for kind in self.also)},)"
+        if callable(self.skip):
+            given["skip"] = getattr(self.skip, "__name__", "skip")
         return f"isometrize({', '.join(['model', 'example', *(f'{key}={value}' for key, value in given.items())])})"
 
 
@@ -58,6 +61,7 @@ def isometrize(
     also: Kinds = (),
     delta: bool | None = None,
     multiplier: float | None = 0.0,
+    skip: Skip = (),
     check: bool = True,
 ) -> tuple[nn.Module, IsometrizedReport]:
     """A copy of ``model`` that keeps the length of its signals, and the report of what differs; ``model`` stays.
@@ -73,6 +77,7 @@ def isometrize(
     remaining norm reads, because a norm divides by the deviation of each channel and delta leaves channels empty. True:
     all. False: none.
     multiplier: initial value of a learned scalar on each residual branch; None: no scalars.
+    skip: modules to leave as they are, each with all modules below it: names, or a predicate of name and module.
     check: measure whether the result can learn (``report.health``, see ``isonet.health``). If it cannot, and
     other arguments give a network that can, a ``DeadNetworkWarning`` and ``report.advised`` name them; if none do,
     ``ModelError`` is raised.
@@ -82,7 +87,8 @@ def isometrize(
     network that does not run on ``example``, and ``ValueError`` for layers that the method does not define
     (``named_convs``) or that an initialisation cannot write to (``initialised_convs``).
     """
-    asked = _Arguments(normalisation, srelu, also, delta, multiplier)
+    names = skip if callable(skip) else (skip,) if isinstance(skip, str) else tuple(skip)
+    asked = _Arguments(normalisation, srelu, tuple(also), delta, multiplier, names)
     with torch.no_grad():
         new, report = _change(model, example, asked)
         advice = _examine(model, new, example, asked, report) if check else ""
@@ -94,18 +100,20 @@ def isometrize(
 
 
 def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Module, IsometrizedReport]:
-    list(named_convs(model) if asked.delta is False else initialised_convs(model))  # raise before any work
+    left_out = _left_out(model, asked.skip)
+    list((named_convs if asked.delta is False else initialised_convs)(model, skip=left_out))  # raise before any work
     new = copy.deepcopy(model)
     modes = {module: module.training for module in new.modules()}
     expected = run(new.eval(), example)
     kinds = (*_REPLACED, *asked.also) if asked.srelu else ()
-    in_place = work_out_of_place(new) if kinds or asked.normalisation is False else []
-    new, wiring = rewire(new, kinds, scaled=asked.multiplier is not None)
+    in_place = work_out_of_place(new, left_out) if kinds or asked.normalisation is False else []
+    new, wiring = rewire(new, kinds, asked.multiplier is not None, left_out)
     _check_same(expected, run(new, example))
     report = IsometrizedReport(multipliers=wiring.multipliers, rewired=wiring.exchanged, left=dict(wiring.other_sums))
+    _report_skipped(new, left_out, report)
     seen = watch(new, example)
-    replace_activations(new, seen, kinds, wiring.unread, report)
-    remove_norms(new, seen, asked.normalisation, report)
+    replace_activations(new, seen, kinds, wiring.unread, left_out, report)
+    remove_norms(new, seen, asked.normalisation, left_out, report)
     for module in () if report.activations or report.norms_removed else in_place:
         module.inplace = True
     for name in report.multipliers:
@@ -113,11 +121,25 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     for name, why in wiring.unread.items() if asked.multiplier is not None else ():
         if any(named_convs(new.get_submodule(name))):
             report.left.setdefault(name, f"residual branches were not looked for: {why}")
-    initialise(new, seen, asked.delta, report)
+    initialise(new, seen, asked.delta, left_out, report)
     vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
     for module in new.modules():
         module.training = modes.get(module, model.training)
     return new, report
+
+
+def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
+    """All names of the modules in ``skip`` and of the modules below them."""
+    asked = skipped(model, skip)
+    named = list(model.named_modules(remove_duplicate=False))
+    modules = {below for name, module in named if asked(name, module) for below in module.modules()}
+    return frozenset(name for name, module in named if module in modules)
+
+
+def _report_skipped(model: nn.Module, left_out: frozenset[str], report: IsometrizedReport) -> None:
+    for name in sorted(left_out):
+        if not name or name.rpartition(".")[0] not in left_out:  # the topmost stand for those below them
+            report.left[name] = f"{type(model.get_submodule(name)).__name__}: skipped"
 
 
 def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from contextlib import suppress
 from typing import Any
 
@@ -41,23 +42,31 @@ def watch(model: nn.Module, example: Tensor) -> Watch:
     return seen
 
 
-def work_out_of_place(model: nn.Module) -> list[Any]:
+def work_out_of_place(model: nn.Module, left_out: Collection[str]) -> list[Any]:
     """Let no module overwrite its input, which a new SReLU before it may need; returns those that did."""
-    acting: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
+    modules = [module for name, module in model.named_modules() if name not in left_out]
+    acting: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
     for module in acting:
         module.inplace = False
     return acting
 
 
 def replace_activations(
-    model: nn.Module, seen: Watch, kinds: Kinds, unread: dict[str, str], report: IsometrizedReport
+    model: nn.Module,
+    seen: Watch,
+    kinds: Kinds,
+    unread: dict[str, str],
+    left_out: Collection[str],
+    report: IsometrizedReport,
 ) -> None:
-    """Put an ``SReLU`` for each module of ``kinds`` whose channels are known.
+    """Put an ``SReLU`` for each module of ``kinds`` whose channels are known, except those in ``left_out``.
 
     unread: modules whose forward ``torch.fx`` cannot read: why.
     """
     modules = dict(model.named_modules())
     for name, module in modules.items():
+        if name in left_out:
+            continue
         if not isinstance(module, kinds):
             if is_activation(module) and not isinstance(module, _NO_ACTIVATION):
                 report.left[name] = f"{type(module).__name__}: not asked for"
@@ -75,6 +84,8 @@ def replace_activations(
             exchange(model, module, SReLU(channels, dim=dim).to(calls[0].like))
             report.activations[name] = type(module).__name__
     for name, called in seen.functions.items():
+        if name in left_out:
+            continue
         why = unread.get(name, "not asked for")
         report.left[name] = f"{', '.join(sorted(called))} as a function: {why}"
 
@@ -84,10 +95,12 @@ def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:
     return -1 if isinstance(modules.get(call.layer), nn.Linear) and len(call.shape) > 2 else 1
 
 
-def remove_norms(model: nn.Module, seen: Watch, normalisation: bool | None, report: IsometrizedReport) -> None:
+def remove_norms(
+    model: nn.Module, seen: Watch, normalisation: bool | None, left_out: Collection[str], report: IsometrizedReport
+) -> None:
     """Replace norms of feature maps by the identity; give their convolutions a bias where no SReLU follows."""
     modules = dict(model.named_modules())
-    norms = [name for name, module in modules.items() if isinstance(module, NORMS)]
+    norms = [name for name, module in modules.items() if isinstance(module, NORMS) and name not in left_out]
     for name in norms if normalisation is not True else ():
         if any(len(call.shape) < 3 for call in seen.calls[name]) or not seen.calls[name]:
             why = "reads no feature map" if seen.calls[name] else _NOT_REACHED
@@ -103,7 +116,7 @@ def remove_norms(model: nn.Module, seen: Watch, normalisation: bool | None, repo
         source = seen.calls[name][0].source
         conv = modules.get(source)
         shifted = report.activations and seen.readers[name] <= report.activations.keys()
-        if isinstance(conv, Conv) and conv.bias is None and not shifted:
+        if isinstance(conv, Conv) and conv.bias is None and not shifted and source not in left_out:
             conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
             report.biases_added.append(source)
 
@@ -121,19 +134,26 @@ def _kept(norms: list[str], seen: Watch, report: IsometrizedReport) -> dict[str,
     return kept
 
 
-def initialise(model: nn.Module, seen: Watch, delta: bool | None, report: IsometrizedReport) -> None:
+def initialise(
+    model: nn.Module, seen: Watch, delta: bool | None, left_out: Collection[str], report: IsometrizedReport
+) -> None:
     """Write the delta initialisation; enter in ``report`` what it and the penalty include."""
+
+    def skip(name: str, module: nn.Module) -> bool:
+        return name in left_out
+
     norms = {name for name, module in model.named_modules() if isinstance(module, NORMS)}
-    for name, conv in initialised_convs(model) if delta is not False else ():
+    for name, conv in initialised_convs(model, skip=skip) if delta is not False else ():
         reader = next(iter(sorted(seen.readers[name] & norms)), "")
         if delta is None and (reader or not seen.calls[name]):
             report.not_initialised[name] = f"read by a norm that stays, {reader}" if reader else _NOT_REACHED
         else:
             delta_init_(conv)
             report.initialised.append(name)
-    penalised = dict(penalised_convs(model))
-    for name, conv in named_convs(model):
-        why = "a 7x7 stem" if is_7x7_stem(conv) else "reads 3 channels"
+    penalised = dict(penalised_convs(model, skip))
+    for name, conv in named_convs(model, skip):
+        pictures = "makes 3 channels" if isinstance(conv, nn.modules.conv._ConvTransposeNd) else "reads 3 channels"
+        why = "a 7x7 stem" if is_7x7_stem(conv) else pictures
         if name not in report.initialised:
             report.not_initialised.setdefault(name, "not asked for" if delta is False else why)
         if name in penalised:

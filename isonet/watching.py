@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from isonet.convs import Conv
 from isonet.errors import UserError
 from isonet.rewiring import CALLED, NORMS, first_line, kind_of
 
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the output has the channels of the input
 _GATES = (nn.Sigmoid, nn.Hardsigmoid)  # they weigh a signal, and the signal itself bypasses them
 _ATTENTION = (F.softmax, torch.softmax, Tensor.softmax, F.scaled_dot_product_attention)
@@ -111,7 +111,7 @@ class Watch(TorchFunctionMode):
             convs = {each for each in unread if not isinstance(self.model.get_submodule(each), NORMS)}
             self._read(convs, name)
             self._note(output, self._unread_in((output,)) if list(module.children()) else (unread - convs) | {name})
-        elif isinstance(module, CONVS):
+        elif isinstance(module, Conv):
             self._note(output, unread | {name})
         if isinstance(output, Tensor) and not list(module.children()):
             passed_on = isinstance(module, _PASSES_ON) and inputs

@@ -379,3 +379,65 @@ class Calling(nn.Module):
 
     def forward(self, x):
         return F.relu(self.conv(F.relu(self.conv(x))))
+
+
+class UNet(nn.Module):
+    """Down and up again, with a skip connection, batch norms, and outputs of the images' size."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.up = nn.Sequential(nn.ConvTranspose2d(8, 8, 2, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.head = nn.Conv2d(11, 2, 1)
+
+    def forward(self, x):
+        return self.head(torch.cat([self.up(self.down(x)), x], 1))
+
+
+def test_a_u_net_with_transposed_convolutions():
+    new, report = isometrize(UNet(), torch.randn(1, 3, 16, 16))
+    assert report.initialised == ["down.0", "up.0", "head"]
+    assert report.penalised == ["up.0", "head"]
+    assert not report.biases_added
+    assert report.health.alive
+    assert torch.equal(new.up[0].weight[:, :, 1, 1], torch.eye(8))
+    new(torch.randn(2, 3, 16, 16)).sum().backward()
+
+
+@pytest.mark.parametrize("skip", [["layer1", "layer2.0.bn1"], lambda name, module: name in ("layer1", "layer2.0.bn1")])
+def test_skipped_modules_stay_as_they_are_with_all_below_them(skip):
+    model = small("resnet")
+    with torch.no_grad():
+        model.layer1[0].conv1.weight.normal_()
+    new, report = isometrize(model, photos(n=1), skip=skip)
+    assert report.left == {"layer1": "Sequential: skipped", "layer2.0.bn1": "BatchNorm2d: skipped"}
+    assert str(new.layer1) == str(model.layer1)
+    assert all(
+        torch.equal(new.state_dict()[key], value) for key, value in model.state_dict().items() if "layer1" in key
+    )
+    mentioned = {*report.activations, *report.norms_removed, *report.initialised, *report.not_initialised}
+    mentioned |= {*report.penalised, *report.not_penalised, *report.multipliers, *report.rewired}
+    assert not [name for name in mentioned if name.startswith("layer1") or name == "layer2.0.bn1"]
+    assert "layer2.0.conv1" in report.not_initialised  # the norm that stays reads it
+    assert len(report.multipliers) == 6
+    assert new.layer1[0].relu.inplace
+    new(photos(n=2)).sum().backward()
+
+
+def test_what_skip_does_not_know_and_what_it_spares():
+    with pytest.raises(ValueError, match="near are layer4, layer3"):
+        isometrize(small("resnet"), photos(n=1), skip=["layer"])
+    net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    _, report = isometrize(net, torch.randn(1, 3, 8, 8), skip="0")
+    assert report.initialised == ["2"]
+    assert list(report.activations) == ["1"]
+    with pytest.warns(DeadNetworkWarning, match=r"skip=\('0',\), .*gives|skip=\('0',\)\) gives"):
+        isometrize(small("plain"), photos(n=1), skip="0")
+
+
+def test_a_skipped_module_in_place_leaves_the_activation_before_it():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Dropout(inplace=True), nn.Conv2d(4, 4, 3))
+    new, report = isometrize(net, torch.randn(2, 3, 8, 8), skip=["2"])
+    assert report.left["1"] == "ReLU6: its output, which SReLU would need, is written over"
+    assert new[2].inplace
+    new(torch.randn(2, 3, 8, 8)).sum().backward()
