@@ -127,9 +127,9 @@ def spelled(arguments: dict[str, Any] | None) -> str:
 def rows(name: str, folder: Path | None) -> Iterator[list[str]]:
     batch = images(folder, SIZES.get(name, 64))
     stays = tuple(kind for kind in ALSO if any(isinstance(module, kind) for module in network(name).modules()))
-    sets: list[dict[str, Any] | None] = [None, {}, {"normalisation": False}, {"normalisation": False, "delta": False}]
+    sets: list[dict[str, Any] | None] = [None, {}, {"normalisation": False, "delta": False}]
     sets += [{"normalisation": True, "delta": True}]
-    sets += [{"also": stays}] if stays else []
+    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # the first is the default for ReLUs alone
     tried: list[dict[str, Any] | None] = []
     while sets:
         tried.append(sets.pop(0))

@@ -18,7 +18,7 @@ from isonet.init import initialised_convs
 from isonet.isometrize_report import IsometrizedReport
 from isonet.replacing import initialise, remove_norms, replace_activations, watch, work_out_of_place
 from isonet.rewiring import CALLED, Kinds, rewire
-from isonet.watching import ModelError, run, same
+from isonet.watching import ModelError, Watch, run, same
 
 _REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # by default: below the cap of 6 both are max(x, 0)
 
@@ -69,8 +69,8 @@ def isometrize(
     example: a batch, of one image at least, that the network takes. ``isometrize`` runs a copy on it a few times to see
     what each layer reads.
     normalisation: None: remove the norms that only SReLUs read, and keep those that another activation (SiLU, GELU,
-    attention) reads; if no activation becomes SReLU, all norms stay. True: keep all norms. False: remove all norms of
-    feature maps.
+    attention) reads; if no activation becomes SReLU, change nothing at all. True: keep all norms. False: remove all
+    norms of feature maps.
     srelu: put an ``SReLU`` for every call of a ReLU or ReLU6, be it of a module or of a function.
     also: further kinds of activations to replace, such as ``(nn.SiLU, nn.GELU)``.
     delta: initialise convolutions as ``delta_init_`` does, trained weights included. None: all but those that a
@@ -91,6 +91,7 @@ def isometrize(
     asked = _Arguments(normalisation, srelu, tuple(also), delta, multiplier, names)
     with torch.no_grad():
         new, report = _change(model, example, asked)
+        vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
         advice = _examine(model, new, example, asked, report) if check else ""
     if not check:
         report.not_measured = "check=False"
@@ -113,6 +114,8 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     _report_skipped(new, left_out, report)
     seen = watch(new, example)
     replace_activations(new, seen, kinds, wiring.unread, left_out, report)
+    if not report.activations and asked.normalisation is None and not asked.delta:
+        return _unchanged(model, seen, left_out, report)
     remove_norms(new, seen, asked.normalisation, left_out, report)
     for module in () if report.activations or report.norms_removed else in_place:
         module.inplace = True
@@ -122,9 +125,20 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
         if any(named_convs(new.get_submodule(name))):
             report.left.setdefault(name, f"residual branches were not looked for: {why}")
     initialise(new, seen, asked.delta, left_out, report)
-    vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
     for module in new.modules():
         module.training = modes.get(module, model.training)
+    return new, report
+
+
+def _unchanged(
+    model: nn.Module, seen: Watch, left_out: frozenset[str], report: IsometrizedReport
+) -> tuple[nn.Module, IsometrizedReport]:
+    """A copy of ``model`` as it is, and a report that says so."""
+    new = copy.deepcopy(model)
+    report.multipliers, report.rewired = [], []
+    remove_norms(new, seen, None, left_out, report)
+    initialise(new, seen, False, left_out, report)
+    report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
     return new, report
 
 
@@ -184,7 +198,6 @@ def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
     for other in (
         replace(asked, normalisation=None, delta=None),
         replace(asked, normalisation=None, delta=None, also=(*asked.also, *stays)),
-        replace(asked, normalisation=True, delta=False),
         replace(asked, normalisation=True, delta=False, multiplier=None),
         replace(asked, delta=False),
         replace(asked, delta=True),

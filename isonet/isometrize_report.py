@@ -41,6 +41,7 @@ class IsometrizedReport:
             _line("convolutions count in the penalty", self.penalised),
             _line("convolutions do not count in the penalty", self.not_penalised),
             _line("left as it was", self.left),
+            *([] if self.activations else ["no activation is SReLU: also=(...) names further kinds to replace"]),
             str(self.health or f"health not measured: {self.not_measured}"),
         ]
         return "\n".join(lines)

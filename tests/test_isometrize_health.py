@@ -74,6 +74,10 @@ def test_by_default_every_family_learns_without_a_warning(name):
     assert report.health.alive
     assert "can learn: sensitivity" in str(report)
     assert learns(new, images)
+    if name in ("efficientnet", "convnext", "vit", "swin"):  # no activation is a ReLU, so nothing changes
+        assert "no activation is SReLU" in str(report)
+        assert all(torch.equal(a, b) for a, b in zip(new.parameters(), small(name).parameters(), strict=True))
+        assert not report.initialised
 
 
 @pytest.mark.parametrize(
