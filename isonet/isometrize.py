@@ -3,241 +3,220 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import functools
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.init import delta_init_, initialised_convs
-from isonet.models.layers import SReLU
-from isonet.ortho import penalised_convs
-from isonet.rewiring import NORMS, Kinds, exchange, rewire
-from isonet.watching import Call, ModelError, Watch, run, same, tensors
+from isonet.convs import Skip, named_convs, skipped
+from isonet.health import DeadNetworkWarning, Health, measure_health
+from isonet.init import initialised_convs
+from isonet.isometrize_report import IsometrizedReport
+from isonet.replacing import initialise, remove_norms, replace_activations, watch, work_out_of_place
+from isonet.rewiring import CALLED, Kinds, rewire
+from isonet.watching import ModelError, Watch, run, same
 
-_REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # without being asked: below their cap both are max(x, 0)
-_NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
-_NOT_REACHED = "the example does not reach it"
-_SHOWN = 4  # names listed of each kind
+_REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # by default: below the cap of 6 both are max(x, 0)
 
 
-class Copied(nn.Identity):
-    """In the place of a norm whose output the network writes over: what made the norm's input may need that."""
+@dataclass(frozen=True)
+class _Arguments:
+    """Those of ``isometrize`` that decide what it changes."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x.clone()
+    normalisation: bool | None = None
+    srelu: bool = True
+    also: Kinds = ()
+    delta: bool | None = None
+    multiplier: float | None = 0.0
+    skip: Skip = ()
 
-
-@dataclass
-class IsometrizedReport:
-    """What ``isometrize`` did to a network, by the names that the modules have in it."""
-
-    activations: dict[str, str] = field(default_factory=dict)  # now SReLU: what it was
-    norms_removed: dict[str, str] = field(default_factory=dict)  # now the identity: what it was
-    biases_added: list[str] = field(default_factory=list)  # convolutions
-    multipliers: list[str] = field(default_factory=list)  # ResMultiplier, each on a residual branch
-    rewired: list[str] = field(default_factory=list)  # modules that became a torch.fx.GraphModule to hold the new ones
-    initialised: list[str] = field(default_factory=list)  # convolutions
-    not_initialised: dict[str, str] = field(default_factory=dict)  # convolutions: why
-    penalised: list[str] = field(default_factory=list)  # convolutions
-    not_penalised: dict[str, str] = field(default_factory=dict)  # convolutions: why
-    left: dict[str, str] = field(default_factory=dict)  # activations, norms, sums that stay: why
+    def given(self) -> dict[str, Any]:
+        """Those that are not the defaults."""
+        return {key.name: getattr(self, key.name) for key in fields(self) if getattr(self, key.name) != key.default}
 
     def __str__(self) -> str:
-        lines = [
-            _line("activations are SReLU now", self.activations),
-            _line("norms removed", self.norms_removed),
-            _line("convolutions got a bias", self.biases_added),
-            _line("residual branches got a multiplier", self.multipliers),
-            _line("modules rewired by torch.fx, their parameters' names kept", self.rewired),
-            _line("convolutions start as the identity", self.initialised),
-            _line("convolutions keep their weights", self.not_initialised),
-            _line("convolutions count in the penalty", self.penalised),
-            _line("convolutions do not count in the penalty", self.not_penalised),
-            _line("left as it was", self.left),
-        ]
-        return "\n".join(lines)
+        """The call, as the user would write it."""
+        given = self.given()
+        if self.also:
+            given["also"] = f"({', '.join(_spelled(kind) for kind in self.also)},)"
+        if callable(self.skip):
+            given["skip"] = getattr(self.skip, "__name__", "skip")
+        return f"isometrize({', '.join(['model', 'example', *(f'{key}={value}' for key, value in given.items())])})"
 
 
-@torch.no_grad()
+def _spelled(kind: type[nn.Module]) -> str:
+    return f"nn.{kind.__name__}" if getattr(nn, kind.__name__, None) is kind else kind.__name__
+
+
 def isometrize(
     model: nn.Module,
     example: Tensor,
     *,
-    normalisation: bool = False,
+    normalisation: bool | None = None,
     srelu: bool = True,
     also: Kinds = (),
-    delta: bool = True,
+    delta: bool | None = None,
     multiplier: float | None = 0.0,
+    skip: Skip = (),
+    check: bool = True,
 ) -> tuple[nn.Module, IsometrizedReport]:
     """A copy of ``model`` that keeps the length of its signals, and the report of what differs; ``model`` stays.
 
-    example: a batch, of one image at least, that the network takes; it is run a few times, in evaluation mode, to see
-    what each layer is given.
-    normalisation: keep norms. False: those that read a feature map become the identity.
+    example: a batch, of one image at least, that the network takes. ``isometrize`` runs a copy on it a few times to see
+    what each layer reads.
+    normalisation: None: remove the norms that only SReLUs read, and keep those that another activation (SiLU, GELU,
+    attention) reads; if no activation becomes SReLU, change nothing at all. True: keep all norms. False: remove all
+    norms of feature maps.
     srelu: put an ``SReLU`` for every call of a ReLU or ReLU6, be it of a module or of a function.
-    also: kinds of activations to be replaced likewise, such as ``(nn.SiLU, nn.GELU)``.
-    delta: initialise as ``delta_init_`` does, weights that were trained included.
-    multiplier: start of a learned scalar on each residual branch; None: no scalars.
+    also: further kinds of activations to replace, such as ``(nn.SiLU, nn.GELU)``.
+    delta: initialise convolutions as ``delta_init_`` does, trained weights included. None: all but those that a
+    remaining norm reads, because a norm divides by the deviation of each channel and delta leaves channels empty. True:
+    all. False: none.
+    multiplier: initial value of a learned scalar on each residual branch; None: no scalars.
+    skip: modules to leave as they are, each with all modules below it: names, or a predicate of name and module.
+    check: measure whether the result can learn (``report.health``, see ``isonet.health``). If it cannot, and
+    other arguments give a network that can, a ``DeadNetworkWarning`` and ``report.advised`` name them; if none do,
+    ``ModelError`` is raised.
 
-    SReLU's shift does the work of the bias that a removed norm had. A convolution without one gets a bias, of 0, only
-    where no SReLU follows: with ``srelu`` off, and before an activation that stays. Raises ``ModelError`` for a network
-    that does not run on ``example``, and ``ValueError`` for layers that the method does not define (``named_convs``)
-    or, with ``delta``, cannot write to (``initialised_convs``).
+    SReLU's shift replaces the bias of a removed norm. A convolution without a bias gets one, of 0, only where no SReLU
+    follows. If any activation or norm is replaced, no module of the copy works in place. Raises ``ModelError`` for a
+    network that does not run on ``example``, and ``ValueError`` for layers that the method does not define
+    (``named_convs``) or that an initialisation cannot write to (``initialised_convs``).
     """
-    list(initialised_convs(model) if delta else named_convs(model))
+    names = skip if callable(skip) else (skip,) if isinstance(skip, str) else tuple(skip)
+    asked = _Arguments(normalisation, srelu, tuple(also), delta, multiplier, names)
+    with torch.no_grad():
+        new, report = _change(model, example, asked)
+        vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
+        advice = _examine(model, new, example, asked, report) if check else ""
+    if not check:
+        report.not_measured = "check=False"
+    if advice:
+        warnings.warn(advice, DeadNetworkWarning, stacklevel=2)
+    return new, report
+
+
+def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Module, IsometrizedReport]:
+    left_out = _left_out(model, asked.skip)
+    list((named_convs if asked.delta is False else initialised_convs)(model, skip=left_out))  # raise before any work
     new = copy.deepcopy(model)
     modes = {module: module.training for module in new.modules()}
-    new.eval()
-    expected = run(new, example)
-    kinds = (*_REPLACED, *also) if srelu else ()
-    new, wiring = rewire(new, kinds, scaled=multiplier is not None)
+    expected = run(new.eval(), example)
+    kinds = (*_REPLACED, *asked.also) if asked.srelu else ()
+    in_place = work_out_of_place(new, left_out) if kinds or asked.normalisation is False else []
+    new, wiring = rewire(new, kinds, asked.multiplier is not None, left_out)
     _check_same(expected, run(new, example))
     report = IsometrizedReport(multipliers=wiring.multipliers, rewired=wiring.exchanged, left=dict(wiring.other_sums))
-    seen = Watch(new)
-    with _nothing_inplace(new):
-        run(new, example, seen)
-    if not normalisation:
-        _remove_norms(new, seen, kinds, report)
-    _replace_activations(new, seen, kinds, wiring.unread, report)
-    _settle_inplace(new, example)
+    _report_skipped(new, left_out, report)
+    seen = watch(new, example)
+    replace_activations(new, seen, kinds, wiring.unread, left_out, report)
+    if not report.activations and asked.normalisation is None and not asked.delta:
+        return _unchanged(model, seen, left_out, report)
+    remove_norms(new, seen, asked.normalisation, left_out, report)
+    for module in () if report.activations or report.norms_removed else in_place:
+        module.inplace = True
     for name in report.multipliers:
-        new.get_parameter(f"{name}.scale").fill_(multiplier or 0.0)
-    for name, why in wiring.unread.items() if multiplier is not None else ():
+        new.get_parameter(f"{name}.scale").fill_(asked.multiplier or 0.0)
+    for name, why in wiring.unread.items() if asked.multiplier is not None else ():
         if any(named_convs(new.get_submodule(name))):
             report.left.setdefault(name, f"residual branches were not looked for: {why}")
-    _initialise(new, delta, report)
+    initialise(new, seen, asked.delta, left_out, report)
     for module in new.modules():
         module.training = modes.get(module, model.training)
     return new, report
 
 
-def _remove_norms(model: nn.Module, seen: Watch, kinds: Kinds, report: IsometrizedReport) -> None:
-    """Let norms of feature maps be the identity, and give their convolutions a bias where nothing does its work."""
-    modules = dict(model.named_modules())
-    read_by_others = {  # norms that an activation which stays reads
-        call.source for name, calls in seen.calls.items() if _stays(modules[name], kinds) for call in calls
-    }
-    written_over = seen.written_over()
-    for name, norm in modules.items():
-        if not isinstance(norm, NORMS):
-            continue
-        if any(len(call.shape) < 3 for call in seen.calls[name]) or not seen.calls[name]:
-            why = "reads no feature map" if seen.calls[name] else _NOT_REACHED
-            report.left[name] = f"{type(norm).__name__}: {why}"
-            continue
-        exchange(model, norm, Copied() if name in written_over else nn.Identity())
-        report.norms_removed[name] = type(norm).__name__
-        conv = modules.get(seen.calls[name][0].source)
-        if isinstance(conv, Conv) and conv.bias is None and (not kinds or name in read_by_others):
-            conv.bias = nn.Parameter(conv.weight.new_zeros(conv.out_channels))
-            report.biases_added.append(seen.calls[name][0].source)
+def _unchanged(
+    model: nn.Module, seen: Watch, left_out: frozenset[str], report: IsometrizedReport
+) -> tuple[nn.Module, IsometrizedReport]:
+    """A copy of ``model`` as it is, and a report that says so."""
+    new = copy.deepcopy(model)
+    report.multipliers, report.rewired = [], []
+    remove_norms(new, seen, None, left_out, report)
+    initialise(new, seen, False, left_out, report)
+    report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
+    return new, report
 
 
-def _stays(module: nn.Module, kinds: Kinds) -> bool:
-    """Whether ``module`` is an activation, and none that SReLU replaces."""
-    known = type(module).__module__ == "torch.nn.modules.activation" and not isinstance(module, _NO_ACTIVATION)
-    return known and not isinstance(module, kinds)
+def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
+    """All names of the modules in ``skip`` and of the modules below them."""
+    asked = skipped(model, skip)
+    named = list(model.named_modules(remove_duplicate=False))
+    modules = {below for name, module in named if asked(name, module) for below in module.modules()}
+    return frozenset(name for name, module in named if module in modules)
 
 
-def _replace_activations(
-    model: nn.Module, seen: Watch, kinds: Kinds, unread: dict[str, str], report: IsometrizedReport
-) -> None:
-    modules, written_over = dict(model.named_modules()), seen.written_over()
-    for name, module in modules.items():
-        calls = seen.calls[name]
-        if _stays(module, kinds):
-            report.left[name] = f"{type(module).__name__}: not asked for"
-        elif isinstance(module, kinds):
-            where = {(call.shape[dim], dim) for call in calls for dim in [_channel_dim(call, modules)]}
-            if len(where) != 1:
-                widths = " and ".join(str(channels) for channels, *_ in sorted(where))
-                why = f"called with {widths} channels; {unread.get(name.rpartition('.')[0], 'the module is shared')}"
-                report.left[name] = f"{type(module).__name__}: {why if where else _NOT_REACHED}"
-                continue
-            if name in written_over:
-                report.left[name] = f"{type(module).__name__}: its output, which SReLU would need, is written over"
-                continue
-            ((channels, dim),) = where
-            act = SReLU(channels, dim=dim)
-            exchange(model, module, act.to(calls[0].like))
-            report.activations[name] = type(module).__name__
-    for name, called in seen.functions.items():
-        why = unread.get(name, "not asked for")
-        report.left[name] = f"{', '.join(sorted(called))} as a function: {why}"
+def _report_skipped(model: nn.Module, left_out: frozenset[str], report: IsometrizedReport) -> None:
+    for name in sorted(left_out):
+        if not name or name.rpartition(".")[0] not in left_out:  # the topmost stand for those below them
+            report.left[name] = f"{type(model.get_submodule(name)).__name__}: skipped"
 
 
-def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:
-    """Where channels lie: at the end behind a linear layer, else in the second place."""
-    return -1 if isinstance(modules.get(call.layer), nn.Linear) and len(call.shape) > 2 else 1
-
-
-def _settle_inplace(model: nn.Module, example: Tensor) -> None:
-    """Let nothing work in place where that changes the result or prevents training: a norm that is gone made a copy."""
-    found = run(model, example)
-    with _nothing_inplace(model) as acting:
-        if not same(found, run(model, example)):
-            acting.clear()
-    if acting and not _trains(model, example):
-        for module in acting:
-            module.inplace = False
-
-
-@contextmanager
-def _nothing_inplace(model: nn.Module) -> Iterator[list[Any]]:
-    """Yields the modules that worked in place, and of which those that are still listed at the end go on with it."""
-    acting: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
-    for module in acting:
-        module.inplace = False
-    try:
-        yield acting
-    finally:
-        for module in acting:
-            module.inplace = True
-
-
-def _trains(model: nn.Module, example: Tensor) -> bool:
-    """Whether a backward pass finds all that it needs."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with torch.enable_grad():
-            ends = [x for x in tensors(run(model, example)) if x.requires_grad]
-            if ends:
-                torch.autograd.grad(ends, parameters, [torch.ones_like(x) for x in ends], allow_unused=True)
-    except (ModelError, RuntimeError):
-        return False
-    return True
-
-
-def _initialise(model: nn.Module, delta: bool, report: IsometrizedReport) -> None:
-    if delta:
-        delta_init_(model)
-    penalised = dict(penalised_convs(model))
-    for name, conv in named_convs(model):
-        why = "a 7x7 stem" if is_7x7_stem(conv) else "reads 3 channels"
-        if not delta or is_7x7_stem(conv):
-            report.not_initialised[name] = why if delta else "not asked for"
-        else:
-            report.initialised.append(name)
-        if name in penalised:
-            report.penalised.append(name)
-        else:
-            report.not_penalised[name] = why
+def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:
+    """Names of the parameters without weight decay: the shifts, and those that ``model`` lists itself."""
+    own: Any = getattr(model, "no_weight_decay", tuple)
+    return frozenset(own()) | {f"{name}.srelu_bias" if name else "srelu_bias" for name in report.activations}
 
 
 def _check_same(before: Any, after: Any) -> None:
     if not same(before, after):
         raise ModelError(
-            "the network gives other results when its calls are told apart by torch.fx, or another at each run: "
-            "it cannot be changed without changing what it computes; srelu=False with multiplier=None leaves its calls"
+            "the network gives other results when its calls are told apart by torch.fx or nothing works in place, or "
+            "another at each run: it cannot be changed without changing what it computes; "
+            "srelu=False with multiplier=None leaves its calls"
         )
 
 
-def _line(what: str, found: Iterable[str]) -> str:
-    reasons = found if isinstance(found, dict) else dict.fromkeys(found, "")
-    listed = [f"{name or 'the network itself'}{f' ({why})' if why else ''}" for name, why in reasons.items()]
-    shown = ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
-    return f"{len(listed):4} {what}{': ' if listed else ''}{shown}"
+def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Arguments, report: IsometrizedReport) -> str:
+    """Enter the health of ``new`` in ``report``; returns a warning if it is dead, or raises if no arguments help."""
+    try:
+        report.health = measure_health(new, example)
+    except ModelError as error:
+        report.not_measured = str(error)
+        return ""
+    if report.health.alive:
+        return ""
+    for other in _alternatives(new, asked):
+        if (health := _health_of(model, example, other)) and health.alive:
+            report.advised = other.given()
+            return f"{asked} gives a network that cannot learn: {report.health.reason}. {other} gives one that can"
+    original = _health_of_original(model, example)
+    raise ModelError(
+        f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}{original}; "
+        "check=False returns it all the same"
+    )
+
+
+def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
+    """Arguments to advise, from what differs least to what keeps the most of the original."""
+    stays = tuple(kind for kind in CALLED if any(type(module) is kind for module in new.modules()))
+    tried = {asked}
+    for other in (
+        replace(asked, normalisation=None, delta=None),
+        replace(asked, normalisation=None, delta=None, also=(*asked.also, *stays)),
+        replace(asked, normalisation=True, delta=False, multiplier=None),
+        replace(asked, delta=False),
+        replace(asked, delta=True),
+    ):
+        if other not in tried:
+            tried.add(other)
+            yield other
+
+
+def _health_of(model: nn.Module, example: Tensor, asked: _Arguments) -> Health | None:
+    try:
+        return measure_health(_change(model, example, asked)[0], example)
+    except ModelError:
+        return None
+
+
+def _health_of_original(model: nn.Module, example: Tensor) -> str:
+    try:
+        original = measure_health(model, example)
+    except ModelError:
+        return ""
+    return "" if original.alive else "; the original network cannot learn either"

@@ -9,8 +9,7 @@ are, and the names of parameters stay.
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from isonet.convs import named_convs
+from isonet.branches import function_of, no_residual_branch, sums_of_convs
 from isonet.models.layers import ResMultiplier
 
 Kinds = tuple[type[nn.Module], ...]
@@ -34,11 +33,6 @@ CALLED: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # the functio
     nn.GELU: (F.gelu,),
     nn.Hardswish: (F.hardswish,),
 }
-_INPLACE_FUNCTIONS = (torch.relu_, torch.Tensor.relu_)
-_ADDS = (operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_)
-_INPLACE_ADDS = (operator.iadd, torch.Tensor.add_)
-_PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class UntraceableError(Exception):
@@ -55,21 +49,23 @@ class Rewiring:
     other_sums: dict[str, str] = field(default_factory=dict)
 
 
-def rewire(model: nn.Module, kinds: Kinds, scaled: bool) -> tuple[nn.Module, Rewiring]:
-    """Change ``model`` in place; returns it, or what it was exchanged for, and what was done.
+def rewire(model: nn.Module, kinds: Kinds, scaled: bool, skipped: Collection[str] = ()) -> tuple[nn.Module, Rewiring]:
+    """Change ``model`` in place; returns it, or the module that replaces it, and what was done.
 
-    kinds: activations of which each call becomes a child by itself: the first keeps its name ``relu``, the next are
-    ``relu_2``, ``relu_3``. Whether they work in place, as they did, is decided anew: where the input is seen to come
-    from a convolution, a sum or a scale, by way of norms at most, and has no other reader.
+    kinds: each call of one of these activations becomes a child of its own: the first keeps its name ``relu``, the next
+    are ``relu_2``, ``relu_3``. None of them works in place.
     scaled: put a ``ResMultiplier`` of 1, ``multiplier``, on each residual branch.
+    skipped: names of modules that stay as they are.
     """
-    in_place = _prepare(model, kinds)
+    names = [name for name, _ in model.named_modules() if name not in skipped]
+    _prepare(model, kinds, skipped)
     found = Rewiring()
-    for name, owner in list(model.named_modules())[::-1]:  # children first
+    for name in names[::-1]:  # children first
+        owner = model.get_submodule(name)
         if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, nn.Sequential):
             continue
         try:
-            changed = _rewire_one(name, owner, kinds, scaled, in_place, found)
+            changed = _rewire_one(name, owner, kinds, scaled, skipped, found)
         except UntraceableError as error:
             found.unread[name] = str(error)
             continue
@@ -116,49 +112,57 @@ class _OwnForward(fx.Tracer):
         return True
 
 
-def _prepare(model: nn.Module, kinds: Kinds) -> set[nn.Module]:
-    """Make an activation that has several names one module for each; returns those that worked in place. None does."""
-    in_place: set[nn.Module] = set()
-    for parent in list(model.modules()):
+def _prepare(model: nn.Module, kinds: Kinds, skipped: Collection[str]) -> None:
+    """Make an activation that has several names one module for each."""
+    for parent_name, parent in list(model.named_modules()):
         for name, child in parent._modules.items():
-            if isinstance(child, kinds):
-                own: Any = copy.deepcopy(child)
-                parent._modules[name] = own
-                if getattr(own, "inplace", False):
-                    in_place.add(own)
-                    own.inplace = False
-    return in_place
+            if isinstance(child, kinds) and _join(parent_name, name) not in skipped:
+                parent._modules[name] = copy.deepcopy(child)
+
+
+def _join(owner: str, name: str) -> str:
+    return f"{owner}.{name}" if owner else name
 
 
 def _rewire_one(
-    name: str, owner: nn.Module, kinds: Kinds, scaled: bool, in_place: set[nn.Module], found: Rewiring
+    name: str, owner: nn.Module, kinds: Kinds, scaled: bool, skipped: Collection[str], found: Rewiring
 ) -> nn.Module:
     """``owner``, or the ``GraphModule`` that takes its place."""
-    graph, additions, prefix = own_graph(owner), dict[str, nn.Module](), f"{name}." if name else ""
-    calls = list(_separate(owner, graph, kinds, in_place, additions))
-    sums = [(node, branch, _no_residual_branch(owner, node, branch)) for node, branch in _sums(owner, graph)]
+    graph, additions = own_graph(owner), dict[str, nn.Module]()
+    children = {key for key, _ in owner.named_modules() if _join(name, key) not in skipped}
+    _separate(owner, graph, kinds, children, additions)
+    sums = [(node, branch, no_residual_branch(owner, node, branch)) for node, branch in sums_of_convs(owner, graph)]
     for node, branch, fault in sums if scaled else ():
         if not fault:
             child = _add(owner, "multiplier", ResMultiplier(1.0), additions)
             with graph.inserting_before(node):
                 node.replace_input_with(branch, graph.call_module(child, (branch,)))
     changed = _with_graph(owner, graph, additions) if additions else owner
-    for node, module in calls:
-        module.inplace = _fresh(changed, node.args[0])
     if scaled:
-        others = {f"{prefix}{node.name}": fault for node, _, fault in sums if fault}
+        others = {_join(name, node.name): fault for node, _, fault in sums if fault}
         found.other_sums = {**others, **found.other_sums}
-        found.multipliers[:0] = [prefix + key for key, new in additions.items() if isinstance(new, ResMultiplier)]
+        found.multipliers[:0] = [_join(name, key) for key, new in additions.items() if isinstance(new, ResMultiplier)]
     return changed
 
 
 class Rewired(fx.GraphModule):
-    """One that keeps plain attributes when it is copied, too: others may read them."""
+    """A ``GraphModule`` that keeps plain attributes in copies and pickles, because other code may read them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         new = super().__deepcopy__(memo)
         vars(new).update(copy.deepcopy(_missing(new, self), memo))
         return new
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _unpickled, (type(self).__name__, *super().__reduce__())
+
+
+def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
+    """What ``build``, torch's own way to unpickle a ``GraphModule``, makes, as ``Rewired``."""
+    plain = build(*arguments)
+    new = Rewired(plain, plain.graph, class_name=class_name)
+    vars(new).update(_missing(new, plain))
+    return new
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
@@ -177,51 +181,34 @@ def _with_graph(owner: nn.Module, graph: fx.Graph, additions: dict[str, nn.Modul
 
 
 def _separate(
-    owner: nn.Module, graph: fx.Graph, kinds: Kinds, in_place: set[nn.Module], additions: dict[str, nn.Module]
-) -> Iterator[tuple[fx.Node, Any]]:
+    owner: nn.Module, graph: fx.Graph, kinds: Kinds, children: Collection[str], additions: dict[str, nn.Module]
+) -> None:
     """Let each call of an activation in ``graph`` be one of a module; the new ones are entered in ``additions``.
 
-    Yields calls, with their modules, that worked in place.
+    Modules of ``owner`` that are not among ``children`` stay as they are.
     """
     called: set[str] = set()
     for node in list(graph.nodes):
         if node.op == "call_module" and isinstance(module := owner.get_submodule(node.target), kinds):
-            works_in_place = module in in_place
-            if node.target in called:
-                module = copy.deepcopy(module)
-                node.target = _add(owner, node.target.replace(".", "_"), module, additions)
+            if node.target in called and node.target in children:
+                node.target = _add(owner, node.target.replace(".", "_"), copy.deepcopy(module), additions)
             called.add(node.target)
-        elif kind := kind_of(_function(node), kinds):
+        elif kind := kind_of(function_of(node), kinds):
             given = {key: value for key, value in node.kwargs.items() if key != "input"}
             if any(isinstance(value, fx.Node) for value in (*node.args[1:], *given.values())):
                 continue  # computed at each call, which a module cannot take
             own: Any = kind(*node.args[1:], **given)  # named and ordered as the function's
-            works_in_place = _function(node) in _INPLACE_FUNCTIONS or getattr(own, "inplace", False)
-            if works_in_place:
-                own.inplace = False
-            module = own
-            child = _add(owner, kind.__name__.lower(), module, additions)
+            own.inplace = False
+            child = _add(owner, kind.__name__.lower(), own, additions)
             with graph.inserting_before(node):
                 call = graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
             node.replace_all_uses_with(call)
             graph.erase_node(node)
-            node = call
-        else:
-            continue
-        if works_in_place:
-            yield node, module
 
 
 def kind_of(function: object, kinds: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
     """Of ``kinds`` the one whose work ``function`` does."""
     return next((kind for kind in kinds if any(function is each for each in CALLED.get(kind, ()))), None)
-
-
-def _function(node: fx.Node) -> object:
-    """What ``node`` calls, if not a module; a method as the function that it is."""
-    if node.op == "call_method":
-        return getattr(torch.Tensor, str(node.target), None)
-    return node.target if node.op == "call_function" else None
 
 
 def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, nn.Module]) -> str:
@@ -233,55 +220,3 @@ def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, 
     owner.add_module(name, module)
     additions[name] = module
     return name
-
-
-def _sums(owner: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Each addition of two different results, and of these the one that goes through more convolutions."""
-    for node in list(graph.nodes):
-        terms = node.all_input_nodes
-        if _function(node) in _ADDS and len(terms) == 2:
-            convs = [_convs(owner, _ancestors(term)) for term in terms]
-            if any(convs):
-                yield node, terms[convs.index(max(convs))]
-
-
-def _no_residual_branch(owner: nn.Module, node: fx.Node, branch: fx.Node) -> str:
-    """Why ``branch`` is not what a block adds to its shortcut: its input, or a projection of that. Empty: it is."""
-    (shortcut,) = [term for term in node.all_input_nodes if term is not branch]
-    through, past = _ancestors(branch), _ancestors(shortcut)
-    own, projection = _convs(owner, through - past), _convs(owner, past - through)
-    projects = past & through and projection <= 1 < own and not _convs(owner, past & through)
-    if not own or not (past <= through or projects):
-        return "a sum that is no residual block's"
-    for scale in (other for other in through - past if other.op == "get_attr"):
-        if any(_function(user) in _PRODUCTS for user in scale.users):
-            return f"a residual branch that has a scale, {scale.target}"
-    return ""
-
-
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """All that ``node`` is computed from, and itself."""
-    found: set[fx.Node] = set()
-    pending = [node]
-    while pending:
-        if (each := pending.pop()) not in found:
-            found.add(each)
-            pending += each.all_input_nodes
-    return found
-
-
-def _convs(owner: nn.Module, nodes: set[fx.Node]) -> int:
-    called = [owner.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
-    return sum(len(list(named_convs(module))) for module in called)
-
-
-def _fresh(owner: nn.Module, node: Any) -> bool:
-    """Whether what ``node`` makes has one reader, and no backward pass that goes back to it."""
-    if not isinstance(node, fx.Node) or len(node.users) != 1:
-        return False
-    if node.op == "call_module":
-        module = owner.get_submodule(str(node.target))
-        passes_on = isinstance(module, (*NORMS, nn.Identity))  # a norm may be taken out
-        return _fresh(owner, node.args[0]) if passes_on else isinstance(module, (*_CONVS, ResMultiplier))
-    function = _function(node)
-    return function in _ADDS and (function not in _INPLACE_ADDS or _fresh(owner, node.args[0]))
