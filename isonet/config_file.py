@@ -1,8 +1,8 @@
 """The text of a config file, read strictly: plain values below keys, each key given once.
 
-YAML can do more than a config needs. Tags build objects, dates and octal numbers turn a name or a depth into something
-else, and of two equal keys the last one wins silently. None of that is read here, nor an alias to a list or a node. Each
-refusal is one sentence, with its line.
+YAML can do more than a config needs. Tags build objects, dates and octal numbers turn a name or a depth into
+something else, and of two equal keys the last one wins silently. None of that is read here, nor an alias to a list
+or a node. Each refusal is one sentence, with its line.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ convolution of stride 2 has a penalty of about 5, and the delta initialisation, 
     1/2 * ( || A A^T - I ||_F^2 - max(0, C - s^2 D) )     (C outputs, D inputs, stride s on each of two axes),
 
 half of what Achour et al. (2022, "Existence, stability and scalability of orthogonal convolutional neural networks")
-call Lorth. Without a stride both are the same. A kernel smaller than its stride, such as a strided 1x1, never reads some
-pixels: if it has more outputs than inputs, no weights bring the operator's penalty to 0.
+call Lorth. Without a stride both are the same. A kernel smaller than its stride, such as a strided 1x1, never reads
+some pixels: if it has more outputs than inputs, no weights bring the operator's penalty to 0.
 
 ``isonet.fast_penalty`` computes the same numbers for whole networks, many times faster.
 """
