@@ -80,6 +80,10 @@ def test_a_sweep_that_is_killed_goes_on_with_what_is_left(tmp_path, monkeypatch,
     shutil.rmtree(runs / "lr")  # what is left are runs of this name
     with pytest.raises(UserError, match=r"1e6 is a run with SOLVER.TRAIN_BATCH_SIZE 128, now it is 64: choose"):
         sweep.main(sweep.parse_args([*arguments[:7], "64", *arguments[8:]]))
+    for config in runs.glob("lr-*/config.yaml"):  # as runs wrote it that took all images, before the key existed
+        config.write_text("".join(line for line in config.open() if "DROP_LAST" not in line))
+    with pytest.raises(UserError, match=r"is a run with SOLVER.DROP_LAST False, now it is True: choose"):
+        sweep.main(sweep.parse_args(arguments))
 
 
 def test_the_end_of_a_falling_rate_is_part_of_a_run():
