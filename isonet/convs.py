@@ -12,12 +12,13 @@ from torch import Tensor, nn
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-# Layers to leave out: names of modules, each with all that is below it, or a predicate of a module's name and itself
+# Modules to leave out, each with all modules below it: their names, or a predicate of a module's name and itself,
+# which is called for every module
 Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
 
 class ConvShape(NamedTuple):
-    """What tells one kind of convolution from another. Of a transposed one: the convolution that it is the adjoint of.
+    """The geometry of a convolution; for a transposed one, of its adjoint.
 
     Both have the same weight, (out_channels, in_channels / groups, *kernel).
     """
@@ -54,7 +55,7 @@ def kernels_by_group(conv: Conv) -> tuple[Tensor, ...]:
 
 
 def named_convs(module: nn.Module, skip: Skip = ()) -> Iterator[tuple[str, Conv]]:
-    """Every convolution in ``module``, itself included, with its name, each once; without those that ``skip`` says.
+    """Every convolution in ``module``, itself included, with its name, each once, except those in ``skip``.
 
     Raises ``ValueError`` for a lazy one that has no weight yet, and for a name in ``skip`` that no module has.
     """
@@ -67,22 +68,26 @@ def named_convs(module: nn.Module, skip: Skip = ()) -> Iterator[tuple[str, Conv]
 
 
 def skipped(module: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
-    """Whether ``skip`` leaves out a module of this name within ``module``. Raises ``ValueError`` for unknown names."""
+    """A function that tells whether ``skip`` leaves out a module of this name within ``module``.
+
+    Raises ``ValueError`` for a name that no module has.
+    """
+    named = dict(module.named_modules(remove_duplicate=False))
     if callable(skip):
-        return skip
-    names = {skip} if isinstance(skip, str) else set(skip)
-    known = {name for name, _ in module.named_modules(remove_duplicate=False)}
-    for name in sorted(names - known):
-        near = difflib.get_close_matches(name, known, n=3)
-        raise ValueError(
-            f"skip names {name!r}, which no module is called{'; near are ' if near else ''}{', '.join(near)}"
-        )
-
-    def is_left_out(name: str, _: nn.Module) -> bool:
-        parts = name.split(".")
-        return "" in names or any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1))
-
-    return is_left_out
+        roots = [layer for name, layer in named.items() if skip(name, layer)]
+    else:
+        names = {skip} if isinstance(skip, str) else set(skip)
+        for name in sorted(names - named.keys()):
+            near = difflib.get_close_matches(name, named, n=1)
+            hint = (
+                f"; did you mean {near[0]}?"
+                if near
+                else f"; the outermost are {', '.join(dict(module.named_children()))}"
+            )
+            raise ValueError(f"skip: no module is named {name!r}{hint}")
+        roots = [named[name] for name in names]
+    left_out = {id(layer) for root in roots for layer in root.modules()}
+    return lambda name, layer: id(layer) in left_out
 
 
 def is_7x7_stem(conv: Conv) -> bool:

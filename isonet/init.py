@@ -32,7 +32,7 @@ def delta_init_(module: nn.Module, orthogonal: bool = False, *, skip: Skip = ())
     A rectangular kernel is the identity on the first min(in, out) channels, so that a signal passes
     an untrained network unchanged (Qi et al. 2020, section 3.2). With ``orthogonal`` the centre tap is
     a random matrix with orthonormal rows or columns instead (Xiao et al. 2018, delta-orthogonal).
-    Groups are treated as convolutions of their own, and a transposed convolution as the adjoint that it is. Biases
+    Groups are treated as convolutions of their own, and a transposed convolution through its adjoint. Biases
     become 0. Any ``nn.Module`` will do; ``skip`` leaves layers as they are (``isonet.convs.Skip``).
     """
     for _, conv in initialised_convs(module, skip=skip):

@@ -79,7 +79,7 @@ def unreachable(shape: ConvShape) -> float:
 def penalised_convs(module: nn.Module, skip: Skip = (), everywhere: bool = False) -> Iterator[tuple[str, Conv]]:
     """The convolutions that the penalty counts: all but a 7x7 stem and those that read 3 channels, as in the paper.
 
-    Of a transposed convolution both are asked of the adjoint. skip: also leave these out (``isonet.convs.Skip``).
+    For a transposed convolution, both rules apply to its adjoint. skip: also leave these out (``isonet.convs.Skip``).
     everywhere: leave out only those in ``skip``.
     """
     for name, conv in named_convs(module, skip):

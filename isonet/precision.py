@@ -1,4 +1,4 @@
-"""Float32 arithmetic in full, whatever the process allows elsewhere."""
+"""Float32 matrix products in full, whatever the process allows elsewhere."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no float32 product in TF32 (GPUs) or bfloat16 (CPUs). Inside a compiled graph: no effect."""
-    if torch.compiler.is_compiling():
-        yield
-        return
+    """No autocast, and no float32 matrix product in TF32 (GPUs) or bfloat16 (CPUs).
+
+    A compiled graph cannot change the latter: there the setting of the process holds.
+    """
     no_autocast: AbstractContextManager = nullcontext()  # the meta device has none
     if device.type != "meta":
         no_autocast = torch.autocast(device.type, enabled=False)
-    before = [(backend, backend.fp32_precision) for backend in _rounding_backends()]
-    for backend, _ in before:
+    if torch.compiler.is_compiling():
+        with no_autocast:
+            yield
+        return
+    backends: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    backend = backends.matmul
+    before = backend.fp32_precision
+    if rounds := before not in ("none", "ieee"):  # else leave it: what is written no longer follows the global setting
         backend.fp32_precision = "ieee"
     try:
         with no_autocast:
             yield
     finally:
-        for backend, precision in before:
-            backend.fp32_precision = precision
-
-
-def _rounding_backends() -> list[Any]:
-    """Where torch keeps what float32 products may be rounded to."""
-    gpu, cpu = torch.backends.cudnn, torch.backends.mkldnn
-    parts = ((torch.backends.cuda, "matmul"), (gpu, "conv"), (cpu, "matmul"), (cpu, "conv"))
-    return [getattr(backend, part) for backend, part in parts]
+        if rounds:
+            backend.fp32_precision = before

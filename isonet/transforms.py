@@ -1,14 +1,16 @@
-"""Whether ``torch.func`` is at work, where custom autograd functions give way to plain operators."""
+"""Whether derivatives are taken by something else than an ordinary backward pass."""
 
 from __future__ import annotations
 
 import torch
+from torch.autograd import forward_ad
 
 
 def transforms_active() -> bool:
-    """Whether this runs inside ``torch.func.grad``, ``jvp``, ``vmap`` or the like.
+    """Whether a ``torch.func`` transform or a forward-mode level is active.
 
-    ``torch.func`` drops the second derivative of an autograd function whose first is taken by its own ``jvp``, without
-    an error (torch 2.11 to 2.15: the second derivative of x^3 at 2 comes out as 0). Plain operators are right there.
+    Plain operators must then replace custom autograd functions. These would need a ``jvp``, which no compiled graph may
+    have, and torch drops the derivative of what a ``jvp`` computes, without an error (2.11 to 2.15: the second
+    derivative of x^3 at 2, forward over forward, is 0).
     """
-    return torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -84,7 +84,7 @@ def build_loader(
     """The loader of ``split``, "train" (shuffled, augmented) or "val", for the data set that ``cfg`` names.
 
     Batches hold the config's images per GPU for all GPUs of a step (``global_batch``). With SOLVER.DROP_LAST an
-    epoch of training has whole batches alone. ``share`` says which of the processes this is; its piece lies on the
+    epoch of training has only whole batches. ``share`` says which of the processes this is; its piece lies on the
     first of its ``devices``. ``classes`` gives the order of labels where an image folder has no training part to
     tell it. Raises ``DataError`` for a data set that is missing, unreadable, or has more classes than
     ``DATASET.NUM_CLASSES``; so does its iteration. An image that cannot be read is left out instead where

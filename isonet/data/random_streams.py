@@ -50,7 +50,7 @@ class Epochs(Sampler[list[tuple[int, int]]]):
 
     @property
     def epoch_images(self) -> int:
-        """How many images of the epoch's order are taken when its last batch is, ``skip`` included."""
+        """Images taken by the end of the epoch's last batch, skipped ones included."""
         return self.num_images - left_out(self.num_images, self.batch_size, self.drop_last, self.skip)
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
@@ -72,7 +72,7 @@ class EpochBatches(Epochs):
     All processes draw the same order, anew for each epoch, cut it into batches of ``batch_size``, and take
     their ``share`` of each. So every image comes once, in a batch that does not depend on the number of
     processes, and all have equally many batches; in an incomplete last one a piece may be empty. With
-    ``drop_last`` each epoch's order ends with other images, and so each epoch leaves out others.
+    ``drop_last``, each epoch leaves out different images.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The penalty of kernels of one shape as one autograd function, its gradient in closed form.
 
 ``points`` computes both at once from the taps; here weights become taps and gradients of taps gradients of weights,
-whatever the layout, the groups and the precision that the process has chosen. Everything else, such as second
-derivatives, ``torch.func`` and compiled graphs, is left to the definition (``isonet.ortho.kernel_penalty``).
+whatever the layout, the groups and the precision that the process has chosen. Second derivatives, ``torch.func`` and
+forward-mode differentiation are left to the definition (``isonet.ortho.kernel_penalty``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def gram_penalty(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
 
     In the weights' type but at least float32.
     """
-    if transforms_active() or torch.compiler.is_compiling() or not grams.fast:
+    if transforms_active() or not grams.fast:
         return _by_definition(grams, *weights)
     with_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
     return _GramPenalty.apply(grams, with_grad, *weights)[0]
@@ -82,8 +82,7 @@ def _by_definition(grams: Grams, *weights: Tensor) -> Tensor:
 class _GramPenalty(torch.autograd.Function):
     """Returns the penalties, and their gradients by taps, (K, layers * groups, C, D), which are for its own use.
 
-    The first derivative is the one that ``points`` computed. Where that is to be differentiated again, and in
-    forward-mode differentiation, it is the definition's.
+    The first derivative is the one that ``points`` computed; if it is differentiated again, it is the definition's.
     """
 
     @staticmethod
@@ -101,27 +100,29 @@ class _GramPenalty(torch.autograd.Function):
         ctx.grams, _, *weights = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1], *weights)
-        ctx.save_for_forward(output[1], *weights)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() or not grad.numel():
-            return None, None, *_gradients(ctx.grams, weights, cotangent)
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return None, None, *_differentiable_gradients(ctx.grams, weights, cotangent)
         # (K, layers, groups, C, D), each layer by its share of the incoming gradient
         grad = grad.reshape(-1, len(weights), ctx.grams.conv.groups, *grad.shape[2:]) * cotangent.view(-1, 1, 1, 1)
-        return None, None, *(_from_taps(ctx.grams, g).to(w.dtype) for g, w in zip(grad.unbind(1), weights, strict=True))
-
-    @staticmethod
-    def jvp(ctx: Any, _: None, __: None, *tangents: Tensor) -> tuple[Tensor, None]:
-        grad, *weights = ctx.saved_tensors
-        gradients = _gradients(ctx.grams, weights, grad.new_ones(len(weights)))
-        return torch.stack([(g * t).sum() for g, t in zip(gradients, tangents, strict=True)]), None
+        by_layer = (_from_taps(ctx.grams, g) for g in grad.unbind(1))
+        return None, None, *(_laid_out_like(w, g) for g, w in zip(by_layer, weights, strict=True))
 
 
-def _gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
-    """The definition's, as differentiable functions of the weights and of the incoming gradient, (layers,)."""
-    return torch.func.vjp(lambda *w: _by_definition(grams, *w), *weights)[1](cotangent)
+def _differentiable_gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
+    """The definition's, as functions of the weights and of the incoming gradient, (layers,)."""
+    wanted = [weight for weight in weights if weight.requires_grad]
+    found = iter(torch.autograd.grad(_by_definition(grams, *weights), wanted, cotangent, create_graph=True))
+    return [_laid_out_like(weight, next(found)) if weight.requires_grad else None for weight in weights]
+
+
+def _laid_out_like(weight: Tensor, gradient: Tensor) -> Tensor:
+    """``gradient`` in the type and memory order of ``weight``, which a fused optimizer takes for granted."""
+    alike = gradient.dtype == weight.dtype and gradient.stride() == weight.stride()
+    return gradient if alike else torch.empty_like(weight, requires_grad=False).copy_(gradient)
 
 
 def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:

@@ -23,15 +23,15 @@ class OrthoPenalty:
     Calling it gives the sum over all convolutions, without its coefficient: a scalar, in the weights' type but at least
     float32, whatever autocast and TF32 settings say; 0 for a module without a penalised convolution. It reads the
     weights that the module holds at that time; after a convolution was added, exchanged or moved to another device,
-    make a new one. First derivatives are fast; second derivatives and ``torch.func`` work and cost more.
+    make a new one. First derivatives are fast; second derivatives, ``torch.func`` and forward mode work and cost more.
 
-    It takes 1-d to 3-d convolutions with any stride, dilation and groups, and transposed ones as the adjoints that they
-    are. As in the paper, it leaves out a 7x7 stem and convolutions that read 3 channels.
+    It takes 1-d to 3-d convolutions with any stride, dilation and groups, and transposed ones, through their adjoint.
+    As in the paper, it leaves out a 7x7 stem and convolutions that read 3 channels.
 
     share: this rank's share; each rank takes some of the convolutions, in about the same time, and the sum over the
     ranks is the penalty.
     strided: "published", or "operator", which differs for strides with more outputs than inputs (``isonet.ortho``).
-    skip: leaves out layers: names of modules, each with all that is below it, or a predicate of name and module.
+    skip: leaves out modules, each with all modules below it: their names, or a predicate of name and module.
     everywhere: takes the 7x7 stem and convolutions that read 3 channels, too.
     Raises ``ValueError`` for another ``strided`` and for a name in ``skip`` that no module has.
     """

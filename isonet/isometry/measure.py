@@ -15,6 +15,7 @@ from isonet.isometry.jacobian import extreme_singular_values
 from isonet.isometry.signal import signal_norms
 from isonet.isometry.spectrum import conv_spectrum, feature_sizes
 from isonet.models import ISONet, ResMultiplier, SReLU
+from isonet.ortho import PUBLISHED
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 NEAR = 0.1  # a singular value between 0.9 and 1.1 counts as near 1
@@ -24,17 +25,23 @@ Progress = Callable[[str], None]
 
 
 def measure(
-    model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, progress: Progress = lambda _: None
+    model: ISONet,
+    images: Tensor,
+    labels: Tensor,
+    steps: int = 60,
+    progress: Progress = lambda _: None,
+    strided: str = PUBLISHED,
 ) -> dict[str, Any]:
     """The report of ``model``, in evaluation mode, on images (N, 3, H, W) and labels (N,).
 
-    The Jacobian is taken at the first of the images, in so many ``steps`` at most for each stage.
+    The Jacobian is taken at the first of the images, in so many ``steps`` at most for each stage. strided: the penalty
+    that the network was trained with (``isonet.ortho``).
     """
     model.eval()
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "images": list(images.shape),
-        "convs": list(_convs(model, images[:1], progress)),
+        "convs": list(_convs(model, images[:1], progress, strided)),
         "signal": [asdict(norms) for norms in signal_norms(model, images, labels)],
         "shifts": {
             name: layer.srelu_bias.detach().flatten().tolist()
@@ -50,15 +57,15 @@ def measure(
     }
 
 
-def _convs(model: nn.Module, image: Tensor, progress: Progress) -> Iterator[dict[str, Any]]:
+def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) -> Iterator[dict[str, Any]]:
     """Of each convolution its singular values on its feature map, and its part of the penalty (None: not counted)."""
     with torch.no_grad():
-        penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model).items()}
+        penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
     convs = dict(model.named_modules())
     for name, (height, width) in feature_sizes(model, image).items():
         progress(name)
         conv = convs[name]
-        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
         if not conv.weight.isfinite().all():
             raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")
         spectrum = conv_spectrum(conv, height, width)

@@ -56,8 +56,8 @@ class Spectrum:
 def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
     """Of ``conv`` on feature maps of ``height`` x ``width`` pixels whose edges meet.
 
-    A transposed convolution has the singular values of the convolution that it is the adjoint of: give the size of the
-    maps that it makes, which that one reads. Sizes that its stride does not divide are rounded up to those it does.
+    A transposed convolution has the singular values of its adjoint: give the size of the maps that it produces, which
+    the adjoint reads. Sizes that its stride does not divide are rounded up to those it does.
     Computed where the weights are, and returned on the CPU.
     """
     found = _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
@@ -156,7 +156,7 @@ def _coarse(size: int, stride: int, grid: int) -> int:
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
     """Height and width of the feature map that each 2-d convolution of ``model`` reads, for such images.
 
-    Of a transposed one: that it makes, which is what ``conv_spectrum`` asks for.
+    For a transposed convolution, the map that it produces, as ``conv_spectrum`` takes it.
     """
     sizes: dict[str, tuple[int, int]] = {}
 

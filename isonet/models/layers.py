@@ -19,12 +19,16 @@ class SReLU(nn.Module):
     ``x == b`` the gradient goes to the shift and not to the input: ties are common after the delta initialisation,
     and a gradient shared between the two would train another network.
 
+    A rank of 3 is (N, C, L); ``dim=-3`` takes both (N, C, H, W) and an image without a batch, (C, H, W).
+
     inplace: overwrite the input, as ``nn.ReLU(inplace=True)`` does. The values are the same and a training step needs
-    less memory, but hooks on the module before it see the overwritten tensor, and ``torch.func``, forward-mode
-    differentiation and full backward hooks do not work.
+    less memory, but hooks on the module before it see the overwritten tensor, and full backward hooks and vectorised
+    backward passes (``is_grads_batched``) raise an error.
 
     Raises ``ValueError`` for an input with another number of channels.
     """
+
+    dim = 1  # of modules that were pickled before they had this attribute
 
     def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False, dim: int = 1) -> None:
         super().__init__()
@@ -41,16 +45,14 @@ class SReLU(nn.Module):
 
 def _srelu(x: Tensor, shift: Tensor, dim: int, inplace: bool) -> Tensor:
     shift = _along(x, shift, dim)
-    if transforms_active():
+    trains = torch.is_grad_enabled()
+    if transforms_active() or (trains and torch.compiler.is_exporting()):
         above = (x > shift.to(x.dtype)) | x.isnan()
         return torch.where(above, x, shift).to(x.dtype)  # in the shift's type, so that its gradient is summed in that
-    if torch.compiler.is_compiling():  # the compiler plans its memory itself, and does not take a function with a jvp
-        return _SReLU.apply(x, shift, False) if torch.is_grad_enabled() else torch.maximum(x, shift.to(x.dtype))
-    if not inplace:
-        return _SReLUWithJvp.apply(x, shift, False)
-    if torch.is_grad_enabled():
-        return _SReLU.apply(x, shift, True)
-    return torch.maximum(x, shift.to(x.dtype), out=x)
+    inplace = inplace and not torch.compiler.is_compiling()  # the compiler plans its memory itself
+    if trains:
+        return _SReLU.apply(x, shift, inplace)
+    return torch.maximum(x, shift.to(x.dtype), out=x if inplace else None)
 
 
 def _along(x: Tensor, shift: Tensor, dim: int) -> Tensor:
@@ -104,39 +106,19 @@ class _SReLU(torch.autograd.Function):
         if inplace:
             ctx.mark_dirty(x)
         ctx.save_for_backward(output, shift)
+        ctx.inplace = inplace
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         output, shift = ctx.saved_tensors
-        # Overwriting a tensor is faster than new memory, but nothing may differentiate it then
-        return *_gradients(grad, output, shift, overwrite=not torch.is_grad_enabled()), None
-
-
-class _SReLUWithJvp(_SReLU):
-    """With forward-mode differentiation, which a compiled graph must not have, and vectorised backward passes."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
-        _SReLU.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(output, inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        return *_gradients(grad, *ctx.saved_tensors), None  # vmap has no rule for overwriting
-
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, shift_tangent: Tensor, _: None) -> Tensor:
-        output, shift = ctx.saved_tensors
-        return torch.where(output > _shift_like(output, shift), x_tangent, shift_tangent.to(output.dtype))
-
-
-def _gradients(grad: Tensor, output: Tensor, shift: Tensor, overwrite: bool = False) -> tuple[Tensor, Tensor]:
-    """Of the input where ``output > shift``; of the shift everywhere else, ties included."""
-    above = output - _shift_like(output, shift)
-    grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
-    grad_shift = torch.sub(grad, grad_x, out=above if overwrite and not torch.compiler.is_compiling() else None)
-    others = [axis for axis in range(grad.ndim) if shift.shape[axis] == 1]
-    return grad_x, grad_shift.sum(others, keepdim=True, dtype=shift.dtype) if others else grad_shift.to(shift.dtype)
+        above = output - _shift_like(output, shift)  # 0 at ties
+        grad_x = torch.ops.aten.threshold_backward(grad, above, 0)
+        # Overwriting a tensor is faster than new memory, but nothing may differentiate or vectorise this pass then
+        grad_shift = torch.sub(grad, grad_x, out=above if ctx.inplace and not torch.is_grad_enabled() else None)
+        others = [axis for axis in range(grad.ndim) if shift.shape[axis] == 1]
+        if others:
+            return grad_x, grad_shift.sum(others, keepdim=True, dtype=shift.dtype), None
+        return grad_x, grad_shift.to(shift.dtype), None
 
 
 class ResMultiplier(nn.Module):
@@ -159,7 +141,7 @@ def _scaled(x: Tensor, scale: Tensor) -> Tensor:
         return x * scale
     if transforms_active():
         return (x.to(scale.dtype) * scale).to(x.dtype)
-    return (_Scaled if torch.compiler.is_compiling() else _ScaledWithJvp).apply(x, scale)
+    return _Scaled.apply(x, scale)
 
 
 class _Scaled(torch.autograd.Function):
@@ -179,20 +161,6 @@ class _Scaled(torch.autograd.Function):
         return grad * scale, (grad * x).sum(dtype=scale.dtype)
 
 
-class _ScaledWithJvp(_Scaled):
-    """With forward-mode differentiation, which a compiled graph must not have."""
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        _Scaled.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs)
-
-    @staticmethod
-    def jvp(ctx: Any, x_tangent: Tensor, scale_tangent: Tensor) -> Tensor:
-        x, scale = ctx.saved_tensors
-        return x_tangent * scale + x * scale_tangent
-
-
 # To torch.fx each is one call: what it does depends on the type of its input and on whether gradients are wanted,
 # which a symbolic trace does not know
 torch.fx.wrap("_srelu")
@@ -206,7 +174,7 @@ def shift_names(module: nn.Module) -> set[str]:
 
 
 def work_in_place_(module: nn.Module) -> nn.Module:
-    """Let the activations of a network of this project overwrite their inputs, which nothing else reads there."""
+    """Make all activations of one of this project's networks work in place; nothing else reads their inputs."""
     for layer in module.modules():
         if isinstance(layer, SReLU | nn.ReLU):
             layer.inplace = True

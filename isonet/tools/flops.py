@@ -69,7 +69,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
         size = image_size(cfg)
         image = torch.empty(1, 3, size, size)
     stages, macs = _count_network(model.eval(), image)
-    penalty_macs, penalty_gradient = _penalty_macs(model)
+    penalty_macs, penalty_gradient = _penalty_macs(model, cfg.ISON.ORTHO_STRIDED)
     batch_size = cfg.SOLVER.TRAIN_BATCH_SIZE
     image_gradient = _macs(lambda: model.stem.conv(image))  # the one product that the backward pass leaves out
     network_step = batch_size * (3 * macs - image_gradient)
@@ -81,7 +81,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
         flops=2 * macs,
         stages=stages,
         penalty_macs=penalty_macs,
-        penalty_macs_half_offsets=_penalty_macs_by_offset(model),
+        penalty_macs_half_offsets=_penalty_macs_by_offset(model, cfg.ISON.ORTHO_STRIDED),
         penalty_macs_published=_published_penalty_macs(model),
         batch_size=batch_size,
         network_step_macs=network_step,
@@ -159,7 +159,7 @@ def _published_penalty_macs(model: ISONet) -> int:
     return total
 
 
-def _penalty_macs(model: ISONet) -> tuple[int, int]:
+def _penalty_macs(model: ISONet, strided: str) -> tuple[int, int]:
     """Of one evaluation of the penalty, and of its gradient.
 
     Told by the points that the penalty is computed at: the tests hold them against torch's counter,
@@ -167,24 +167,23 @@ def _penalty_macs(model: ISONet) -> tuple[int, int]:
     """
     value = gradient = 0
     for _, conv in penalised_convs(model):
-        grams = Grams(shape_of(conv))
+        grams = Grams(shape_of(conv), strided)
         for_one = grams.points().macs(grams.rows, grams.columns)
         value += conv.groups * for_one[0]
         gradient += conv.groups * for_one[1]
     return value, gradient
 
 
-def _penalty_macs_by_offset(model: ISONet) -> int:
+def _penalty_macs_by_offset(model: ISONet, strided: str) -> int:
     """Of the penalty as a sum over half of the offsets, a product for each pair of taps that meet there."""
     total = 0
     for _, conv in penalised_convs(model):
-        grams = Grams(shape_of(conv))
+        grams = Grams(shape_of(conv), strided)
         pairs = 1  # of taps whose distance is an offset that counts, on all axes
         for k, step in zip(grams.conv.kernel, grams.conv.step, strict=True):
             pairs *= sum(k - abs(d) for d in range(1 - k, k) if d % step == 0)
-        half = (
-            pairs + math.prod(grams.conv.kernel)
-        ) // 2  # opposite offsets are one; at offset zero meets each tap itself
+        # Opposite offsets are one; at offset zero each tap meets itself
+        half = (pairs + math.prod(grams.conv.kernel)) // 2
         total += half * conv.groups * grams.rows**2 * grams.columns
     return total
 

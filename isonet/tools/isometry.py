@@ -122,7 +122,7 @@ def _report(what: str, args: argparse.Namespace, device: torch.device) -> dict[s
             bar.set_postfix_str(part)
             bar.update()
 
-        found = measure(model.to(device), images, labels, args.steps, progress)
+        found = measure(model.to(device), images, labels, args.steps, progress, cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))
     return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **found}
 

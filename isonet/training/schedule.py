@@ -46,7 +46,7 @@ def _by_steps(solver: CfgNode, base: float, epoch: int) -> float:
 
 
 def unused_warmup_factor(cfg: CfgNode) -> str:
-    """What to tell a user whose SOLVER.WARMUP_FACTOR says another ramp than the one that is used; empty: nothing.
+    """A warning if SOLVER.WARMUP_FACTOR contradicts the ramp in use, else an empty string.
 
     The published code never reads the key, and neither does SCHEDULE steps. A factor of 1 / WARMUP_EPOCH says the ramp
     that is used, also if it is rounded to three digits, such as 0.333.
@@ -58,7 +58,6 @@ def unused_warmup_factor(cfg: CfgNode) -> str:
     first = 1 / solver.WARMUP_EPOCH
     return (
         f"SOLVER.WARMUP_FACTOR {solver.WARMUP_FACTOR:g} is not used: with SOLVER.SCHEDULE steps the warm-up is the "
-        f"published one, the full rate * epoch / {solver.WARMUP_EPOCH}, which starts at {first:.3g} of the full rate; "
-        f"SOLVER.WARMUP_FACTOR {first:.3g} says the same without this warning, and SOLVER.SCHEDULE linear or cosine "
-        "uses the factor"
+        f"published one, the full rate * epoch / {solver.WARMUP_EPOCH}. SOLVER.WARMUP_FACTOR {first:.3g} says the "
+        "same; SOLVER.SCHEDULE linear and cosine use the factor"
     )

@@ -90,7 +90,7 @@ class TrainStep:
                 with self.amp.autocast():
                     logits = self.forward(part)
                 loss = F.cross_entropy(full_type(logits), targets, reduction="sum") / (total / self.world.size)
-                if self.world.size > 1:  # times 1, or NaN, that all processes may see a penalty that one finds infinite
+                if self.world.size > 1:  # by 1, or by NaN if this rank's share of the penalty is not finite: all see it
                     loss = loss * (1 + 0 * penalty.detach())
                 self.amp.backward(loss if len(labels) else 0 * loss)
             if len(labels):
@@ -121,7 +121,7 @@ class TrainStep:
         )
 
     def _seed(self, position: tuple[int, int], piece: int) -> None:
-        """Name the stream after epoch, step and piece, so that it is the same however the run came there.
+        """Seed by epoch, step and piece, so that a resumed run draws the same numbers.
 
         Pieces are counted over all ranks: four of one rank draw what one of each of four would. DataParallel's replicas
         draw each on its own GPU, and count as ranks: ``torch.manual_seed`` alone would give all of them the same masks.

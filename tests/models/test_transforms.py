@@ -196,5 +196,42 @@ def test_beside_and_inside_torch_compile(family):
     for run in (each, torch.compile(each, fullgraph=True, backend="aot_eager")):
         for ours, true in zip(run(weights).values(), expected.values(), strict=True):
             torch.testing.assert_close(ours, true, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(jvp(net, (images,), (images,))[1], jvp(net.double(), (images.double(),) * 1,
-                               (images.double(),))[1].float(), rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+@every_family
+def test_per_sample_gradients_compiled_under_autocast(family):
+    torch._dynamo.reset()
+    net, images = network(family), torch.randn(2, 3, 16, 16)
+    labels, weights = torch.arange(2), {name: p.detach() for name, p in net.named_parameters()}
+
+    def each(weights):
+        return vmap(grad(loss_of(net, True)), (None, 0, 0))(weights, images, labels)
+
+    for (name, ours), true in zip(
+        torch.compile(each, backend="aot_eager")(weights).items(), each(weights).values(), strict=True
+    ):
+        assert (ours - true).norm() <= 0.1 * true.norm() + 1e-6, name
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_ties_of_an_exported_network_that_is_trained(gradients):
+    """With gradients it is exported as the choice that it is; without, as one maximum, for inference."""
+    x, b, cotangent = ties(torch.float32)
+    layer = SReLU(2)
+    layer.srelu_bias.data = b
+    with torch.set_grad_enabled(gradients):
+        program = torch.export.export(layer, (x,))
+    assert ("maximum" in str(program.graph)) != gradients
+    if gradients:
+        module, x = program.module(), x.requires_grad_()
+        module(x).backward(cotangent)
+        assert x.grad.flatten().tolist() == AT_TIES[0]
+        assert dict(module.named_parameters())["srelu_bias"].grad.flatten().tolist() == AT_TIES[1]
+
+
+@every_family
+def test_a_traced_script_can_be_saved(family, tmp_path):
+    net, images = network(family).eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        torch.jit.save(torch.jit.trace(net, images), tmp_path / "net.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "net.pt")(images), net(images))

@@ -69,18 +69,16 @@ def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, *NHWC, "SOLVER.TRAIN_BATCH_SIZE", 200, "OUTPUT_DIR", str(tmp_path), *opts])
 
 
-@pytest.mark.parametrize("stride", ["contiguous", "channels_last"])
-def test_the_check_finds_a_gradient_that_lies_otherwise(stride):
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_the_check_finds_a_gradient_that_lies_otherwise(memory):
     """So that the tests below can fail."""
     weight = nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
-    weight.grad = torch.randn(4, 3, 2, 2).contiguous(
-        memory_format=getattr(torch, f"{stride}_format", torch.channels_last)
-    )
+    weight.grad = torch.randn(4, 3, 2, 2).contiguous(memory_format=memory)
     optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
     checked = Checked()
     checked.before(optimizer)
     optimizer.step()
-    if stride == "contiguous":
+    if memory is torch.contiguous_format:
         with pytest.raises(AssertionError, match="not close"):
             checked.after(optimizer)
     else:
@@ -137,20 +135,28 @@ def test_updates_after_weights_were_assigned(assigned):
     optimizer = build_optimizer(model, config)
     images, labels = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last), torch.arange(8)
     step, checked = TrainStep(model, model, optimizer, 1e-2), Checked()
+    optimizer.register_step_pre_hook(checked.before)
+    optimizer.register_step_post_hook(checked.after)
     for _ in range(3):
-        checked.before_step = optimizer.register_step_pre_hook(checked.before)
-        checked.after_step = optimizer.register_step_post_hook(checked.after)
         step(images, labels)
-        checked.before_step.remove()
-        checked.after_step.remove()
     assert bool(checked.channels_last) == (assigned == "channels_last")
 
 
-def test_the_penaltys_own_gradient_lies_as_its_weight():
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_the_penaltys_own_gradient_lies_as_its_weight(create_graph):
+    """Also where nothing accumulates it, which would copy it into the weight's order."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, groups=4))
     net.to(memory_format=torch.channels_last)
+    weights = [conv.weight for conv in net]
     for strided in ("published", "operator"):
-        net.zero_grad()
-        OrthoPenalty(net, strided=strided)().backward()
-        assert all(conv.weight.grad.stride() == conv.weight.stride() for conv in net)
+        gradients = torch.autograd.grad(OrthoPenalty(net, strided=strided)(), weights, create_graph=create_graph)
+        assert all(g.stride() == w.stride() for g, w in zip(gradients, weights, strict=True))
+
+
+def test_the_definitions_gradient_lies_as_its_weight_once_it_is_accumulated():
+    conv = nn.Conv2d(2, 12, 2, stride=2).to(
+        memory_format=torch.channels_last
+    )  # whose columns the fast form cannot take
+    OrthoPenalty(conv, strided="operator")().backward()
+    assert conv.weight.grad.stride() == conv.weight.stride()

@@ -1,0 +1,57 @@
+"""Figures of docs/fidelity.md that are no test: what TF32 does to the penalty, and how the two ways to compute it differ.
+
+python -m benchmarks.fidelity    some seconds on a CPU
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+import isonet
+from benchmarks.baseline import penalty_of_weight
+from isonet import ortho_penalty
+from isonet.ortho import penalised_convs
+
+TF32_BITS = 10  # of mantissa, without the leading one; float32 has 23
+
+
+def as_tf32(x: Tensor) -> Tensor:
+    """``x`` rounded to the mantissa that TF32 keeps."""
+    mantissa, exponent = torch.frexp(x)
+    scale = 2.0 ** (TF32_BITS + 1)
+    return torch.ldexp((mantissa * scale).round() / scale, exponent)
+
+
+def value_and_gradient(net: nn.Module) -> tuple[float, Tensor]:
+    """The penalty, and its gradient by all weights in one vector."""
+    weights = [conv.weight for _, conv in penalised_convs(net)]
+    penalty = ortho_penalty(net)
+    return penalty.item(), torch.cat([g.flatten() for g in torch.autograd.grad(penalty, weights)])
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    for distance in (1e-4, 1e-3, 1e-2):
+        net = isonet.cifar_isonet(20)
+        with torch.no_grad():
+            for _, conv in penalised_convs(net):
+                conv.weight.add_(torch.randn_like(conv.weight), alpha=distance)
+        rounded = copy.deepcopy(net)
+        with torch.no_grad():
+            for _, conv in penalised_convs(rounded):
+                conv.weight.copy_(as_tf32(conv.weight))
+        (value, gradient), (rounded_value, rounded_gradient) = map(value_and_gradient, (net, rounded))
+        of_value = abs(rounded_value - value) / value
+        of_gradient = ((rounded_gradient - gradient).norm() / gradient.norm()).item()
+        published = sum(penalty_of_weight(conv.weight, conv.stride[0]).item() for _, conv in penalised_convs(net))
+        print(
+            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e} and its "
+            f"gradient by {of_gradient:.1e}; as a padded convolution it differs by {abs(published - value) / value:.1e}"
+        )
+
+
+if __name__ == "__main__":
+    main()
