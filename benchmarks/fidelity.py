@@ -1,4 +1,4 @@
-"""Figures of docs/fidelity.md that are no test: what TF32 does to the penalty, and how the two ways to compute it differ.
+"""Figures of docs/fidelity.md: what TF32 does to the penalty, and how far the two ways to compute it differ.
 
 python -m benchmarks.fidelity    some seconds on a CPU
 """
@@ -48,8 +48,8 @@ def main() -> None:
         of_gradient = ((rounded_gradient - gradient).norm() / gradient.norm()).item()
         published = sum(penalty_of_weight(conv.weight, conv.stride[0]).item() for _, conv in penalised_convs(net))
         print(
-            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e} and its "
-            f"gradient by {of_gradient:.1e}; as a padded convolution it differs by {abs(published - value) / value:.1e}"
+            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e} and "
+            f"its gradient by {of_gradient:.1e}; as a padded convolution it differs by {abs(published - value) / value:.1e}"
         )
 
 
