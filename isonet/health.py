@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isonet.watching import ModelError, run, tensors
@@ -30,6 +31,7 @@ TOO_STRONG = 1e19  # the largest norm whose square float32 holds is 1.8e19
 TOO_FAR = 1e6
 _RATE = 0.01
 _IMAGES = 8
+_GRID = 8  # random values along each side of a random image
 _BATCH_STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -80,11 +82,10 @@ class Health:
 def measure_health(model: nn.Module, example: Tensor) -> Health:
     """The health of ``model`` on the first eight images of ``example``. Neither changes.
 
-    Random images with the mean and standard deviation of ``example`` are added if it has fewer. A copy runs in
-    evaluation mode, so without dropout, but its batch and instance norms use the statistics of the images, as in
-    training. If the weight of the last layer is 0, it gets random values, because otherwise no other layer has a
-    gradient. No random number comes from torch's global generator. Raises ``ModelError`` if the network does not run
-    like this, or if no parameter gets a gradient.
+    If it has fewer, random images are added (``eight_images``). A copy runs in evaluation mode, so without dropout, but
+    its batch and instance norms use the statistics of the images, as in training. If the weight of the last layer is
+    0, it gets random values, because otherwise no other layer has a gradient. No random number comes from torch's
+    global generator. Raises ``ModelError`` if the network does not run like this, or if no parameter gets a gradient.
     """
     probe = copy.deepcopy(model).eval()
     for module in probe.modules():
@@ -116,13 +117,22 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
 
 
 def eight_images(example: Tensor) -> Tensor:
-    """The first eight images of ``example``, and random ones of its mean and deviation if it has fewer."""
-    missing = _IMAGES - len(example)
-    if missing <= 0 or not example.is_floating_point():
+    """The first eight images of ``example``, and random ones of its mean and deviation if it has fewer.
+
+    Equal images count as one, and a constant image has deviation 1. The random images are smooth, like photographs:
+    average pooling leaves nothing of white noise, so that a network that learns photographs would look dead.
+    """
+    if not example.is_floating_point():
         return example[:_IMAGES]
-    noise = torch.randn(missing, *example.shape[1:], generator=torch.Generator().manual_seed(0))
-    std, mean = torch.std_mean(example.float(), unbiased=False)
-    return torch.cat([example, (noise.to(std) * std + mean).to(example)])
+    example = example[:1] if (example == example[:1]).all() else example[:_IMAGES]
+    shape = [_IMAGES - len(example), *example.shape[1:2], *(min(_GRID, size) for size in example.shape[2:])]
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    if shape[0] == 0:
+        return example
+    if mode := {3: "linear", 4: "bilinear", 5: "trilinear"}.get(example.ndim):
+        noise = F.interpolate(noise, example.shape[2:], mode=mode)
+    (noise_std, noise_mean), (std, mean) = (torch.std_mean(x.float().cpu(), unbiased=False) for x in (noise, example))
+    return torch.cat([example, ((noise - noise_mean) / noise_std * (std or 1) + mean).to(example)])
 
 
 def _fill_zeros(layer: Any) -> bool:

@@ -13,7 +13,7 @@ import torchvision.models as zoo
 from torch import nn
 
 from isonet import SReLU, isometrize
-from isonet.health import DeadNetworkWarning, measure_health
+from isonet.health import DeadNetworkWarning, eight_images, measure_health
 from isonet.models import ResMultiplier
 from isonet.watching import ModelError
 
@@ -174,6 +174,23 @@ def test_sensitivity_is_the_norm_of_the_gradient_along_the_direction():
     assert health.sensitivity == pytest.approx(g.norm().item(), rel=1e-5)
     assert health.change == pytest.approx(0.01 * (x @ g.T).norm().item(), rel=1e-3)
     assert health.contrast[""] == pytest.approx(layer(x).sub(layer(x).mean(0)).square().mean().sqrt().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("example", [torch.zeros(1, 3, 32, 32), torch.ones(9, 3, 32, 32), torch.randn(1, 3, 32, 32)])
+def test_an_example_that_gives_only_a_shape_will_do(example):
+    _, report = isometrize(small("resnet"), example)
+    assert report.health.alive
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (2, 3, 20), (2, 3, 20, 6), (2, 3, 9, 10, 11), (9, 3, 4, 4)])
+def test_eight_images(shape):
+    example = 5 + 2 * torch.randn(shape)
+    images = eight_images(example)
+    assert images.shape == (8, *shape[1:])
+    assert torch.equal(images[: len(example)], example[:8])
+    if len(example) < 8:
+        assert torch.allclose(images[2:].mean(), example.mean(), atol=1e-4)
+        assert torch.allclose(images[2:].std(unbiased=False), example.std(unbiased=False), atol=1e-4)
 
 
 def test_a_network_that_cannot_be_measured_is_returned_with_the_reason():
