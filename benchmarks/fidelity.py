@@ -48,8 +48,9 @@ def main() -> None:
         of_gradient = ((rounded_gradient - gradient).norm() / gradient.norm()).item()
         published = sum(penalty_of_weight(conv.weight, conv.stride[0]).item() for _, conv in penalised_convs(net))
         print(
-            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e} and "
-            f"its gradient by {of_gradient:.1e}; as a padded convolution it differs by {abs(published - value) / value:.1e}"
+            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e}, "
+            f"its gradient by {of_gradient:.1e}; a padded convolution gives {abs(published - value) / value:.1e} more "
+            "or less"
         )
 
 
