@@ -45,7 +45,7 @@ class _Arguments:
             kinds = [_spelled(kind) for kind in self.also]
             given["also"] = f"({', '.join(kinds)})" if len(kinds) > 1 else f"({kinds[0]},)"
         if callable(self.skip):
-            given["skip"] = getattr(self.skip, "__name__", "skip")
+            given["skip"] = "skip"
         return f"isometrize({', '.join(['model', 'example', *(f'{key}={value}' for key, value in given.items())])})"
 
 
