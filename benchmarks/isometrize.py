@@ -1,6 +1,6 @@
 """Which of torchvision's classifiers learn after isometrize, and does it know? Prints the table of docs/isometrize.md.
 
-python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, an hour on two CPU cores
+python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, an hour on a shared CPU core
 python -m benchmarks.isometrize resnet18 efficientnet_b0        some, on random images
 
 Each family starts at random, once for each set of arguments. A network learns if it halves the cross entropy of eight
@@ -120,8 +120,9 @@ def row(name: str, batch: Tensor, arguments: dict[str, Any] | None) -> tuple[lis
 def spelled(arguments: dict[str, Any] | None) -> str:
     if arguments is None:
         return "not isometrized"
-    shown = {**arguments, "also": "(" + ", ".join(f"nn.{kind.__name__}" for kind in arguments.get("also", ())) + ")"}
-    return ", ".join(f"{key}={value}" for key, value in shown.items() if value != "()") or "defaults"
+    kinds = ", ".join(f"nn.{kind.__name__}" for kind in arguments.get("also", ()))
+    shown = {**arguments, **({"also": f"({kinds})" if ", " in kinds else f"({kinds},)"} if kinds else {})}
+    return ", ".join(f"{key}={value}" for key, value in shown.items()) or "defaults"
 
 
 def rows(name: str, folder: Path | None) -> Iterator[list[str]]:

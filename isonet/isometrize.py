@@ -42,9 +42,10 @@ class _Arguments:
         """The call, as the user would write it."""
         given = self.given()
         if self.also:
-            given["also"] = f"({', '.join(_spelled(kind) for kind in self.also)},)"
+            kinds = [_spelled(kind) for kind in self.also]
+            given["also"] = f"({', '.join(kinds)})" if len(kinds) > 1 else f"({kinds[0]},)"
         if callable(self.skip):
-            given["skip"] = getattr(self.skip, "__name__", "skip")
+            given["skip"] = "skip"
         return f"isometrize({', '.join(['model', 'example', *(f'{key}={value}' for key, value in given.items())])})"
 
 
