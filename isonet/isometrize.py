@@ -23,6 +23,10 @@ from isonet.watching import ModelError, Watch, run, same
 _REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # by default: below the cap of 6 both are max(x, 0)
 
 
+class UnchangedNetworkWarning(UserWarning):
+    """A network without an activation that becomes SReLU, which ``isometrize`` returns as it is."""
+
+
 @dataclass(frozen=True)
 class _Arguments:
     """Those of ``isometrize`` that decide what it changes."""
@@ -70,8 +74,8 @@ def isometrize(
     example: a batch, of one image at least, that the network takes. ``isometrize`` runs a copy on it a few times to see
     what each layer reads.
     normalisation: None: remove the norms that only SReLUs read, and keep those that another activation (SiLU, GELU,
-    attention) reads; if no activation becomes SReLU, change nothing at all. True: keep all norms. False: remove all
-    norms of feature maps.
+    attention) reads; if no activation becomes SReLU, change nothing at all, with an ``UnchangedNetworkWarning``. True:
+    keep all norms. False: remove all norms of feature maps.
     srelu: put an ``SReLU`` for every call of a ReLU or ReLU6, be it of a module or of a function.
     also: further kinds of activations to replace, such as ``(nn.SiLU, nn.GELU)``.
     delta: initialise convolutions as ``delta_init_`` does, trained weights included. None: all but those that a
@@ -98,6 +102,8 @@ def isometrize(
         report.not_measured = "check=False"
     if advice:
         warnings.warn(advice, DeadNetworkWarning, stacklevel=2)
+    elif report.unchanged:
+        warnings.warn(report.unchanged, UnchangedNetworkWarning, stacklevel=2)
     return new, report
 
 
@@ -140,6 +146,13 @@ def _unchanged(
     remove_norms(new, seen, None, left_out, report)
     initialise(new, seen, False, left_out, report)
     report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
+    kinds = sorted({why.removesuffix(": not asked for") for why in report.left.values() if "not asked for" in why})
+    kinds = [f"nn.{kind}" for kind in kinds if kind.isidentifier()]
+    also = f"also=({', '.join(kinds)},) replaces those that it has" if kinds else "also= names kinds to replace"
+    report.unchanged = (
+        f"isometrize changed nothing, because no activation of the network becomes SReLU: {also}; "
+        "normalisation=False and delta=True act all the same"
+    )
     return new, report
 
 

@@ -25,6 +25,7 @@ class IsometrizedReport:
     penalised: list[str] = field(default_factory=list)  # convolutions
     not_penalised: dict[str, str] = field(default_factory=dict)  # convolutions: why
     left: dict[str, str] = field(default_factory=dict)  # activations, norms, sums that stay: why
+    unchanged: str = ""  # why the network stays as it is; empty: it changed
     health: Health | None = None  # whether the network can learn; None: not measured
     not_measured: str = ""  # why ``health`` is None
     advised: dict[str, Any] = field(default_factory=dict)  # arguments of isometrize that give a network that can learn

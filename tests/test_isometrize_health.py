@@ -14,6 +14,7 @@ from torch import nn
 
 from isonet import SReLU, isometrize
 from isonet.health import DeadNetworkWarning, eight_images, measure_health
+from isonet.isometrize import UnchangedNetworkWarning
 from isonet.models import ResMultiplier
 from isonet.watching import ModelError
 
@@ -462,3 +463,13 @@ def test_a_skipped_module_in_place_leaves_the_activation_before_it():
     assert report.left["1"] == "ReLU6: its output, which SReLU would need, is written over"
     assert new[2].inplace
     new(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+def test_a_network_that_stays_as_it_is_says_so_and_what_would_change_it():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.LazyLinear(5))
+    net(torch.randn(2, 3, 8, 8))
+    with pytest.warns(UnchangedNetworkWarning, match=r"changed nothing.*also=\(nn.GELU,\)"):
+        new, report = isometrize(net, torch.randn(8, 3, 8, 8))
+    assert report.unchanged
+    for name, value in net.state_dict().items():
+        assert torch.equal(new.state_dict()[name], value), name
