@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# torch 2.15.0 (also 2.11.0): copy.deepcopy and pickle of a torch.fx.GraphModule lose opposite halves of it.
+#
+# A subclass of GraphModule with a method and a plain attribute: deepcopy keeps the class and drops the attribute; pickle keeps
+# the attribute and drops the class, so that the method is gone. A deepcopy of what was unpickled has neither. nn.Module keeps
+# both each time. Code that gives a traced network a method (an optimizer factory's no_weight_decay, say) loses it in a
+# checkpoint, and code that sets an attribute loses it in an averaged copy of the weights.
+#
+# Output:
+#   torch 2.15.0: deepcopy: class True, attribute False; pickle: class False, attribute True; both: class False, attribute False
+set -euo pipefail
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+cat > "$folder/counted.py" <<'EOF'
+from torch import fx
+
+
+class Counted(fx.GraphModule):
+    def total(self):
+        return sum(p.numel() for p in self.parameters())
+EOF
+python3 -m venv "$folder/venv"
+"$folder/venv/bin/pip" install --quiet torch==2.15.0 numpy
+cd "$folder"
+PYTHONPATH="$folder" "$folder/venv/bin/python" - <<'EOF'
+import copy
+import pickle
+import sys
+
+import torch
+from counted import Counted
+from torch import fx, nn
+
+network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+module = Counted(network, fx.Tracer().trace(network))
+module.note = "kept"
+pickled = pickle.loads(pickle.dumps(module))
+copies = {"deepcopy": copy.deepcopy(module), "pickle": pickled, "both": copy.deepcopy(pickled)}
+found = {how: (isinstance(new, Counted), hasattr(new, "note")) for how, new in copies.items()}
+print(f"torch {torch.__version__.split('+')[0]}: "
+      + "; ".join(f"{how}: class {kind}, attribute {note}" for how, (kind, note) in found.items()))
+sys.exit(found != {"deepcopy": (True, False), "pickle": (False, True), "both": (False, False)})
+EOF
