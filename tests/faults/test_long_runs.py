@@ -59,7 +59,7 @@ def images(tmp_path, size, n=16):
             for i in range(n // 2):
                 Image.effect_noise((size, size), 50).convert("RGB").save(folder / f"{i}.png")
     return ["DATASET.ROOT", str(tmp_path), "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", size,
-            "ISON.DEPTH", 8, "SOLVER.TRAIN_BATCH_SIZE", 4]  # fmt: skip
+            "ISON.DEPTH", 8, "SOLVER.TRAIN_BATCH_SIZE", 4, "SOLVER.BASE_LR", 0.005]  # fmt: skip
 
 
 def assert_flat(rows, start, leak_kb):

@@ -64,20 +64,23 @@ def test_channels_last_and_compiled_steps_are_the_plain_ones():
 
 
 def test_a_compiled_network_in_16_bits_has_the_gradient_of_the_plain_one():
-    """What SReLU cuts off passes its gradient to the shift; beside a shift of 32 bits 16-bit outputs would not."""
+    """What SReLU cuts off passes its gradient to the shift; beside a shift of 32 bits 16-bit outputs would not.
+
+    Rounding to 16 bits moves each by some percent, so both are compared with the gradient in float32.
+    """
     model = network("ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.3)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, SReLU):
                 module.srelu_bias.uniform_(-0.5, 0.1)  # hardly any is a number of 16 bits
     images, labels, amp = torch.randn(16, 3, 8, 8), torch.arange(16) % 10, Amp("bf16", CPU)
-    grads = []
+    grads = [torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))]
     for forward in (model, place(model, [CPU], compiled=True)):
         with amp.autocast():
             loss = F.cross_entropy(forward(images).float(), labels)
         grads.append(torch.autograd.grad(loss, list(model.parameters())))
-    for (name, _), plain, compiled in zip(model.named_parameters(), *grads, strict=True):
-        assert (compiled - plain).norm() < 0.05 * plain.norm(), name
+    for (name, _), true, plain, compiled in zip(model.named_parameters(), *grads, strict=True):
+        assert (compiled - true).norm() < 1.5 * (plain - true).norm() + 0.03 * true.norm(), name
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [("bf16", 0.03), ("fp16", 0.01)])

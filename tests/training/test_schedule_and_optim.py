@@ -65,7 +65,7 @@ def test_a_factor_that_says_another_ramp_is_named_with_the_ramp_that_is_used():
     for epochs, factor in ((10, 0.2), (5, 0.1), (3, 0.3), (5, 0.0), (2, 1.0)):
         told = warmup(epochs, factor)
         assert f"SOLVER.WARMUP_FACTOR {factor:g} is not used" in told
-        assert f"the full rate * epoch / {epochs}," in told
+        assert f"the full rate * epoch / {epochs}." in told
         silent = float(re.search(r"SOLVER.WARMUP_FACTOR ([\d.]+) says the same", told)[1])
         assert warmup(epochs, silent) == ""
     assert warmup(10, 0.2, "SOLVER.WARMUP", False) == ""
