@@ -108,8 +108,7 @@ class _GramPenalty(torch.autograd.Function):
             return None, None, *_differentiable_gradients(ctx.grams, weights, cotangent)
         # (K, layers, groups, C, D), each layer by its share of the incoming gradient
         grad = grad.reshape(-1, len(weights), ctx.grams.conv.groups, *grad.shape[2:]) * cotangent.view(-1, 1, 1, 1)
-        by_layer = (_from_taps(ctx.grams, g) for g in grad.unbind(1))
-        return None, None, *(_laid_out_like(w, g) for g, w in zip(by_layer, weights, strict=True))
+        return None, None, *(_from_taps(ctx.grams, g, w) for g, w in zip(grad.unbind(1), weights, strict=True))
 
 
 def _differentiable_gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
@@ -121,8 +120,7 @@ def _differentiable_gradients(grams: Grams, weights: Sequence[Tensor], cotangent
 
 def _laid_out_like(weight: Tensor, gradient: Tensor) -> Tensor:
     """``gradient`` in the type and memory order of ``weight``, which a fused optimizer takes for granted."""
-    alike = gradient.dtype == weight.dtype and gradient.stride() == weight.stride()
-    return gradient if alike else torch.empty_like(weight, requires_grad=False).copy_(gradient)
+    return torch.empty_like(weight, requires_grad=False).copy_(gradient)
 
 
 def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
@@ -134,8 +132,7 @@ def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
     return taps.to(torch.promote_types(taps.dtype, torch.float32))
 
 
-def _from_taps(grams: Grams, taps: Tensor) -> Tensor:
-    """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel)."""
+def _from_taps(grams: Grams, taps: Tensor, weight: Tensor) -> Tensor:
+    """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), laid out like ``weight``."""
     order = (1, 3, 2, 0) if grams.exchanged else (1, 2, 3, 0)
-    flat = taps.permute(order).reshape(-1)  # first, so that axes of length 1 have the strides of a weight
-    return flat.view(grams.conv.out_channels, -1, *grams.conv.kernel)
+    return _laid_out_like(weight, taps.permute(order).flatten(0, 1).unflatten(2, grams.conv.kernel))
