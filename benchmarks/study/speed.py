@@ -21,7 +21,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.stored import RESULTS
 from isonet import build_model
 from isonet.config import load_cfg
-from isonet.storage import write_file
+from isonet.files.storage import write_file
 from isonet.training import build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.devices import place

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from isonet.checkpoint import load_state, weights_of
 from isonet.config import load_cfg
 from isonet.data import build_loader
 from isonet.data.processes import explain_dead_workers
 from isonet.errors import NonFiniteError, UserError
+from isonet.files.storage import write_file
+from isonet.files.zoo import open_checkpoint
 from isonet.models import build_model
-from isonet.storage import write_file
-from isonet.tools.trained import classes_of, own_config, warn_of_other_images
+from isonet.tools.trained import warn_of_other_images
 from isonet.training import Evaluation, evaluate
 from isonet.training.amp import Amp
 from isonet.training.devices import describe, explain_out_of_memory, place, set_precision
@@ -25,7 +25,6 @@ from isonet.training.evaluate import list_skipped
 from isonet.training.fetch import fetch
 from isonet.training.lockstep import Lockstep
 from isonet.training.peers import explain_lost_peers, processes
-from isonet.zoo import open_checkpoint
 
 log = logging.getLogger("isonet")
 
@@ -46,17 +45,18 @@ def evaluate_checkpoint(
         explain_dead_workers(),
         explain_out_of_memory(),
     ):
-        path, state = world.from_leader(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
+        checkpoint = world.from_leader(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
         if cfg_path is None:
-            cfg = own_config(state, path, opts)
+            cfg = checkpoint.config(opts)
         else:
-            warn_of_other_images(state, path, cfg)
+            warn_of_other_images(checkpoint, cfg)
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         model = build_model(cfg)
-        load_state(model, weights_of(state, path), path)
+        checkpoint.load_into(model)
         fetch(cfg, world)
-        loader = build_loader(cfg, "val", devices, classes_of(state), world.share)
-        log.info("evaluating %s%s on %s", path, _epoch_note(state), describe(devices, world.size))
+        note = f" (epoch {checkpoint.epoch})" if checkpoint.epoch is not None else ""
+        loader = build_loader(cfg, "val", devices, checkpoint.classes, world.share)
+        log.info("evaluating %s%s on %s", checkpoint.path, note, describe(devices, world.size))
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
         batches = Lockstep(loader, world)
         found = evaluate(forward, batches, devices[0], Amp(cfg.RUNTIME.AMP, devices[0]), world)
@@ -65,8 +65,8 @@ def evaluate_checkpoint(
     if world.leads:
         list_skipped({"val": loader})
     if not math.isfinite(found.loss):
-        raise NonFiniteError(f"{path}: the network's output is not finite, so its accuracy means nothing")
-    return found, path
+        raise NonFiniteError(f"{checkpoint.path}: the network's output is not finite, so its accuracy means nothing")
+    return found, checkpoint.path
 
 
 def check_writable(json_file: str | None) -> None:
@@ -81,7 +81,3 @@ def report(result: Evaluation, path: Path, json_file: str | None = None) -> None
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
     if json_file:
         write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")
-
-
-def _epoch_note(state: dict[str, Any]) -> str:
-    return f" (epoch {state['epoch']})" if isinstance(state.get("epoch"), int) else ""

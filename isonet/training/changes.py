@@ -10,7 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import flat, global_batch, parse_cfg
-from isonet.config_defaults import BEFORE_THE_KEY
+from isonet.config.keys import BEFORE_THE_KEY
 from isonet.data import Loader
 from isonet.errors import printable
 

@@ -15,7 +15,7 @@ from torch import nn
 
 from isonet.data import Loader
 from isonet.errors import DataError, printable
-from isonet.storage import write_file
+from isonet.files.storage import write_file
 from isonet.training.amp import Amp
 from isonet.training.step import count_correct, full_type
 from isonet.training.world import ALONE, World

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from isonet.errors import UserError
+from isonet.files.run_folder import RunFolder
 from isonet.plots import Row
-from isonet.run_folder import RunFolder
 
 
 def require_tensorboard() -> None:

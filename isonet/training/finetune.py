@@ -10,11 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from isonet.checkpoint import load_state, weights_of
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, ConfigError, printable
+from isonet.files.checkpoint import load_state
+from isonet.files.zoo import open_checkpoint
 from isonet.training.world import World
-from isonet.zoo import open_checkpoint
 
 log = logging.getLogger("isonet")
 
@@ -42,12 +42,10 @@ def start_from(model: nn.Module, cfg: CfgNode, world: World) -> list[str] | None
 
 def _read(cfg: CfgNode) -> tuple[Path, dict[str, Tensor], list[str] | None]:
     try:
-        path, state = open_checkpoint(cfg, cfg.MODEL.INIT_FROM)
+        checkpoint = open_checkpoint(cfg, cfg.MODEL.INIT_FROM)
     except CheckpointError as error:
         raise CheckpointError(f"MODEL.INIT_FROM: {str(error).removeprefix('--ckpt ')}") from None
-    classes = state.get("classes")
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    return path, weights_of(state, path), classes if named else None
+    return checkpoint.path, checkpoint.weights, checkpoint.classes
 
 
 def _is_head_of_other_classes(name: str, theirs: Tensor, ours: Tensor) -> bool:

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from isonet.errors import printable
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import write_file
 from isonet.plots import MISSING, Row, have_matplotlib
-from isonet.run_folder import RunFolder
-from isonet.storage import write_file
 from isonet.training.curves import CurvesFigure
 from isonet.training.events import Events
 

@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from isonet.run_folder import RunFolder
+from isonet.files.run_folder import RunFolder
 from isonet.training.resume import AUTO
 from isonet.training.world import World
 

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from isonet.checkpoint import read_checkpoint
 from isonet.errors import CheckpointError
-from isonet.run_folder import RunFolder
-from isonet.storage import link_file, write_file
+from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import link_file, write_file
 from isonet.training.state import Progress
 
 log = logging.getLogger("isonet")

@@ -14,8 +14,8 @@ from yacs.config import CfgNode
 from isonet.config import global_batch
 from isonet.data.processes import explain_dead_workers
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
-from isonet.run_folder import RunFolder, run_folder
-from isonet.storage import FolderLock, reason, remove_leftovers, write_file
+from isonet.files.run_folder import RunFolder, run_folder
+from isonet.files.storage import FolderLock, reason, remove_leftovers, write_file
 from isonet.training.devices import describe, explain_out_of_memory
 from isonet.training.log import keep_for_file, log_to_file, note_failure, versions
 from isonet.training.parts import Parts, build_parts

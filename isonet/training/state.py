@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.checkpoint import fitted, weights_of
 from isonet.data import Loader
 from isonet.errors import CheckpointError
+from isonet.files.checkpoint import fitted, weights_of
 from isonet.training.amp import Amp
 
 

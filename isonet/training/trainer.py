@@ -16,8 +16,8 @@ from yacs.config import CfgNode
 from isonet.config import global_batch
 from isonet.data import Loader
 from isonet.errors import NonFiniteError, Stopped, UserError
-from isonet.run_folder import RunFolder
-from isonet.storage import append_line, write_file
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import append_line, write_file
 from isonet.training.amp import Amp
 from isonet.training.epoch import NonFiniteStep, finite_means, train_epoch
 from isonet.training.evaluate import Evaluation, evaluate, list_skipped

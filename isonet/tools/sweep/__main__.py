@@ -14,9 +14,9 @@ import sys
 
 from isonet.config import read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
+from isonet.files.run_folder import run_folder
+from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.plots import MISSING, have_matplotlib
-from isonet.run_folder import run_folder
-from isonet.storage import FolderLock, remove_leftovers, write_file
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.grid import Grid, Run, make_grid
 from isonet.tools.sweep.picture import draw_sweep

@@ -9,9 +9,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.checkpoint import save_checkpoint
 from isonet.errors import CheckpointError, ConfigError
-from isonet.storage import link_file
+from isonet.files.checkpoint import save_checkpoint
+from isonet.files.storage import link_file
 
 _NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from isonet.branches import function_of, no_residual_branch, sums_of_convs
 from isonet.models.layers import ResMultiplier
+from isonet.surgery.branches import function_of, no_residual_branch, sums_of_convs
 
 Kinds = tuple[type[nn.Module], ...]
 

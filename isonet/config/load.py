@@ -12,9 +12,9 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.config_checks import CHOICES, SMALL_IMAGE, faults
-from isonet.config_defaults import BEFORE_THE_KEY, default_cfg
-from isonet.config_file import flatten, parse_pairs, read_pairs, shown, where
+from isonet.config.checks import CHOICES, SMALL_IMAGE, faults
+from isonet.config.file import flatten, parse_pairs, read_pairs, shown, where
+from isonet.config.keys import BEFORE_THE_KEY, default_cfg
 from isonet.errors import ConfigError
 
 # Side of a square image in pixels, where DATASET.IMAGE_SIZE does not give it.

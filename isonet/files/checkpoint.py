@@ -7,19 +7,73 @@ A checkpoint of this project is a dictionary with ``model`` (the bare network's 
 from __future__ import annotations
 
 import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
-from isonet.archive import ArchiveError, pack, unpack
+from isonet.config import parse_cfg
 from isonet.errors import CheckpointError
-from isonet.storage import reason, write_file
+from isonet.files.archive import ArchiveError, pack, unpack
+from isonet.files.storage import reason, write_file
 
 _WEIGHT_KEYS = ("model", "net", "state_dict")  # ours, the published implementation's, other people's
 _WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
 _SHOWN = 5  # names listed in an error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file and the dictionary in it.
+
+    The properties check what they return, because the dictionary comes from a file. Those that the file does not
+    have are None, and what is there in another form raises ``CheckpointError``, which names the file.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint file, see ``read_checkpoint``."""
+        return cls(Path(path), read_checkpoint(path))
+
+    @cached_property
+    def cfg(self) -> CfgNode | None:
+        """The config of the run that wrote the file, frozen."""
+        return self.config() if isinstance(self.state.get("config"), str) else None
+
+    def config(self, opts: Sequence[Any] = ()) -> CfgNode:
+        """The config of the run that wrote the file with ``KEY VALUE`` pairs merged on top. Raises if it has none."""
+        if not isinstance(self.state.get("config"), str):
+            raise CheckpointError(f"{self.path}: carries no config; name the one it was trained with by --cfg")
+        return parse_cfg(self.state["config"], f"{self.path} (its config)", opts)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of their labels."""
+        classes = self.state.get("classes")
+        return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The number of finished epochs."""
+        epoch = self.state.get("epoch")
+        return epoch if type(epoch) is int else None
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights under the names of the bare network."""
+        return weights_of(self.state, self.path)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into ``model``, all of them or, if they do not fit, none."""
+        load_state(model, self.weights, self.path)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from isonet import load_cfg
 from isonet.errors import CheckpointError, ConfigError
-from isonet.run_folder import find_checkpoint, run_folder
+from isonet.files.run_folder import find_checkpoint, run_folder
 
 
 @pytest.fixture

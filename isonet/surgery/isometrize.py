@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from isonet.convs import Skip, named_convs, skipped
-from isonet.health import DeadNetworkWarning, Health, measure_health
 from isonet.init import initialised_convs
-from isonet.isometrize_report import IsometrizedReport
-from isonet.replacing import initialise, remove_norms, replace_activations, watch, work_out_of_place
-from isonet.rewiring import CALLED, Kinds, rewire
-from isonet.watching import ModelError, Watch, run, same
+from isonet.surgery.health import DeadNetworkWarning, Health, measure_health
+from isonet.surgery.replacing import initialise, remove_norms, replace_activations, watch, work_out_of_place
+from isonet.surgery.report import IsometrizedReport
+from isonet.surgery.rewiring import CALLED, Kinds, rewire
+from isonet.surgery.watching import ModelError, Watch, run, same
 
 _REPLACED: Kinds = (nn.ReLU, nn.ReLU6)  # by default: below the cap of 6 both are max(x, 0)
 

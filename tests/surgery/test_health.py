@@ -13,10 +13,10 @@ import torchvision.models as zoo
 from torch import nn
 
 from isonet import SReLU, isometrize
-from isonet.health import DeadNetworkWarning, eight_images, measure_health
-from isonet.isometrize import UnchangedNetworkWarning
 from isonet.models import ResMultiplier
-from isonet.watching import ModelError
+from isonet.surgery.health import DeadNetworkWarning, eight_images, measure_health
+from isonet.surgery.isometrize import UnchangedNetworkWarning
+from isonet.surgery.watching import ModelError
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.health import eight_images
 from isonet.init import delta_init_, initialised_convs
-from isonet.isometrize_report import IsometrizedReport
 from isonet.models.layers import SReLU
 from isonet.ortho import penalised_convs
-from isonet.rewiring import NORMS, Kinds, exchange
-from isonet.watching import Call, ModelError, Watch, is_activation, run
+from isonet.surgery.health import eight_images
+from isonet.surgery.report import IsometrizedReport
+from isonet.surgery.rewiring import NORMS, Kinds, exchange
+from isonet.surgery.watching import Call, ModelError, Watch, is_activation, run
 
 _NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 _NOT_REACHED = "the example does not reach it"

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from isonet.convs import Conv
 from isonet.errors import UserError
-from isonet.rewiring import CALLED, NORMS, first_line, kind_of
+from isonet.surgery.rewiring import CALLED, NORMS, first_line, kind_of
 
 _PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the output has the channels of the input
 _GATES = (nn.Sigmoid, nn.Hardsigmoid)  # they weigh a signal, and the signal itself bypasses them

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isonet.watching import ModelError, run, tensors
+from isonet.surgery.watching import ModelError, run, tensors
 
 TOO_WEAK = 0.2
 TOO_STRONG = 1e19  # the largest norm whose square float32 holds is 1.8e19

@@ -24,12 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 from yacs.config import CfgNode
 
-from isonet.checkpoint import fitted, read_checkpoint, weights_of
 from isonet.config import load_cfg
 from isonet.errors import CheckpointError, StorageError, UserError
+from isonet.files.checkpoint import Checkpoint, fitted
+from isonet.files.run_folder import find_checkpoint
+from isonet.files.storage import reason, write_file
 from isonet.models.build import assemble
-from isonet.run_folder import find_checkpoint
-from isonet.storage import reason, write_file
 
 log = logging.getLogger("isonet")
 
@@ -121,18 +121,17 @@ def zoo_entry(name: str) -> ZooEntry:
     return ZOO[name]
 
 
-def open_checkpoint(cfg: CfgNode | None, ckpt: str) -> tuple[Path, dict[str, Any]]:
-    """What ``--ckpt`` means: a checkpoint of the zoo, or as in ``find_checkpoint``; its file, and what that holds.
+def open_checkpoint(cfg: CfgNode | None, ckpt: str) -> Checkpoint:
+    """Read what ``--ckpt`` names: a checkpoint of the zoo, or what ``find_checkpoint`` takes.
 
     A checkpoint of the zoo comes with its config, as this project's own do.
     """
     if not ckpt.startswith(PREFIX):
-        path = find_checkpoint(cfg, ckpt)
-        return path, read_checkpoint(path)
+        return Checkpoint.read(find_checkpoint(cfg, ckpt))
     entry = zoo_entry(ckpt)
     weights = zoo_weights(entry)
     log.info("%s%s: %s, %.2f %% top-1 as its authors report", PREFIX, entry.name, entry.network, entry.top1)
-    return entry.path, {"model": weights, "config": entry.config().dump()}
+    return Checkpoint(entry.path, {"model": weights, "config": entry.config().dump()})
 
 
 def zoo_weights(entry: ZooEntry, retries: int = _RETRIES) -> dict[str, Tensor]:
@@ -162,7 +161,7 @@ def _checked(entry: ZooEntry, path: Path) -> dict[str, Tensor]:
     """The weights in ``path``, which are the network's. Sizes or checksums of the files were never published."""
     with torch.device("meta"):  # shapes alone
         network = assemble(entry.config())
-    return fitted(network, weights_of(read_checkpoint(path), path), path)
+    return fitted(network, Checkpoint.read(path).weights, path)
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ from torch import nn
 
 from conftest import REPO
 from isonet import load_weights
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.errors import CheckpointError
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 
 
 def network(seed=0, width=4):
@@ -117,7 +117,7 @@ def test_kill_9_while_writing_leaves_a_whole_file(tmp_path):
     """A process that rewrites one checkpoint without pause is killed; what lies there still loads."""
     code = (
         "import itertools, pathlib, sys, torch\n"
-        "from isonet.checkpoint import save_checkpoint\n"
+        "from isonet.files.checkpoint import save_checkpoint\n"
         "for i in itertools.count():\n"
         "    save_checkpoint(pathlib.Path(sys.argv[1]), {'model': {'w': torch.full((2_000_000,), float(i))}})\n"
     )

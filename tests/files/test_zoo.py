@@ -23,7 +23,7 @@ from PIL import Image
 from conftest import REPO, run_script
 from isonet import isonet18, load_cfg
 from isonet.errors import CheckpointError, StorageError, UserError
-from isonet.zoo import ZOO, zoo_entry, zoo_weights
+from isonet.files.zoo import ZOO, zoo_entry, zoo_weights
 
 ENTRY = ZOO["IN1k-ISO18"]
 ROW = (

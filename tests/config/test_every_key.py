@@ -13,12 +13,12 @@ from torch import nn
 import isonet.training.log
 from conftest import REFERENCE, TINY
 from isonet import SReLU, build_model, load_cfg
-from isonet.checkpoint import read_checkpoint
 from isonet.config import default_cfg, flat
 from isonet.data import build_loader
 from isonet.errors import DataError, UserError
+from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import run_folder
 from isonet.models import ResMultiplier
-from isonet.run_folder import run_folder
 from isonet.tools import shards
 from isonet.training import build_optimizer, learning_rate_at
 from isonet.training.devices import place

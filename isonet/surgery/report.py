@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from isonet.health import Health
+from isonet.surgery.health import Health
 
 _SHOWN = 4  # names listed of each kind
 

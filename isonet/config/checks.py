@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from yacs.config import CfgNode
 
-from isonet.config_file import flatten, shown
+from isonet.config.file import flatten, shown
 
 SMALL_IMAGE = 64  # pixels; up to this side it is a CIFAR network
 # Of 4 pixels one is left after two halvings, and batch norm has no variance where a batch ends in a single image
