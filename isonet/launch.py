@@ -20,7 +20,7 @@ class Launch:
     """One process of several, as its launcher describes it.
 
     rank, size: among all processes of the run. local_rank, local_size: among those of this machine.
-    address: host and port of the rendezvous. run_id: the launcher's name for the run, "" if the launcher is not torchrun.
+    address: host and port of the rendezvous. run_id: torchrun's name for the run, "" for another launcher.
     restart: how often torchrun on this machine has restarted the processes after a failure.
     """
 
