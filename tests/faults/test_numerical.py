@@ -16,10 +16,11 @@ from isonet import build_model, load_cfg
 from isonet.data.memory import MemoryLoader
 from isonet.errors import NonFiniteError
 from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import LATEST
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.failure import first_non_finite
-from isonet.training.run import LATEST, run_training
+from isonet.training.run import run_training
 
 CPU = torch.device("cpu")
 OFF = Amp("off", CPU)

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from isonet import build_model, load_cfg
-from isonet.training.amp import Amp
 from isonet.training.failure import first_non_finite
 from isonet.training.finetune import freeze
+from isonet.training.optim import Amp
 
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
 NETWORKS = {

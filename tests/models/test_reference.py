@@ -15,7 +15,7 @@ from conftest import NUMERICS, REFERENCE, REPO, options, reference_batch, refere
 from isonet import SReLU, build_model, load_cfg, load_weights, ortho_penalty, ortho_penalty_per_conv
 from isonet.models import ResMultiplier
 from isonet.training import TrainStep, build_optimizer, learning_rate_at, set_learning_rate
-from isonet.training.evaluate import evaluate
+from isonet.training.metrics import evaluate
 
 INIT = json.loads((REFERENCE / "init.json").read_text())
 FLOAT64 = json.loads((REFERENCE / "float64.json").read_text())

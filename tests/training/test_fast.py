@@ -12,8 +12,8 @@ from conftest import REPO, TINY
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
 from isonet.errors import ConfigError, DeviceError
 from isonet.training import TrainStep
-from isonet.training.amp import Amp
 from isonet.training.devices import place
+from isonet.training.optim import Amp
 from isonet.training.run import run_training
 
 CPU = torch.device("cpu")
