@@ -1,4 +1,4 @@
-"""The pictures of RESULTS.md. Drawing takes matplotlib: pip install -e '.[plot]'."""
+"""The figures of RESULTS.md and of README.md. Drawing needs matplotlib: pip install -e '.[plot]'."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotli
 
 
 def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
-    """PNG. Norms of the signal and of its gradient over the layers, as far as they are finite and not 0."""
+    """Draw the norms of the signal and of the gradient over the layers; return a PNG. Norms of 0 or None are left out."""
     require_matplotlib("the norms")
     from matplotlib.ticker import FuncFormatter
 
@@ -22,7 +22,7 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
             for number, (name, found) in enumerate(variants.items()):
                 values = [value or math.nan for value in found[key]]
                 every = len(values) // 12
-                axis.plot(  # the first ones above the others, and their markers apart, where they coincide
+                axis.plot(  # earlier curves lie above later ones, with shifted markers, in case they coincide
                     values, color=COLOURS[number], marker=MARKERS[number], label=name, zorder=9 - number,
                     markevery=(number * every // len(variants), every),
                 )  # fmt: skip
@@ -35,7 +35,7 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
 
 
 def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) -> bytes:
-    """PNG. Top-1 in percent against epochs, and against minutes: ``seconds`` of an epoch of each curve."""
+    """Draw top-1 in percent against epochs and against minutes; return a PNG. ``seconds`` are those of one epoch."""
     require_matplotlib("the curves")
     with style(10):
         figure = new_figure(1500, 800)
@@ -43,7 +43,7 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
         networks = list(dict.fromkeys(_network(name) for name in curves))
         drawn: list[str] = []
         for name, top1 in curves.items():
-            network = _network(name)  # gives the colour; its rows differ in marker and line
+            network = _network(name)  # determines the colour; its rows differ in marker and line
             number = drawn.count(network)
             drawn.append(network)
             look = {"color": COLOURS[networks.index(network)], "marker": MARKERS[number], "label": name,
@@ -60,5 +60,5 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
 
 
 def _network(name: str) -> str:
-    """The first word of a row's title, such as ISONet-20."""
+    """The first word of a row's title, e.g. ISONet-20."""
     return name.partition(" ")[0].rstrip(",")

@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md, made of results/ and written between its markers."""
+"""The tables of RESULTS.md, computed from results/ and written between the markers of the page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 
 
 def write() -> None:
-    """Write every table of the page anew, and its pictures."""
+    """Write every table of RESULTS.md, its figures, and the figure of README.md."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if norms := very_deep.read().get("norms"):
         picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
@@ -38,14 +38,14 @@ def write() -> None:
 
 
 def filled(page: str) -> str:
-    """``page`` with the tables that its markers name, as results/ has them now; ``UserError`` for one of no table."""
+    """Return ``page`` with the current table between each pair of markers; raises ``UserError`` for an unknown name."""
     if unknown := {found["name"] for found in _TABLE.finditer(page)} - TABLES.keys():
         raise UserError(f"{PAGE.name} names no table of the study: {', '.join(sorted(unknown))}; remove its markers")
     return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", page)
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
-    """A line for each row: top-1 on the way and at the end, of how many seeds, and the minutes that it takes."""
+    """One line per row: top-1 after the first and the middle epoch and at the end, the number of seeds, the minutes."""
     seconds = speed.read()
     lines = [[row.title, f"`{row.config}`", *_accuracy(row, seconds.get(row.config, {}).get("epoch"))] for row in rows]
     head = ["network", "config", "base rate", "epochs", "after 1", "after half", "top-1 (seeds)", "minutes"]
@@ -53,7 +53,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 
 
 def _accuracy(row: Row, seconds: float | None) -> list[str]:
-    """The cells of ``row``; seconds: of an epoch, if they were measured."""
+    """The cells of ``row``. ``seconds`` of one epoch, or None if they were not measured."""
     found, epochs = row.found(), row.cfg.SOLVER.MAX_EPOCHS
     if not found:
         return ["not run"] * 6
@@ -65,7 +65,7 @@ def _accuracy(row: Row, seconds: float | None) -> list[str]:
 
 
 def rate_table(rows: Sequence[Row]) -> str:
-    """A line for each row with the top-1 of each of its rates; the best in bold."""
+    """One line per row with the top-1 of each learning rate; the best one in bold."""
     lines = []
     for row in rows:
         found = {run.rate: stored.read(run.name) for run in row.searched()}
@@ -79,7 +79,7 @@ def rate_table(rows: Sequence[Row]) -> str:
 
 
 def paper_table() -> str:
-    """What the authors report of their ImageNet networks."""
+    """The accuracies that the authors report for their ImageNet networks."""
     found = {(entry.residual, entry.dropout, entry.depth): entry.top1 for entry in ZOO.values()}
     depths = sorted({depth for _, _, depth in found})
     lines = [
@@ -87,11 +87,11 @@ def paper_table() -> str:
          *(f"{found[residual, dropout, depth]:.2f}" for depth in depths)]
         for residual in (False, True) for dropout in (False, True)
     ]  # fmt: skip
-    return markdown(["ImageNet top-1, the paper's", *(f"depth {depth}" for depth in depths)], lines, left=1)
+    return markdown(["ImageNet top-1 of the paper", *(f"depth {depth}" for depth in depths)], lines, left=1)
 
 
 def norms_table() -> str:
-    """At the start, over all activations: the largest norm over the smallest."""
+    """The largest norm of any activation over the smallest, at initialisation."""
     found = very_deep.read().get("norms")
     if not found:
         return NOT_MEASURED
@@ -103,7 +103,7 @@ def norms_table() -> str:
 
 
 def memory_table() -> str:
-    """Of a training step at batch 32."""
+    """Memory and time of a training step at batch 32."""
     found = very_deep.read().get("memory")
     if not found:
         return NOT_MEASURED
@@ -111,11 +111,11 @@ def memory_table() -> str:
     for how, title in (("without", "kept"), ("with", "recomputed (`RUNTIME.CHECKPOINT_ACTIVATIONS`)")):
         before, peak, seconds = (found[how][key] for key in ("before", "peak", "seconds"))
         lines.append([title, f"{before:,.0f}", f"{peak:,.0f}", f"{seconds:.2f}"])
-    return markdown(["activations", "MiB before the step", "MiB at most", "seconds a step"], lines, left=1)
+    return markdown(["activations", "MiB before the step", "peak MiB", "seconds per step"], lines, left=1)
 
 
 def steps_table() -> str:
-    """The losses of the first training steps, in means."""
+    """Means of the losses of the first training steps."""
     found, size = very_deep.read().get("steps"), very_deep.SHOWN
     if not found:
         return NOT_MEASURED
@@ -128,7 +128,7 @@ def steps_table() -> str:
 
 
 def goals_table() -> str:
-    """Every goal of the study."""
+    """All goals of the study."""
     return markdown(["goal", "measured", ""], [list(line) for line in goals.goals()], left=3)
 
 
@@ -137,20 +137,20 @@ def mean_top1(runs: Sequence[Stored], epoch: int) -> float:
 
 
 def result(runs: Sequence[Stored]) -> str:
-    """Mean and standard deviation over the seeds, after the last epoch."""
+    """Mean and standard deviation over the seeds after the last epoch, as text."""
     top1 = [run.top1 for run in runs]
     spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
     return f"{statistics.mean(top1):.2f}{spread} ({len(top1)})"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """A table whose first ``left`` columns lean to the left."""
+    """A Markdown table; the first ``left`` columns are aligned to the left, the others to the right."""
     rule = ["---" if column < left else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
 
 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
-    shown: set[str] = set()  # a section whose rates others have shown has no table of them
+    shown: set[str] = set()  # rates are shown once, in the first section that has the row
     for section in SECTIONS:
         yield section.name, functools.partial(accuracy_table, section.rows)
         searched = [row for row in section.rows if row.rates]
