@@ -1,4 +1,4 @@
-"""How long does evaluation take?
+"""Time evaluation.
 
 python -m benchmarks.evaluate
 """

@@ -1,9 +1,9 @@
-"""How many images a second reach the network?
+"""Measure the images per second that reach the network.
 
   python -m benchmarks.input --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-CIFAR: ``FOLDER/train/<class>/``, or, without it, random pixels of the same size. ImageNet:
-``FOLDER/val/<wnid>/``, read as training images in this process and one thread: what one core gives.
+CIFAR images come from ``FOLDER/train/<class>/``, or are random pixels of the same size without a folder. ImageNet images
+come from ``FOLDER/val/<wnid>/`` and are read as training images in this process and one thread: the speed of one core.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BATCH = 128
 
 
 def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: int) -> list[Row]:
-    """Both start from decoded images, as CIFAR comes: PIL with 2 workers against whole batches of bytes."""
+    """PIL with 2 workers against whole batches of bytes. Both start from decoded images, the form of CIFAR."""
     source = _cifar(folder, images)
     mean, std = statistics(load_cfg(None, ["DATASET.NAME", "CIFAR10"]))
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
@@ -43,7 +43,7 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
 
 
 def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
-    """Images a second per core: decoding, augmentation and normalisation in one thread of one process."""
+    """Images per second and core: decoding, augmentation and normalisation in one thread of one process."""
     found = image_folder(folder, "val")
     source = FolderSource(list(found.paths) * 2, list(found.labels) * 2, found.classes)
     mean, std = statistics(load_cfg(None))
@@ -64,7 +64,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
 
 
 def _difference(source: FolderSource) -> str:
-    """Pixels after the same crops and flips: torchvision's decoder and resizing against Pillow's."""
+    """Mean difference of pixels after the same crops and flips, torchvision's decoder and resizing against Pillow's."""
     transform = _image_transforms(224, False, CropFlip(0, True))
     mean = []
     for index in range(len(source.labels)):
