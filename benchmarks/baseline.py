@@ -1,8 +1,8 @@
 """The published formulation, the baseline of every benchmark.
 
-It computes in NCHW float32, the penalty as one padded convolution per layer with a new identity each time, SReLU as three
-operations, images one at a time through PIL transforms in worker processes, and reads loss and accuracy from the device
-after every step. Nothing in it is slower than in the published code.
+It computes in NCHW float32, the penalty as one padded convolution per layer with a new identity each time, SReLU as
+three operations, images one at a time through PIL transforms in worker processes, and reads loss and accuracy from
+the device after every step. Nothing in it is slower than in the published code.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions, about a minute")
     parser.add_argument("--repeats", type=int, help="timed runs of each variant (default: depends on the case)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table, the machine and the settings to FILE")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table with machine and settings to FILE")
     return parser
 
 

@@ -2,8 +2,9 @@
 
   python -m benchmarks.input --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-CIFAR images come from ``FOLDER/train/<class>/``, or are random pixels of the same size without a folder. ImageNet images
-come from ``FOLDER/val/<wnid>/`` and are read as training images in this process and one thread: the speed of one core.
+CIFAR images come from ``FOLDER/train/<class>/``, or are random pixels of the same size without a folder. ImageNet
+images come from ``FOLDER/val/<wnid>/`` and are read as training images in this process and one thread: the speed of
+one core.
 """
 
 from __future__ import annotations

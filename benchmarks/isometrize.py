@@ -3,9 +3,9 @@
 python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, an hour on a shared CPU core
 python -m benchmarks.isometrize resnet18 efficientnet_b0        some families, on random images
 
-Each family is initialised at random for each set of arguments. A network learns if it halves the cross entropy of eight
-images in five classes within 30 steps of SGD (momentum 0.9, gradients clipped to norm 1) at a learning rate of 0.1, 0.01
-or 0.001. If isometrize warns, the arguments that it advises are tried as well.
+Each family is initialised at random for each set of arguments. A network learns if it halves the cross entropy of
+eight images in five classes within 30 steps of SGD (momentum 0.9, gradients clipped to norm 1) at a learning rate of
+0.1, 0.01 or 0.001. If isometrize warns, the arguments that it advises are tried as well.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def rows(name: str, folder: Path | None) -> Iterator[list[str]]:
     stays = tuple(kind for kind in ALSO if any(isinstance(module, kind) for module in network(name).modules()))
     sets: list[dict[str, Any] | None] = [None, {}, {"normalisation": False, "delta": False}]
     sets += [{"normalisation": True, "delta": True}]
-    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # the first equals the defaults if all activations are ReLUs
+    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # without such activations: the defaults
     tried: list[dict[str, Any] | None] = []
     while sets:
         tried.append(sets.pop(0))

@@ -2,9 +2,9 @@
 
 python -m benchmarks.penalty_shares
 
-The baseline is the whole penalty. The shares are timed one after another, each with the whole machine to itself, as if its
-rank had a machine of its own. The note says how evenly the costs are distributed, also over more ranks than are timed: the
-costliest share over the mean.
+The baseline is the whole penalty. The shares are timed one after another, each with the whole machine to itself, as
+if its rank had a machine of its own. The note says how evenly the costs are distributed, also over more ranks than
+are timed: the costliest share over the mean.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 python -m benchmarks.processes
 
-Trains an epoch of configs/digits_ISO20.yaml with a global batch of 72 on the CPU: 20 steps, the last one with 69 images.
-Prints the cross entropy of some steps, the largest relative difference of any step from one process, and the accuracy.
+Trains an epoch of configs/digits_ISO20.yaml with a global batch of 72 on the CPU: 20 steps, the last one with 69
+images. Prints the cross entropy of some steps, the largest relative difference of any step from one process, and the
+accuracy.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ python -m benchmarks.projection                      print the tables of docs/sc
 python -m benchmarks.projection --measure            use the speed of the GPU at hand instead of the assumed one
 python -m benchmarks.projection --node-gbs 100       use the bandwidth of your network; --help lists all assumptions
 
-Multiply-accumulates of a step and of each rank's share of the penalty are counted, and so are the bytes of gradients that
-torch sends. The images that a CPU core decodes per second are measured. Everything else is assumed, and printed.
+Multiply-accumulates of a step and of each rank's share of the penalty are counted, and so are the bytes of gradients
+that torch sends. The images that a CPU core decodes per second are measured. Everything else is assumed, and printed.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Assumed:
 class Counted:
     """Counted and measured quantities.
 
-    ``flop_image`` is the FLOPs of a step per image, forward and backward. ``shares`` maps the number of processes to the
-    FLOPs of the costliest share of the penalty. A process sends ``gradient_bytes`` per step, and a CPU core decodes ``core``
-    images per second.
+    ``flop_image`` is the FLOPs of a step per image, forward and backward. ``shares`` maps the number of processes to
+    the FLOPs of the costliest share of the penalty. A process sends ``gradient_bytes`` per step, and a CPU core
+    decodes ``core`` images per second.
     """
 
     batch: int
@@ -196,7 +196,7 @@ def main() -> None:
     for field in fields(Assumed):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--measure", action="store_true", help="measure the two speeds by timing a step on this machine")
+    parser.add_argument("--measure", action="store_true", help="measure the two speeds by timing a step here")
     args = vars(parser.parse_args())
     if args.pop("measure"):
         batch = 64 if torch.cuda.is_available() else 8

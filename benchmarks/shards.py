@@ -2,9 +2,10 @@
 
   python -m benchmarks.shards --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-Both options are folders with ``val/<class>/``, which are read as training images in one process and one thread. "Bytes
-alone" reads the files without decoding. "From disk" evicts the contents of the files from the page cache before each run,
-but not their names and locations, which the system would also have to look up in a folder of a million files.
+Both options are folders with ``val/<class>/``, which are read as training images in one process and one thread.
+"Bytes alone" reads the files without decoding. "From disk" evicts the contents of the files from the page cache
+before each run, but not their names and locations, which the system would also have to look up in a folder of a
+million files.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def peak_memory(case: Case, device: torch.device) -> Row:
 
 
 def resnet(case: Case, device: torch.device) -> Callable[[], float]:
-    """Return a function that takes a step of torchvision's ResNet-50 with the settings of ``case``; it returns the loss."""
+    """Return a function that takes a step of torchvision's ResNet-50, set up as ``case``, and returns the loss."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50().train()
     forward = place(model, [device], channels_last=True, compiled=case.compiled)

@@ -32,14 +32,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("action", choices=("list", "run", "speed", "tables"))
-    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="a config of configs/study/, e.g. ISO20 (default: all)")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="in configs/study/, e.g. ISO20 (default: all)")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Carry out ``args.action``."""
     if unknown := set(args.configs) - {row.config for row in ROWS}:
-        raise UserError(f"{', '.join(sorted(unknown))}: not a config of the study; list them with python -m benchmarks.study list")
+        raise UserError(f"{', '.join(sorted(unknown))}: not in configs/study; see python -m benchmarks.study list")
     rows = [row for row in ROWS if not args.configs or row.config in args.configs]
     runs = in_order(rows)
     if args.action == "list":

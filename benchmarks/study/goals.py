@@ -68,7 +68,7 @@ def _mean(found: list[Stored]) -> float:
 
 
 def _time_ratio(row: Row, other: Row) -> float | None:
-    """Ratio of the times of all epochs; None unless both rows were timed in one call, on one machine and under one load."""
+    """Ratio of the times of all epochs; None unless both rows were timed in one call and so under the same load."""
     one, two = (speed.read().get(each.config, {}) for each in (row, other))
     if "call" not in one or one["call"] != two.get("call"):
         return None

@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.study.images", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)")
+    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="of data sets (default: data)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 

@@ -10,7 +10,7 @@ from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotli
 
 
 def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
-    """Draw the norms of the signal and of the gradient over the layers; return a PNG. Norms of 0 or None are left out."""
+    """Draw the norms of signal and gradient over the layers; return a PNG. Norms of 0 or None are left out."""
     require_matplotlib("the norms")
     from matplotlib.ticker import FuncFormatter
 
@@ -57,6 +57,40 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
             axis.set_ylabel("top-1, %")
         figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
         return as_png(figure)
+
+
+def vanilla_picture(top1: Mapping[str, Sequence[float]], gradients: Mapping[str, Sequence[float | None]]) -> bytes:
+    """Draw the figure of README.md; return a PNG.
+
+    Left: top-1 in percent of a vanilla network against epochs, complete and without each part. Right: the norm of the
+    gradient over the layers of a very deep one at initialisation. A label stands beside each curve.
+    """
+    require_matplotlib("the figure of README.md")
+    with style(10.5):
+        figure = new_figure(1500, 560)
+        left, right = (figure.add_subplot(1, 2, place) for place in (1, 2))
+        best = max(values[-1] for values in top1.values())
+        for number, (name, values) in enumerate(top1.items()):
+            look = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 2}
+            left.plot(range(1, len(values) + 1), values, **look)
+            shift = 6 if values[-1] == best else -6  # keeps the labels of neighbouring curves apart
+            _label(left, name, (len(values), values[-1]), (9, shift), COLOURS[number])
+        left.set_title("ISONet-56 in three epochs of CIFAR-10", loc="left")
+        left.set(xlabel="epoch", xlim=(0.85, 5.6), xticks=(1, 2, 3), ylabel="top-1, %", ylim=(0, 60))
+        lowest = min(gradients, key=lambda name: gradients[name][350] or math.inf)  # its label stands below it
+        for number, (name, norms) in enumerate(gradients.items()):
+            colour = COLOURS[(0, 1, 4)[number]]  # black, not the colour of another part in the panel on the left
+            right.plot([norm or math.nan for norm in norms], color=colour, linewidth=2)
+            _label(right, name, (350, norms[350]), (25, -14) if name == lowest else (6, 14), colour)
+        right.set_title("ISONet-1202 at initialisation", loc="left")
+        right.set_yscale("log")
+        right.yaxis.set_major_formatter(lambda value, _: short(float(f"{value:.6g}")))
+        right.set(xlabel="layer", ylabel="norm of the gradient", ylim=(1e-21, 1e45))
+        return as_png(figure)
+
+
+def _label(axis: Any, text: str, point: tuple[float, float | None], offset: tuple[int, int], colour: str) -> None:
+    axis.annotate(text, point, xytext=offset, textcoords="offset points", va="center", color=colour)
 
 
 def _network(name: str) -> str:

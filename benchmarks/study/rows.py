@@ -52,8 +52,8 @@ class Run:
 class Row:
     """A config of configs/study/, whose BASE_LR is the best of ``rates``.
 
-    ``rates`` are the base learning rates that run with seed 0, in addition to that of the config. ``seeds`` are those of
-    the runs at the rate of the config.
+    ``rates`` are the base learning rates that run with seed 0, in addition to that of the config. ``seeds`` are those
+    of the runs at the rate of the config.
     """
 
     config: str

@@ -1,8 +1,9 @@
 """The time of an epoch: steps and evaluation of each config, on an idle machine.
 
-It excludes compilation, which takes about 20 s once, and the input, for which an epoch waits half a second. All configs of
-one call are timed alternately so that they compare: timings minutes apart differ by up to 12 % on a shared machine. Each
-turn takes several steps in a row, as in training, because the first one finds the data of another network in the caches.
+It excludes compilation, which takes about 20 s once, and the input, for which an epoch waits half a second. All
+configs of one call are timed alternately so that they compare: timings minutes apart differ by up to 12 % on a shared
+machine. Each turn takes several steps in a row, as in training, because the first one finds the data of another
+network in the caches.
 """
 
 from __future__ import annotations

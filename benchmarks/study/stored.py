@@ -45,7 +45,7 @@ class Stored:
 def collect(command: str, folder: RunFolder) -> Stored:
     """Read a finished run from its folder."""
     versions = json.loads(folder.versions.read_text(encoding="utf-8"))
-    kept = {**machine(), "commit": versions["commit"]}  # with the number of threads, which changes the last bits of the result
+    kept = {**machine(), "commit": versions["commit"]}  # with the threads: their number changes the last bits
     metrics, timing = (read_rows(file)[0] if file.exists() else [] for file in (folder.metrics, folder.timing))
     return Stored(command, folder.config.read_text(encoding="utf-8"), kept, metrics, timing, divergence(folder.log))
 

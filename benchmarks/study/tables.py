@@ -26,6 +26,12 @@ def write() -> None:
     if norms := very_deep.read().get("norms"):
         picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
         (RESULTS / "very-deep.png").write_bytes(picture)
+        deeper = next(section.rows for section in SECTIONS if section.name == "deeper")
+        top1 = {row.title.partition(" (")[0]: [epoch["top1"] for epoch in row.found()[0].metrics] for row in deeper}
+        shown = {"SReLU, delta": "SReLU, delta initialisation", "SReLU, Kaiming": "SReLU, Kaiming initialisation",
+                 "ReLU, Kaiming": "ReLU, Kaiming initialisation"}  # fmt: skip
+        picture = pictures.vanilla_picture(top1, {title: norms[name]["backward"] for name, title in shown.items()})
+        (REPO / "docs" / "vanilla.png").write_bytes(picture)
     times, curves = speed.read(), {}
     for row in DRAWN:
         found = row.found()
