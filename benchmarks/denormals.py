@@ -44,7 +44,7 @@ def main() -> None:
     for hook in hooks:
         hook.remove()
     gradients = [count(p.grad) for p in model.parameters() if p.grad is not None]
-    found = {
+    denormals = {
         kind: f"{sum(d for d, _ in counts):,} of {sum(n for _, n in counts):,}"
         for kind, counts in (("activations", activations), ("gradients", gradients))
     }
@@ -56,7 +56,7 @@ def main() -> None:
 
     seconds = interleave([lambda: with_flush(False), lambda: with_flush(True)], args.repeats or 7, torch.device("cpu"))
     rows: list[Row] = [faster(f"R-ISONet-{args.depth}, as it is and with denormals flushed", seconds, None)]
-    report("denormals", rows, args.json, **found)
+    report("denormals", rows, args.json, **denormals)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
 
 def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
     """Images per second and core: decoding, augmentation and normalisation in one thread of one process."""
-    found = image_folder(folder, "val")
-    source = FolderSource(list(found.paths) * 2, list(found.labels) * 2, found.classes)
+    photographs = image_folder(folder, "val")
+    source = FolderSource(list(photographs.paths) * 2, list(photographs.labels) * 2, photographs.classes)
     mean, std = statistics(load_cfg(None))
     normalise = Normalise(mean, std, device, channels_last=True)
     published = baseline_loader(PilImages(source, imagenet_transform(mean, std)), 50, num_workers=0)
@@ -54,7 +54,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     rows = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(found))):
+    for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(photographs))):
         images = SourceImages(source, Augment(transform, seed=0), as_tensor=decoder == "torch")
         batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
         loader = WorkerLoader(images, batches, source.classes, 224, normalise, num_workers=0)
@@ -81,10 +81,10 @@ def _cifar(folder: Path | None, images: int) -> ArraySource:
     if folder is None:
         pixels = np.random.RandomState(0).randint(0, 256, (images, 32, 32, 3), dtype=np.uint8)
         return ArraySource(pixels, [0] * images, ["none"])
-    found = image_folder(folder, "train")
-    chosen = np.linspace(0, len(found.labels) - 1, images).astype(int)
-    pixels = np.stack([np.asarray(found.read(i)) for i in chosen])
-    return ArraySource(pixels, [found.labels[i] for i in chosen], found.classes)
+    stored = image_folder(folder, "train")
+    chosen = np.linspace(0, len(stored.labels) - 1, images).astype(int)
+    pixels = np.stack([np.asarray(stored.read(i)) for i in chosen])
+    return ArraySource(pixels, [stored.labels[i] for i in chosen], stored.classes)
 
 
 def _drain(loader: Iterable) -> None:

@@ -60,11 +60,11 @@ def network(name: str) -> nn.Module:
 def images(folder: Path | None, size: int) -> Tensor:
     if folder is None:
         return torch.randn(len(LABELS), 3, size, size, generator=torch.Generator().manual_seed(0))
-    found = []
+    photographs = []
     for file in sorted(folder.glob("*/*.JPEG"))[: len(LABELS)]:
         image = TF.center_crop(TF.resize(read_image(str(file), ImageReadMode.RGB), [size + size // 8]), [size, size])
-        found.append(TF.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    return torch.stack(found)
+        photographs.append(TF.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return torch.stack(photographs)
 
 
 def losses(model: nn.Module, batch: Tensor, rate: float) -> Iterator[float]:

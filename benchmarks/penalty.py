@@ -63,9 +63,9 @@ def compare(module: nn.Module, work: str, repeats: int, goal: float | None, devi
     check_equal(work, [variants[0]().item()], [variants[1]().item()], 1e-5)
     exact = copy.deepcopy(module).double()
     run(lambda: baseline_penalty(exact), exact)()
-    true, found = gradient(exact), [gradient(module, variant) for variant in variants]
-    theirs, ours = (((g - true).norm() / true.norm()).item() for g in found)
-    if not (found[0] - found[1]).norm() <= 1e-5 * true.norm():
+    true, gradients = gradient(exact), [gradient(module, variant) for variant in variants]
+    theirs, ours = (((g - true).norm() / true.norm()).item() for g in gradients)
+    if not (gradients[0] - gradients[1]).norm() <= 1e-5 * true.norm():
         raise SystemExit(f"{work}: the gradients differ by more than 1e-5 of their norm")
     note = f"gradient rounded by {ours:.1e}, baseline {theirs:.1e}"
     return faster(work, interleave(variants, repeats, device), goal, note)

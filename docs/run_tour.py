@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 TOUR = Path(__file__).parent / "tour.md"
-_BLOCK = re.compile(r"```python( slow)?\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
+BLOCK = re.compile(r"```python( slow)?\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", re.DOTALL)
 
 
 def run(text: str, with_slow: bool) -> str:
@@ -30,7 +30,7 @@ def run(text: str, with_slow: bool) -> str:
         output = printed.getvalue()
         return f"```python{slow or ''}\n{code}```\n" + (f"\n```text\n{output}```\n" if output else "")
 
-    return _BLOCK.sub(updated, text)
+    return BLOCK.sub(updated, text)
 
 
 def main() -> int:
@@ -41,7 +41,7 @@ def main() -> int:
     if not check:
         TOUR.write_text(after, encoding="utf-8")
     elif after != before:
-        old, new = ({m[0] for m in _BLOCK.finditer(text)} for text in (before, after))
+        old, new = ({m[0] for m in BLOCK.finditer(text)} for text in (before, after))
         print("the output differs from docs/tour.md in:", *sorted(new - old), sep="\n\n")
         return 1
     return 0

@@ -103,10 +103,10 @@ def refuse_changes() -> None:
     """Raise ``UserError`` if code or configs have uncommitted changes, since results name their commit."""
     command = ["git", "status", "--porcelain", "--", "isonet", "configs/study", "train.py"]
     try:
-        found = subprocess.run(command, cwd=stored.REPO, capture_output=True, text=True, check=False)
+        status = subprocess.run(command, cwd=stored.REPO, capture_output=True, text=True, check=False)
     except OSError:  # without git, results name no commit
         return
-    if changed := [line[3:] for line in found.stdout.splitlines()]:
+    if changed := [line[3:] for line in status.stdout.splitlines()]:
         raise UserError(f"{', '.join(changed[:5])}: commit these changes first, because each result names its commit")
 
 

@@ -38,15 +38,15 @@ def goals() -> Iterator[Line]:
 def _accuracy(goal: str, row: Row, other: Row, points: float, time: float | None = None) -> Line:
     """Check whether ``row`` is ``points`` ahead of ``other``, in at most the fraction ``time`` of its minutes."""
     goal = f"{goal} (`{row.config}`, `{other.config}`)"
-    found, others = row.found(), other.found()
-    if not found or not others:
+    runs, others = row.finished(), other.finished()
+    if not runs or not others:
         return goal, NOT_RUN, NOT_RUN
-    if any(run.diverged for run in found):
+    if any(run.diverged for run in runs):
         return goal, "diverged", "missed"
     if any(run.diverged for run in others):
         return goal, "the other diverged", "met"
-    ahead = _mean(found) - _mean(others)
-    measured, met = f"{ahead:+.2f} points, {seeds(len(found), len(others))}", ahead >= points
+    ahead = _mean(runs) - _mean(others)
+    measured, met = f"{ahead:+.2f} points, {seeds(len(runs), len(others))}", ahead >= points
     if time is not None:
         ratio = _time_ratio(row, other)
         if ratio is None:
@@ -63,8 +63,8 @@ def seeds(one: int, other: int) -> str:
     return f"{one} seed{'s' * (one > 1)}" if one == other else f"{one} against {other} seeds"
 
 
-def _mean(found: list[Stored]) -> float:
-    return statistics.mean(run.top1 for run in found)
+def _mean(runs: list[Stored]) -> float:
+    return statistics.mean(run.top1 for run in runs)
 
 
 def _time_ratio(row: Row, other: Row) -> float | None:
@@ -76,22 +76,22 @@ def _time_ratio(row: Row, other: Row) -> float | None:
 
 
 def _very_deep() -> Iterator[Line]:
-    found = very_deep.read()
+    results = very_deep.read()
     goal = "ISONet-1202 at initialisation: norms within a factor of 10"
-    if norms := found.get("norms"):
+    if norms := results.get("norms"):
         factors = [very_deep.spread(norms["SReLU, delta"][key]) for key in ("forward", "backward")]
         measured = f"{factors[0]:.2f} forward, {factors[1]:.2f} backward"
         yield goal, measured, "met" if max(factors) <= 10 else "missed"
     else:
         yield goal, NOT_RUN, NOT_RUN
     goal = "its training step at batch 32 fits into 8 GB"
-    if memory := found.get("memory"):
+    if memory := results.get("memory"):
         gigabytes = memory["with"]["peak"] / 1024
         yield goal, f"{gigabytes:.2f} GiB", "met" if gigabytes <= 8 else "missed"
     else:
         yield goal, NOT_RUN, NOT_RUN
     goal = f"its loss falls steadily over {very_deep.STEPS} steps"
-    if steps := found.get("steps"):
+    if steps := results.get("steps"):
         means = very_deep.means(steps["cross_entropy"])
         rises = sum(later >= earlier for earlier, later in itertools.pairwise(means))
         measured = f"{means[0]:.3f} to {means[-1]:.3f}, {rises} of {len(means) - 1} means higher than the one before"

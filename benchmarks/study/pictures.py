@@ -19,8 +19,8 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
         panels = (("forward", "norm of the signal"), ("backward", "norm of the loss's gradient"))
         for place, (key, label) in enumerate(panels, start=1):
             axis = figure.add_subplot(1, 2, place)
-            for number, (name, found) in enumerate(variants.items()):
-                values = [value or math.nan for value in found[key]]
+            for number, (name, norms) in enumerate(variants.items()):
+                values = [value or math.nan for value in norms[key]]
                 every = len(values) // 12
                 axis.plot(  # earlier curves lie above later ones, with shifted markers, in case they coincide
                     values, color=COLOURS[number], marker=MARKERS[number], label=name, zorder=9 - number,

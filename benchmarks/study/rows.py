@@ -81,7 +81,7 @@ class Row:
         """One run with each seed at the rate of the config."""
         return [Run(self.config, self.rate, seed) for seed in self.seeds]
 
-    def found(self) -> list[Stored]:
+    def finished(self) -> list[Stored]:
         """The runs of ``repeated`` that are stored in results/."""
         return [run for run in (stored.read(run.name) for run in self.repeated()) if run]
 

@@ -43,15 +43,15 @@ def measure(rows: Sequence[Row]) -> None:
     with torch._dynamo.config.patch(recompile_limit=len(parts)):  # the default stops compiling at the ninth network
         seconds = iter(interleave(parts, REPEATS, CPU))
     call = datetime.now(UTC).isoformat(timespec="seconds")
-    found, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
+    timings, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
     for name, cfg in cfgs.items():
         step, evaluation = next(seconds) / IN_A_ROW, next(seconds) / IN_A_ROW
         steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
         batches = IMAGES["val"] / cfg.SOLVER.TEST_BATCH_SIZE
         epoch = steps * step + batches * evaluation
-        found[name] = {"step": step, "evaluation": evaluation, "epoch": epoch, **facts}
+        timings[name] = {"step": step, "evaluation": evaluation, "epoch": epoch, **facts}
         print(f"{name}: step {1e3 * step:.1f} ms, epoch {epoch:.1f} s")
-    write_file(FILE, json.dumps(found, indent=1) + "\n")
+    write_file(FILE, json.dumps(timings, indent=1) + "\n")
 
 
 def read() -> dict[str, dict[str, Any]]:

@@ -53,8 +53,8 @@ def collect(command: str, folder: RunFolder) -> Stored:
 def divergence(log: Path) -> str:
     """The message in the last line of a log if the run ended because of a non-finite number, otherwise empty."""
     last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.exists() else ""
-    found = re.fullmatch(r".*? NonFiniteError: (.*?);.*", last)
-    return found[1] if found else ""
+    match = re.fullmatch(r".*? NonFiniteError: ([^;]*).*", last)
+    return match[1] if match else ""
 
 
 def write(name: str, stored: Stored) -> Path:

@@ -55,27 +55,27 @@ def norms(images: int = 16) -> dict[str, Any]:
 
     A norm is None if it is non-finite.
     """
-    found = {}
+    result = {}
     for name, opts in VARIANTS.items():
         cfg = load_cfg(CONFIG, ["RUNTIME.CHECKPOINT_ACTIVATIONS", False, *opts])
         seed_everything(cfg.RUNTIME.SEED)
         batch, labels = next(iter(build_loader(cfg, "val")))
         rows = signal_norms(build_model(cfg), batch[:images], labels[:images])
-        found[name] = {
+        result[name] = {
             key: [value if math.isfinite(value) else None for value in (asdict(row)[key] for row in rows)]
             for key in ("forward", "backward")
         }
-    return {"images": images, **found}
+    return {"images": images, **result}
 
 
 def memory() -> dict[str, Any]:
     """Peak resident memory in MiB of a process that takes two training steps, without and with recomputation."""
-    found = {}
+    result = {}
     for recompute in (False, True):
         command = [sys.executable, "-m", "benchmarks.study.very_deep", "two-steps", str(recompute)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found["with" if recompute else "without"] = json.loads(output.splitlines()[-1])
-    return found
+        result["with" if recompute else "without"] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def two_steps(recompute: str) -> None:
