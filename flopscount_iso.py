@@ -12,7 +12,7 @@ gc.disable()  # collecting while torch is imported is a fifth of this script's t
 
 from isonet.config import load_cfg  # noqa: E402
 from isonet.errors import run_cli  # noqa: E402
-from isonet.run_folder import run_folder  # noqa: E402
+from isonet.files.run_folder import run_folder  # noqa: E402
 from isonet.tools.cli import make_parser  # noqa: E402
 from isonet.tools.flops import count_flops, format_table, write_count  # noqa: E402
 from isonet.tools.no_compiler import without_compiler  # noqa: E402

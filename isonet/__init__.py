@@ -14,12 +14,12 @@ from isonet.builders import (
     r_isonet50,
     r_isonet101,
 )
-from isonet.checkpoint import load_weights
 from isonet.config import load_cfg
 from isonet.fast_penalty import OrthoPenalty, ortho_penalty, ortho_penalty_per_conv
+from isonet.files.checkpoint import load_weights
 from isonet.init import delta_init_
-from isonet.isometrize import IsometrizedReport, isometrize
 from isonet.models import SReLU, build_model
+from isonet.surgery.isometrize import IsometrizedReport, isometrize
 
 __version__ = "0.1.0"
 __all__ = [

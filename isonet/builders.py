@@ -7,12 +7,12 @@ the zoo such as ``"IN1k-ISO18-nodropout"``. Weights for 1,000 classes: for anoth
 
 from __future__ import annotations
 
-from isonet.checkpoint import load_state
 from isonet.errors import ConfigError
+from isonet.files.checkpoint import load_state
+from isonet.files.zoo import DROPOUT_RATE, NUM_CLASSES, ZOO, zoo_entry, zoo_weights
 from isonet.models.build import CIFAR_BLOCK_LAYERS, architecture, init_network_
 from isonet.models.isonet import ISONet
 from isonet.models.layers import LayerFactory
-from isonet.zoo import DROPOUT_RATE, NUM_CLASSES, ZOO, zoo_entry, zoo_weights
 
 _BASIC, _BOTTLENECK = "basic_transform", "bottleneck_transform"
 

@@ -18,7 +18,7 @@ import isonet
 from conftest import REPO
 from isonet import build_model, load_cfg
 from isonet.errors import CheckpointError, ConfigError, UserError
-from isonet.zoo import ZOO
+from isonet.files.zoo import ZOO
 
 IMAGENET = {
     f"{'r_' * residual}isonet{depth}": f"IN1k-{'R' * residual}ISO{depth}"

@@ -16,7 +16,7 @@ from benchmarks.study.rows import CONFIGS, Run
 from conftest import REPO, SHARED_DATA
 from isonet.config import flat, load_cfg, parse_cfg
 from isonet.errors import NonFiniteError, UserError
-from isonet.run_folder import run_folder
+from isonet.files.run_folder import run_folder
 from isonet.training.run import run_training
 from train import parse_args
 

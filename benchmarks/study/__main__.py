@@ -21,7 +21,7 @@ from benchmarks.study.rows import Row, Run
 from benchmarks.study.sections import ROWS
 from isonet.config import flat, parse_cfg
 from isonet.errors import EXIT_STOPPED, CheckpointError, Stopped, UserError, run_cli
-from isonet.storage import FolderLock
+from isonet.files.storage import FolderLock
 from isonet.tools.cli import Parser
 
 

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from benchmarks.study import stored
 from benchmarks.study.stored import REPO, Stored
 from isonet.config import load_cfg
-from isonet.run_folder import RunFolder, run_folder
+from isonet.files.run_folder import RunFolder, run_folder
 
 CONFIGS = REPO / "configs" / "study"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import machine
-from isonet.run_folder import RunFolder
-from isonet.storage import write_file
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import write_file
 from isonet.tools.summary import read_rows
 
 REPO = Path(__file__).resolve().parents[2]

@@ -11,6 +11,8 @@ from typing import Any
 
 from isonet.config import default_cfg
 from isonet.errors import UserError, printable, run_cli
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import write_file
 from isonet.plots import (
     COLOURS,
     MARKERS,
@@ -25,8 +27,6 @@ from isonet.plots import (
     style,
     values_of,
 )  # fmt: skip
-from isonet.run_folder import RunFolder
-from isonet.storage import write_file
 from isonet.tools.cli import Parser
 from isonet.tools.summary import COLUMNS, cells, read_rows, read_timing, summarise, text_table
 

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isonet.checkpoint import load_state
 from isonet.config import image_size, parse_cfg, uses_small_images
 from isonet.data.build import EVAL_RESIZE, statistics
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
+from isonet.files.checkpoint import load_state
+from isonet.files.storage import link_file, write_file
+from isonet.files.zoo import PREFIX
 from isonet.models import build_model
-from isonet.storage import link_file, write_file
 from isonet.tools.cli import make_parser
 from isonet.tools.trained import Trained, load_trained
 from isonet.training.log import log_to_terminal
-from isonet.zoo import PREFIX
 
 EXAMPLES = """\
   python -m isonet.tools.export --ckpt outputs/cls/digits/demo --format onnx

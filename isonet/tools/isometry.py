@@ -23,12 +23,12 @@ from yacs.config import CfgNode
 from isonet.config import load_cfg
 from isonet.data import build_loader
 from isonet.errors import ConfigError, UserError, printable, run_cli
+from isonet.files.run_folder import find_checkpoint
+from isonet.files.storage import reason, write_file
 from isonet.isometry.measure import measure
 from isonet.isometry.page import page
 from isonet.models import ISONet, build_model
 from isonet.plots import require_matplotlib
-from isonet.run_folder import find_checkpoint
-from isonet.storage import reason, write_file
 from isonet.tools.cli import make_parser, split_overrides
 from isonet.tools.trained import load_trained
 from isonet.training.devices import explain_out_of_memory, pick_devices, seed_everything, set_precision

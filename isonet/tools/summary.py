@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from isonet.errors import UserError, printable
+from isonet.files.run_folder import RunFolder
 from isonet.plots import Row
-from isonet.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.checkpoint import load_state, weights_of
-from isonet.config import image_size, load_cfg, parse_cfg
+from isonet.config import image_size, load_cfg
 from isonet.data.build import statistics
 from isonet.errors import CheckpointError, UserError, printable
+from isonet.files.checkpoint import Checkpoint
+from isonet.files.zoo import open_checkpoint
 from isonet.models import ISONet, build_model
-from isonet.zoo import open_checkpoint
 
 log = logging.getLogger("isonet")
 
@@ -41,40 +41,27 @@ def load_trained(
     everything that the user can put right.
     """
     cfg = None if cfg_path is None else load_cfg(cfg_path, opts)
-    path, state = open_checkpoint(cfg, ckpt)
+    checkpoint = open_checkpoint(cfg, ckpt)
     if cfg is None:
-        cfg = own_config(state, path, opts)
+        cfg = checkpoint.config(opts)
     else:
-        warn_of_other_images(state, path, cfg)
-    model = build_model(cfg)
-    load_state(model, weights_of(state, path), path)
+        warn_of_other_images(checkpoint, cfg)
+    model, path = build_model(cfg), checkpoint.path
+    checkpoint.load_into(model)
     count = cfg.DATASET.NUM_CLASSES
-    classes = _numbered(classes_of(state), count, path) if classes_file is None else _read_names(classes_file, count)
+    classes = _numbered(checkpoint.classes, count, path) if classes_file is None else _read_names(classes_file, count)
     return Trained(path, cfg, model.eval(), classes)
 
 
-def own_config(state: dict[str, Any], path: Path, opts: Sequence[Any]) -> CfgNode:
-    """The config that a checkpoint carries, with ``opts`` merged on top."""
-    if not isinstance(state.get("config"), str):
-        raise CheckpointError(f"{path}: carries no config; name the one it was trained with by --cfg")
-    return parse_cfg(state["config"], f"{path} (its config)", opts)
-
-
-def warn_of_other_images(state: dict[str, Any], path: Path, cfg: CfgNode) -> None:
-    """The network would run on images of another size or scale, and only be worse."""
-    if not isinstance(state.get("config"), str):
+def warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
+    """Warn if the network of ``checkpoint`` was trained on images of another size or scale than ``cfg`` describes."""
+    trained = checkpoint.cfg
+    if trained is None:
         return
-    trained = parse_cfg(state["config"], f"{path} (its config)")
     pairs = {"size": (image_size(trained), image_size(cfg)), "mean and std": (statistics(trained), statistics(cfg))}
     for what, (before, now) in pairs.items():
         if before != now:
-            log.warning("%s was trained on images of %s %s, and is evaluated on %s", path, what, before, now)
-
-
-def classes_of(state: dict[str, Any]) -> list[str] | None:
-    """The names of the classes, in the order of labels, if the checkpoint tells."""
-    classes = state.get("classes")
-    return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
+            log.warning("%s was trained on images of %s %s, and is evaluated on %s", checkpoint.path, what, before, now)
 
 
 def _numbered(names: list[str] | None, count: int, path: Path) -> list[str]:

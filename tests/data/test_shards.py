@@ -19,11 +19,11 @@ from PIL import Image
 
 from conftest import REPO, SHARED_DATA, assert_same
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint
 from isonet.data import build, build_loader
 from isonet.data.shards.index import read_index
 from isonet.data.shards.order import ShardOrder, drawn_from_buffer
 from isonet.errors import DataError, UserError, run_cli
+from isonet.files.checkpoint import read_checkpoint
 from isonet.shares import Share
 from isonet.tools import shards as tool
 from isonet.training.run import run_training
@@ -379,7 +379,7 @@ def test_a_split_that_is_not_complete_does_not_pass_for_whole(damaged, capsys):
 def test_two_cannot_write_at_once(folder, tmp_path):
     (tmp_path / "val").mkdir()
     script = (
-        "import sys; from pathlib import Path; from isonet.storage import FolderLock\n"
+        "import sys; from pathlib import Path; from isonet.files.storage import FolderLock\n"
         f"with FolderLock(Path({str(tmp_path / 'val')!r})): print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdin=-1, stdout=-1, text=True, cwd=REPO) as other:

@@ -15,10 +15,10 @@ import pytest
 
 from conftest import REPO, TINY, run_script
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.errors import CheckpointError, StorageError
-from isonet.run_folder import RunFolder
-from isonet.storage import FolderLock, link_file, write_file
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import FolderLock, link_file, write_file
 from isonet.training.run import LATEST, run_training
 
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]

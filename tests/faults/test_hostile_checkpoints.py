@@ -20,9 +20,9 @@ import torch
 import test as test_script
 from conftest import REPO, TINY
 from isonet import build_model, load_cfg, load_weights
-from isonet.archive import ArchiveError, _check_storages, pack
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.errors import CheckpointError, run_cli
+from isonet.files.archive import ArchiveError, _check_storages, pack
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 
 CFG = load_cfg(None, TINY)
 

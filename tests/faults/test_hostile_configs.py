@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from conftest import REPO, run_script
 from isonet import build_model, load_cfg
 from isonet.config import default_cfg, flat, image_size, parse_cfg
-from isonet.config_file import MAX_BYTES, MAX_DEPTH
+from isonet.config.file import MAX_BYTES, MAX_DEPTH
 from isonet.errors import EXIT_USER_ERROR, ConfigError, printable, run_cli
+from isonet.files.run_folder import run_folder
 from isonet.models.build import assemble
-from isonet.run_folder import run_folder
 from isonet.training import TrainStep, build_optimizer, learning_rate_at
 
 DEEPEST = MAX_DEPTH - 1  # lists or nodes in each other as the value of a key at the top

@@ -7,8 +7,8 @@ import torch
 
 from conftest import TINY
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint
 from isonet.errors import CheckpointError, ConfigError
+from isonet.files.checkpoint import read_checkpoint
 from isonet.training.run import run_training
 
 

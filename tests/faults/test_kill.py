@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO, assert_same
-from isonet.checkpoint import read_checkpoint
-from isonet.run_folder import RunFolder
+from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import RunFolder
 from isonet.training.stop import StopSignals
 
 VICTIM = Path(__file__).parent / "victim.py"

@@ -13,9 +13,9 @@ from torch import nn
 
 from conftest import TINY
 from isonet import build_model, load_cfg
-from isonet.checkpoint import read_checkpoint
 from isonet.data.memory import MemoryLoader
 from isonet.errors import NonFiniteError
+from isonet.files.checkpoint import read_checkpoint
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.amp import Amp
 from isonet.training.failure import first_non_finite

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from conftest import REPO, run_script
-from isonet.checkpoint import read_checkpoint
-from isonet.run_folder import RunFolder
+from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import RunFolder
 
 # 8 steps an epoch of 64 images
 KEYS = [

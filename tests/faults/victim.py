@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import isonet.training.trainer
 import train
-from isonet import storage
 from isonet.data.memory import MemoryLoader
 from isonet.errors import run_cli
+from isonet.files import storage
 from isonet.training.step import TrainStep
 
 kind, left = sys.argv[1], int(sys.argv[2])

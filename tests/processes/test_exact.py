@@ -9,7 +9,7 @@ import torch
 
 from conftest import TINY
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint
+from isonet.files.checkpoint import read_checkpoint
 from isonet.training.run import LATEST, run_training
 from isonet.training.trainer import TrainStep
 from launch import forked

@@ -17,9 +17,9 @@ from PIL import Image
 
 from conftest import REPO, TINY
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint
 from isonet.errors import DataError, Stopped
-from isonet.run_folder import RunFolder
+from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import RunFolder
 from isonet.training.restarts import launcher
 from isonet.training.run import run_training
 from launch import environment, forked, free_port, torchrun

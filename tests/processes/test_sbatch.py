@@ -13,7 +13,7 @@ import pytest
 from test_launched import CFG, RUN, assert_same_weights, finished, train, wait_for
 
 from conftest import REPO
-from isonet.checkpoint import read_checkpoint
+from isonet.files.checkpoint import read_checkpoint
 from launch import forked
 
 OPTS = [*RUN, "SOLVER.MAX_EPOCHS", 2]

@@ -13,10 +13,10 @@ import torch
 
 from conftest import REPO, TINY
 from isonet import build_model, load_cfg
-from isonet.checkpoint import save_checkpoint
 from isonet.config import parse_cfg
 from isonet.data.build import build_loader
 from isonet.errors import UserError, run_cli
+from isonet.files.checkpoint import save_checkpoint
 from isonet.tools.export import FORMATS, main, metadata, parse_args
 from isonet.tools.export import export as export_file
 from isonet.tools.trained import Trained, load_trained

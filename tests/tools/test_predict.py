@@ -18,10 +18,10 @@ from PIL import Image
 
 from conftest import REFERENCE, REPO, TINY
 from isonet import build_model, load_cfg
-from isonet.checkpoint import save_checkpoint
 from isonet.data import build_loader
 from isonet.data.sources import digits
 from isonet.errors import run_cli
+from isonet.files.checkpoint import save_checkpoint
 from isonet.tools.predict import main, parse_args
 
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

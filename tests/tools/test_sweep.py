@@ -19,7 +19,7 @@ from conftest import REPO
 from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
-from isonet.run_folder import RunFolder
+from isonet.files.run_folder import RunFolder
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid

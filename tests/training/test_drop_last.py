@@ -8,9 +8,9 @@ import pytest
 
 from conftest import TINY, assert_same
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.config import flat, parse_cfg, read_written_cfg
-from isonet.config_defaults import BEFORE_THE_KEY, default_cfg
+from isonet.config.keys import BEFORE_THE_KEY, default_cfg
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 from isonet.training import learning_rate_at, trainer
 from isonet.training.run import LATEST, run_training
 

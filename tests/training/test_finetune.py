@@ -11,9 +11,9 @@ from PIL import Image
 
 from conftest import REPO, TINY, assert_same
 from isonet import build_model, load_cfg, ortho_penalty_per_conv
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.data.sources import digits
 from isonet.errors import CheckpointError, ConfigError
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 from isonet.training import build_optimizer
 from isonet.training.finetune import freeze, note_other_classes
 from isonet.training.run import LATEST, run_training

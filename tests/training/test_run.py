@@ -9,9 +9,9 @@ import torch
 
 from conftest import TINY, assert_same
 from isonet import load_cfg
-from isonet.checkpoint import read_checkpoint, save_checkpoint
 from isonet.config import flat, parse_cfg
 from isonet.errors import CheckpointError, ConfigError, DataError, NonFiniteError, StorageError
+from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 from isonet.training.run import LATEST, run_training
 
 DROPOUT = [

@@ -22,7 +22,7 @@ from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
 from isonet.data.shards.index import INDEX, SUMS, Shard, ShardIndex, member_name, read_index, shard_name
 from isonet.errors import DataError, StorageError, printable
-from isonet.storage import FolderLock, append_line, reason, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, append_line, reason, remove_leftovers, write_file
 
 PLAN = "plan.json"
 _THREADS = 16  # files read at a time: a network file system is asked for many, or it is slow

@@ -11,8 +11,8 @@ import time
 
 from isonet.config import load_cfg
 from isonet.errors import CheckpointError, NonFiniteError, printable, run_cli
-from isonet.run_folder import RunFolder, run_folder
-from isonet.storage import FolderLock
+from isonet.files.run_folder import RunFolder, run_folder
+from isonet.files.storage import FolderLock
 from isonet.tools.cli import make_parser
 from isonet.training.log import log_to_terminal
 from isonet.training.run import AUTO, run_training

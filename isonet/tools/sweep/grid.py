@@ -17,8 +17,8 @@ from yacs.config import CfgNode
 
 from isonet.config import default_cfg, flat, load_cfg
 from isonet.errors import ConfigError, printable
+from isonet.files.run_folder import RunFolder, run_folder
 from isonet.plots import short
-from isonet.run_folder import RunFolder, run_folder
 
 MOST_RUNS = 1000  # beyond them lies a slip of the finger
 

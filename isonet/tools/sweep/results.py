@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 
 from isonet.config import flat
 from isonet.errors import UserError, printable
-from isonet.storage import write_file
+from isonet.files.storage import write_file
 from isonet.tools.summary import COLUMNS, Summary, cells, summary_of, text_table
 from isonet.tools.sweep.grid import Grid, Run, leaf, shown
 from isonet.training.changes import may_differ

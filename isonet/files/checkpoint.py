@@ -1,0 +1,188 @@
+"""Checkpoints: what is in one, and how it is written and read safely.
+
+A checkpoint of this project is a dictionary with ``model`` (the bare network's weights) and ``config``
+(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.loop.Run.save``).
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from isonet.config import parse_cfg
+from isonet.errors import CheckpointError
+from isonet.files.archive import ArchiveError, pack, unpack
+from isonet.files.storage import reason, write_file
+
+_WEIGHT_KEYS = ("model", "net", "state_dict")  # ours, the published implementation's, other people's
+_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
+_SHOWN = 5  # names listed in an error
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint file and the dictionary in it.
+
+    The properties check what they return, because the dictionary comes from a file. Those that the file does not
+    have are None, and what is there in another form raises ``CheckpointError``, which names the file.
+    """
+
+    path: Path
+    state: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Checkpoint:
+        """Read a checkpoint file, see ``read_checkpoint``."""
+        return cls(Path(path), read_checkpoint(path))
+
+    @cached_property
+    def cfg(self) -> CfgNode | None:
+        """The config of the run that wrote the file, frozen."""
+        return self.config() if isinstance(self.state.get("config"), str) else None
+
+    def config(self, opts: Sequence[Any] = ()) -> CfgNode:
+        """The config of the run that wrote the file with ``KEY VALUE`` pairs merged on top. Raises if it has none."""
+        if not isinstance(self.state.get("config"), str):
+            raise CheckpointError(f"{self.path}: carries no config; name the one it was trained with by --cfg")
+        return parse_cfg(self.state["config"], f"{self.path} (its config)", opts)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes in the order of their labels."""
+        classes = self.state.get("classes")
+        return classes if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
+
+    @property
+    def epoch(self) -> int | None:
+        """The number of finished epochs."""
+        epoch = self.state.get("epoch")
+        return epoch if type(epoch) is int else None
+
+    @property
+    def num_gpus(self) -> int | None:
+        """The number of GPUs that the run used, on all ranks."""
+        devices = self.state.get("num_devices")
+        return devices if type(devices) is int and devices > 0 else None
+
+    @cached_property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights under the names of the bare network."""
+        return weights_of(self.state, self.path)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Copy the weights into ``model``, all of them or, if they do not fit, none."""
+        load_state(model, self.weights, self.path)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write ``state`` to ``path`` so that at every moment a whole file lies there, the former or the new one.
+
+    Raises ``StorageError``, with the former file intact, where it cannot be written.
+    """
+    write_file(path, pack(state))
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The dictionary in a checkpoint file, on the CPU. Nothing in the file is ever executed.
+
+    Raises ``CheckpointError`` for a file that is missing, damaged, or holds other objects than tensors,
+    numbers, text and containers of them.
+    """
+    path = Path(path)
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
+            raise CheckpointError(f"{path}: is no file, so no checkpoint")
+        state = unpack(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason(error)})") from None
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: holds a {type(state).__name__} where a dictionary of weights is expected")
+    return state
+
+
+def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+    """Load a checkpoint file into ``model``, whose device and type stay; returns ``model``.
+
+    Takes this project's checkpoints, those of the published implementation (``{"net": ...}``) and a
+    bare state dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names. Raises
+    ``CheckpointError``, with ``model`` unchanged, for a file that is not one of these, belongs to
+    another network, or holds values that are not finite.
+    """
+    load_state(model, weights_of(read_checkpoint(path), path), path)
+    return model
+
+
+def weights_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
+    """The weights inside a checkpoint, under the names of the bare network."""
+    inner: Any = next((state[key] for key in _WEIGHT_KEYS if isinstance(state.get(key), dict)), state)
+    named = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    if not inner or len(named) < len(inner):
+        keys = _first([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
+        raise CheckpointError(f"{path}: holds no state dictionary (found {keys})")
+    weights = {_bare_name(name): value for name, value in named.items()}
+    if len(weights) < len(named):
+        twice = [name for name in named if name not in weights]
+        raise CheckpointError(f"{path}: holds some weights twice, with a wrapper's name and without ({_first(twice)})")
+    return weights
+
+
+def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
+    """Copy ``weights`` into ``model``, all or nothing; ``path`` is for the message."""
+    model.load_state_dict(fitted(model, weights, path))
+
+
+def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """``weights`` in the types of ``model``, which they fit: loading them cannot fail.
+
+    Raises ``CheckpointError`` for those of another network and for values that are not finite.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in weights],
+        "unexpected": [name for name in weights if name not in own],
+        "of another shape": [
+            f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in weights and weights[name].shape != own[name].shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{path}: belongs to another network than the config describes ({found})")
+    converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
+    if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
+        raise CheckpointError(
+            f"{path}: holds infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
+            "it was saved after training had diverged; use an earlier one"
+        )
+    return converted
+
+
+def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> Tensor:
+    """A plain tensor of ``dtype``; from one of the same kind of number only."""
+    plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
+    if not plain or value.is_quantized or value.is_complex() or value.is_floating_point() != dtype.is_floating_point:
+        raise CheckpointError(f"{path}: holds {name} as {value.dtype}, which cannot be a weight of type {dtype}")
+    return value.detach().to(dtype)
+
+
+def _bare_name(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(name[:80] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

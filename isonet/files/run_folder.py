@@ -1,0 +1,209 @@
+"""Where a run lies: one folder ``OUTPUT_DIR/DATASET.NAME/<output>/`` with fixed names inside. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from isonet.errors import CheckpointError, ConfigError
+from isonet.files.storage import link_file, write_file
+
+LATEST = ""  # the value of --resume without a checkpoint
+AUTO = "auto"  # of --resume: resume this run if it has saved anything, else start it
+
+_NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    path: Path
+
+    @property
+    def latest(self) -> Path:
+        """The newest checkpoint: another name of the last of ``numbered``."""
+        return self.path / "latest.pt"
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the epoch with the highest validation top-1."""
+        return self.path / "best.pt"
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per epoch with what was computed: equal whenever the run is repeated."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def timing(self) -> Path:
+        """One JSON line per epoch: how long it took."""
+        return self.path / "timing.jsonl"
+
+    @property
+    def versions(self) -> Path:
+        """Versions of what the run used, as JSON."""
+        return self.path / "versions.json"
+
+    @property
+    def profile(self) -> Path:
+        """The costliest operators of some steps, if RUNTIME.PROFILE asks for them."""
+        return self.path / "profile.txt"
+
+    @property
+    def skipped(self) -> Path:
+        """Images that could not be read, with DATASET.ON_ERROR skip."""
+        return self.path / "skipped.txt"
+
+    @property
+    def curves(self) -> Path:
+        """The metrics against the epochs, as a picture, if matplotlib is installed."""
+        return self.path / "curves.png"
+
+    def events(self) -> list[Path]:
+        """Files for TensorBoard, if RUNTIME.TENSORBOARD asks for them."""
+        return list(self.path.glob("events.out.tfevents.*"))
+
+    def numbered(self) -> list[Path]:
+        """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
+        return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
+
+    def resumable(self) -> list[Path]:
+        """The checkpoints to resume from, the newest first; ``latest`` replaces its other name if it has one."""
+        newest_first = self.numbered()[::-1]
+        if not self.latest.is_file():
+            return newest_first
+        if newest_first and self.latest.samefile(newest_first[0]):
+            return [self.latest, *newest_first[1:]]
+        return [*newest_first, self.latest]  # a kill came before it was renewed, or the folder is a copy
+
+    def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
+        """Save a checkpoint of ``epoch`` after ``step`` (0: after all of it) as the latest; keep the last ``keep``.
+
+        best: make ``best`` another name of it, too. ``latest`` and ``best`` are whole at every moment. Raises
+        ``StorageError``, with both intact, if nothing can be written.
+        """
+        path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
+        write_file(path, content)
+        if best:  # first, so that the latest never names a best epoch whose file is missing
+            link_file(path, self.best)
+        link_file(path, self.latest)
+        for old in self.numbered()[:-keep]:
+            old.unlink(missing_ok=True)
+
+    def set_aside(self, damaged: Path) -> None:
+        """Rename a damaged checkpoint, so that it is no longer one to resume from."""
+        damaged.replace(damaged.with_name(damaged.name + ".damaged"))
+
+    def set_log_aside(self) -> None:
+        """Rename the log of a start that saved nothing, so that the next start does not overwrite it."""
+        if self.log.exists():
+            self.log.replace(self.log.with_name("log-before-restart.txt"))
+
+    def holds_a_run(self) -> bool:
+        return any(file.exists() for file in self._files())
+
+    def clear(self) -> None:
+        """Remove the files of the run, and nothing else."""
+        for file in self._files():
+            file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        named = [self.latest, self.best, self.config, self.log, self.metrics, self.timing, self.versions, self.profile,
+                 self.skipped, self.curves]  # fmt: skip
+        return named + self.events() + self.numbered() + list(self.path.glob("*.pt.damaged"))
+
+
+def _position(numbered: Path) -> tuple[int, int]:
+    """Finished epochs, and steps beyond them."""
+    match = _NUMBERED.fullmatch(numbered.name)
+    assert match
+    epoch, step = int(match[1]), int(match[2] or 0)
+    return (epoch - 1, step) if step else (epoch, 0)
+
+
+def run_folder(cfg: CfgNode, output: str) -> RunFolder:
+    """The folder of the run ``output`` of this config, whether it exists or not."""
+    one_name = output not in ("", ".", "..") and not set(output) & {"/", "\\"} and output.isprintable()
+    if not one_name or len(output.encode()) > 255:  # bytes: the limit of Linux's file systems
+        raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r:.100}")
+    return RunFolder(Path(cfg.OUTPUT_DIR) / cfg.DATASET.NAME / output)
+
+
+def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> list[Path]:
+    """The checkpoints that ``--resume`` means, the newest first; none if the run starts afresh.
+
+    resume: a checkpoint or a run folder, "" for the folder's own latest, "auto" for that if there is one, None for a
+    start. Raises ``CheckpointError`` if there is nothing to resume, and for a run in ``folder`` that neither ``resume``
+    nor ``overwrite`` allows to touch.
+    """
+    if resume is not None and overwrite:
+        raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
+    if resume is None:
+        if folder.holds_a_run() and not overwrite:
+            run = "a run: continue it with --resume," if folder.resumable() else "a run that saved nothing:"
+            raise CheckpointError(
+                f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
+            )
+        return []
+    source, candidates = _candidates(folder, resume)
+    if not candidates and resume == AUTO:
+        return []
+    if not candidates:
+        if resume != LATEST:
+            raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
+        how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
+        raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
+    own = folder.resumable()
+    continues = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
+    if folder.holds_a_run() and not continues:
+        raise CheckpointError(
+            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
+            "--output to resume that into, or continue this run with --resume alone"
+        )
+    return candidates
+
+
+def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
+    """The folder that ``resume`` means, and its checkpoints, the newest first."""
+    asked = Path(resume)
+    try:
+        if resume in (LATEST, AUTO) or asked.is_dir():
+            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
+            return source, source.resumable()
+        return RunFolder(asked.parent), [asked] if asked.is_file() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
+
+
+def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
+    """The file that ``--ckpt`` names: a checkpoint, the best one of a run folder, or that of a run of ``cfg``."""
+    path = Path(ckpt)
+    try:
+        if path.is_file():
+            return path
+        folders = [RunFolder(path)]
+        if path.name == ckpt and cfg is not None:
+            folders.append(run_folder(cfg, ckpt))
+        files = [file for folder in folders for file in (folder.best, folder.latest) if file.is_file()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--ckpt {ckpt!r:.100}: cannot be looked for ({error!s:.100})") from None
+    if files:
+        return files[0]
+    places = " nor at ".join(str(folder.path) for folder in folders)
+    hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
+    raise CheckpointError(
+        f"no checkpoint {ckpt}: neither a file nor a folder that holds best.pt or latest.pt is at {places}{hint}"
+    )

@@ -1,0 +1,170 @@
+"""Files that are whole at every moment, and a folder that one process writes at a time. Needs no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from isonet.errors import CheckpointError, StorageError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+log = logging.getLogger("isonet")
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Write ``content`` to ``path``, where a whole file lies at every moment: the former one or the new one.
+
+    It is written beside ``path``, forced to disk and renamed, so that neither a kill nor a power cut leaves a part.
+    Raises ``StorageError``, with the former file intact, if it cannot be written.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the run from colleagues
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise StorageError(f"{path}: cannot be written ({reason(error)}){_kept(path)}") from None
+        raise
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file. A kill may truncate the last line; readers must tolerate that."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({reason(error)})") from None
+
+
+def link_file(path: Path, name: Path) -> None:
+    """Make ``name`` another name of the file at ``path``, in one step; a copy if the file system has no links."""
+    temporary = name.parent / f".{name.name}.link.tmp"
+    try:
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        os.replace(temporary, name)
+        _sync_folder(name.parent)
+    except OSError:
+        write_file(name, path.read_bytes())
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the incomplete files of a killed process from ``folder``."""
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """The system's reason, such as "No space left on device", and the remedy."""
+    remedy = {errno.ENOSPC: ": make room", errno.EDQUOT: ": make room", errno.ENOENT: ": its folder is gone"}
+    return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
+
+
+def _kept(path: Path) -> str:
+    return "; the former file is intact" if path.exists() else ""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force a rename to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems do not support it
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class FolderLock:
+    """Keeps other processes out of ``folder`` while the ``with`` block runs, by filelock on the file ``lock``.
+
+    The operating system releases the lock when the process ends, however it ends. ``lock.json`` beside it names the
+    holder. On a folder that does not exist the ``with`` block holds nothing until ``acquire``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "lock"
+        self.holder = folder / "lock.json"
+        self._lock: BaseFileLock | None = None
+
+    def __enter__(self) -> FolderLock:
+        if os.path.isdir(self.path.parent):
+            self.acquire()
+        return self
+
+    def acquire(self) -> bool:
+        """Take the lock; returns whether this object did not hold it before.
+
+        Raises ``CheckpointError``, which names host and process, if another process holds it, and ``StorageError`` if
+        the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout  # here: a mistake in the command is reported before anything is locked
+
+        if self._lock:
+            return False
+        lock = FileLock(self.path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(self._in_use(self._read_holder())) from None
+        except OSError as error:
+            raise StorageError(f"{self.path.parent}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+        self._lock = lock
+        if former := self._read_holder():
+            log.info("process %s on %s was killed while it wrote to this folder", former["pid"], former["host"])
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        try:
+            write_file(self.holder, json.dumps(me))
+        except BaseException:
+            self._release()
+            raise
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Remove the files while they are still locked: a process that waits for one of them sees that it is gone."""
+        if self._lock:
+            for file in (self.holder, self.path):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            self._lock.release()
+            self._lock = None
+
+    def _read_holder(self) -> dict[str, object]:
+        """Host, process and time of the holder; empty if the file is missing or incomplete."""
+        try:
+            found = json.loads(self.holder.read_text(encoding="utf-8"))
+            return {key: found[key] for key in ("host", "pid", "since")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _in_use(self, holder: dict[str, object]) -> str:
+        who = "process {pid} on {host}, since {since}".format(**holder) if holder else "another process"
+        return f"{self.path.parent} is in use by {who}: wait for it, stop it, or choose another --output"

@@ -1,0 +1,80 @@
+"""The environment that torchrun sets for each process of a run: read here, and nowhere else. Needs no torch."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from isonet.errors import UserError
+
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+
+
+class LaunchError(UserError):
+    """An environment that contradicts itself, or ranks that cannot connect."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of several, as its launcher describes it.
+
+    rank, size: among all processes of the run. local_rank, local_size: among those of this machine.
+    address: host and port of the rendezvous. run_id: torchrun's name for the run, "" for another launcher.
+    restart: how often torchrun on this machine has restarted the processes after a failure.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    address: str
+    run_id: str
+    restart: int
+
+    @property
+    def launcher(self) -> str:
+        """The launcher's process: the name of its run, this machine, and its number."""
+        return f"{self.run_id} {socket.gethostname()} {os.getppid()}"
+
+    @property
+    def where(self) -> str:
+        """The process in words, for messages."""
+        return f"rank {self.rank} on {socket.gethostname()}"
+
+
+def launch() -> Launch | None:
+    """Describe this process if a launcher started it; None if a person did.
+
+    Raises ``LaunchError`` for an environment in which a variable is missing or is no number.
+    """
+    if not is_launched():
+        return None
+    if missing := [name for name in (*_NUMBERS, "MASTER_ADDR") if not os.environ.get(name)]:
+        raise LaunchError(
+            f"RANK and WORLD_SIZE are set as by torchrun, but {', '.join(missing)} is not: start the script with "
+            "torchrun, or unset them"
+        )
+    try:
+        rank, size, local_rank, local_size, port = (int(os.environ[name]) for name in _NUMBERS)
+        restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    except ValueError as error:
+        raise LaunchError(f"RANK, WORLD_SIZE and the like must be numbers ({error}): unset them") from None
+    address = f"{os.environ['MASTER_ADDR']}:{port}"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return Launch(rank, size, local_rank, local_size, address, run_id, restart)
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0, or the only one: it prints and writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def processes_here() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -1,0 +1,374 @@
+"""The authors' checkpoints: the table, and downloads from a real server that drops, cuts, refuses and lies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import REPO, run_script
+from isonet import isonet18, load_cfg
+from isonet.errors import CheckpointError, StorageError, UserError
+from isonet.files.zoo import ZOO, zoo_entry, zoo_weights
+
+ENTRY = ZOO["IN1k-ISO18"]
+ROW = (
+    r"\| (\S+) \| (yes|no) \| (\S+) \| `(\S+)` "
+    r"\| `python test.py --cfg configs/(\S+)\.yaml --ckpt (\S+)\.pt` \| `python train.py (.*)` \|"
+)
+
+
+def test_the_table_is_that_of_the_model_zoo_and_its_configs_are_the_files():
+    rows = re.findall(ROW, (REPO / "MODEL_ZOO.md").read_text())
+    assert len(rows) == len(ZOO) == 16
+    for (network, dropout, top1, file_id, config, ckpt, train), entry in zip(rows, ZOO.values(), strict=True):
+        assert (network, f"{entry.top1:.2f}", file_id) == (entry.network, top1, entry.file_id)
+        assert entry.dropout == (dropout == "yes") == (not ckpt.endswith("-nodropout"))
+        assert entry.name == f"IN1k-{ckpt}" == config + "-nodropout" * (dropout == "no")
+        trained = load_cfg(REPO / f"configs/{config}.yaml", train.split(f"--output {ckpt}")[1].split())
+        assert (entry.config().ISON, entry.config().DATASET) == (trained.ISON, trained.DATASET)
+    assert len({entry.file_id for entry in ZOO.values()}) == len({entry.path for entry in ZOO.values()}) == 16
+
+
+def test_a_name_that_is_not_there():
+    assert zoo_entry("zoo:IN1k-RISO18") is zoo_entry("IN1k-RISO18")
+    with pytest.raises(UserError, match="did you mean zoo:IN1k-RISO18"):
+        zoo_entry("zoo:IN1k-RISO81")
+    with pytest.raises(UserError, match="there are IN1k-ISO18-nodropout, "):
+        zoo_entry("zoo:")
+
+
+class Server(ThreadingHTTPServer):
+    """Sends ``content`` as ``Handler`` is told by the other attributes; remembers what was asked for."""
+
+    daemon_threads = True
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = content
+        self.status = 200
+        self.cut: int | None = None  # bytes after which an answer to a whole request breaks off
+        self.hold: threading.Event | None = None  # waited for there, instead of breaking off
+        self.honours_range = True
+        self.says_length = True
+        self.ranges: list[str | None] = []  # of each request
+        self.drive: dict[str, bytes] = {}  # pages, by host, of what is reached through this server as a proxy
+        self.certificate = ""
+        self.url = f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, *_):
+        pass  # a client that has enough
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    host = ""
+
+    def log_message(self, *_):
+        pass
+
+    def do_CONNECT(self):
+        """Be the host that is asked for, by TLS."""
+        self.host = self.path.split(":")[0]
+        self.send_response_only(200)
+        self.end_headers()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server.certificate)
+        self.connection = context.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", buffering=0)
+        self.close_connection = False
+
+    def do_GET(self):
+        server, asked = self.server, self.headers.get("Range")
+        if page := server.drive.get(self.host):
+            return self.answer(200, {"Content-Type": "text/html; charset=utf-8", "Content-Length": len(page)}, page)
+        server.ranges.append(asked)
+        headers = {"Content-Type": "application/octet-stream", "ETag": '"1"'}
+        if self.host:
+            headers["Content-Disposition"] = f'attachment; filename="{self.path[-8:]}"'
+        body = server.content
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.honours_range else 0
+        if start:
+            if start >= len(body):
+                return self.answer(416, {"Content-Range": f"bytes */{len(body)}", "Content-Length": 0}, b"")
+            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        if server.says_length:
+            headers["Content-Length"] = len(body) - start
+        stop = server.cut if server.cut is not None and not start else len(body)
+        self.answer(206 if start else server.status, headers, body[start:stop])
+        if server.hold and not start:
+            self.wfile.flush()
+            server.hold.wait(20)
+            with contextlib.suppress(OSError):
+                self.wfile.write(body[stop:])
+
+    def answer(self, status, headers, body):
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A file as the authors write it, in 16 bits for haste; and the weights in it."""
+    torch.manual_seed(1)
+    weights = {f"module.{name}": (w + 0.01 * torch.randn_like(w)).half() for name, w in isonet18().state_dict().items()}
+    path = tmp_path_factory.mktemp("published") / "ISO18.pt"
+    torch.save({"net": weights}, path)
+    return path, {name.removeprefix("module."): w.float() for name, w in weights.items()}
+
+
+@pytest.fixture
+def server(published, tmp_path, monkeypatch):
+    """Serves the file in place of Google Drive; the hub cache is empty."""
+    with Server(published[0].read_bytes()) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        monkeypatch.setenv("ISONET_ZOO_URL", running.url)
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def files():
+    return sorted(path.name for path in ENTRY.path.parent.iterdir())
+
+
+def parts():
+    return list(ENTRY.path.parent.glob(".*.part"))
+
+
+def assert_fetched(published, weights):
+    assert list(weights) == list(published[1])
+    assert all(torch.equal(weights[name], w) for name, w in published[1].items())
+    assert ENTRY.path.read_bytes() == published[0].read_bytes()
+    assert files() == ["isonet-IN1k-ISO18.pt"]  # nothing beside it
+
+
+def refused(words, **arguments):
+    with pytest.raises(UserError, match=words) as caught:
+        zoo_weights(ENTRY, **{"retries": 0, **arguments})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{os.environ['ISONET_ZOO_URL']}{ENTRY.file_id} in a browser and save it as {ENTRY.path}" in message
+    assert not ENTRY.path.exists()
+    return message
+
+
+def test_a_download_happens_once_and_needs_no_library_afterwards(published, server, monkeypatch):
+    assert_fetched(published, zoo_weights(ENTRY))
+    assert oct(ENTRY.path.stat().st_mode & 0o444) == oct(0o444 & ~current_umask())
+    monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
+    server.shutdown()
+    assert_fetched(published, zoo_weights(ENTRY))
+    assert server.ranges == [None]
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["in the same call", "in the next call"])
+def test_a_dropped_connection_is_resumed_where_it_broke(published, server, within):
+    """No answer to a whole request is ever complete: without going on there is no file."""
+    server.cut = len(server.content) // 2
+    if within:
+        weights = zoo_weights(ENTRY, retries=1)
+    else:
+        assert "goes on where it stopped" in refused("incomplete")
+        (part,) = parts()
+        assert 0 < part.stat().st_size <= server.cut
+        size = part.stat().st_size
+        weights = zoo_weights(ENTRY, retries=0)
+        assert server.ranges[-1] == f"bytes={size}-"
+    assert_fetched(published, weights)
+
+
+@pytest.mark.parametrize("left", ["a half", "all"])
+def test_what_the_server_does_not_go_on_with_is_fetched_anew(published, server, left):
+    server.honours_range = left == "all"
+    ENTRY.path.parent.mkdir(parents=True)
+    part = ENTRY.path.with_name(f".{ENTRY.path.name}.unchecked12345678.part")
+    part.write_bytes(server.content[: len(server.content) // 2 if left == "a half" else None])
+    assert_fetched(published, zoo_weights(ENTRY, retries=0))
+
+
+def other_network(folder):
+    torch.save({"net": torch.nn.Linear(3, 3).state_dict()}, folder / "other.pt")
+    return (folder / "other.pt").read_bytes()
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def hostile(folder):
+    torch.save({"net": Harmful()}, folder / "hostile.pt")
+    return (folder / "hostile.pt").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"content": lambda _: b"<!DOCTYPE html><html><body>Quota exceeded</body></html>"}, "sent a web page"),
+        ({"content": lambda _: b""}, "is not a checkpoint"),
+        ({"content": lambda _: os.urandom(5000)}, "not a checkpoint"),
+        ({"content": other_network}, "no checkpoint of ISONet-18, for it belongs to another network"),
+        ({"content": hostile}, "refused: it would call .*mkdir"),
+        ({"status": 404}, "404"),
+        ({"cut": 1000, "honours_range": False}, "incomplete"),  # and more was announced
+        ({"cut": 10_000_000, "says_length": False}, "its end is missing"),
+    ],
+    ids=["page", "empty", "garbage", "other network", "hostile", "404", "shorter than announced", "cut unnoticed"],
+)
+def test_a_wrong_answer_gets_no_name_and_the_next_may_be_right(published, server, tmp_path, monkeypatch, answer, words):
+    monkeypatch.chdir(tmp_path)
+    good = {name: getattr(server, name) for name in answer}
+    for name, value in answer.items():
+        setattr(server, name, value(tmp_path) if callable(value) else value)
+    refused(words)
+    assert not (tmp_path / "harm").exists()
+    for name, value in good.items():
+        setattr(server, name, value)
+    assert_fetched(published, zoo_weights(ENTRY, retries=0))
+
+
+def test_no_network_no_library_no_room(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("ISONET_ZOO_URL", "http://127.0.0.1:9/")  # where nobody listens
+    refused("Connection refused")
+    monkeypatch.setitem(sys.modules, "gdown", None)
+    refused(re.escape("pip install 'isonet[zoo]'"))
+    monkeypatch.delenv("ISONET_ZOO_URL")
+    with pytest.raises(UserError, match=re.escape(f"https://drive.google.com/uc?export=download&id={ENTRY.file_id} ")):
+        zoo_weights(ENTRY)
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot be written"):
+        zoo_weights(ENTRY)
+
+
+def test_a_damaged_file_in_the_cache_says_what_to_do(published, server):
+    ENTRY.path.parent.mkdir(parents=True)
+    ENTRY.path.write_bytes(published[0].read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=f"{ENTRY.path}: is damaged.*; remove the file, and it is fetched again"):
+        zoo_weights(ENTRY)
+    assert not server.ranges
+
+
+FORM = b"""<html><body><form id="download-form" action="https://drive.usercontent.google.com/download" method="get">
+<input type="hidden" name="id" value="x"><input type="hidden" name="confirm" value="t"></form></body></html>"""
+FULL = b'<html><body><p class="uc-error-subcaption">Too many users have viewed this file</p></body></html>'
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl to make a certificate")
+def test_google_drives_questions_are_answered(published, server, tmp_path, monkeypatch):
+    """The page before large files, and the one when too many fetched it, from a proxy that plays Google's hosts."""
+    hosts = ("drive.google.com", "drive.usercontent.google.com")
+    server.certificate = str(tmp_path / "certificate.pem")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=test", "-addext", "subjectAltName=" + ",".join(f"DNS:{host}" for host in hosts),
+         "-addext", "keyUsage=critical,digitalSignature,keyCertSign",
+         "-keyout", server.certificate, "-out", tmp_path / "public.pem"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with open(server.certificate, "ab") as file:
+        file.write((tmp_path / "public.pem").read_bytes())
+    monkeypatch.setenv("HTTPS_PROXY", server.url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "public.pem"))
+    monkeypatch.setenv("ISONET_ZOO_URL", "https://drive.google.com/uc?export=download&id=")
+    server.drive = {hosts[0]: FULL}
+    refused("Too many users have viewed this file")
+    server.drive = {hosts[0]: FORM}
+    assert_fetched(published, zoo_weights(ENTRY, retries=0))
+
+
+_CLEAN = multiprocessing.get_context("forkserver")
+_CLEAN.set_forkserver_preload(["isonet", "gdown", "pytest", "PIL.Image"])
+
+
+def fetch_in_child(environment, results=None):
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    weights = zoo_weights(ENTRY, retries=0)
+    if results:
+        results.put({name: float(w.double().sum()) for name, w in weights.items()})
+
+
+def child(*args):
+    environment = {name: os.environ[name] for name in ("TORCH_HOME", "ISONET_ZOO_URL")}
+    process = _CLEAN.Process(target=fetch_in_child, args=(environment, *args))
+    process.start()
+    return process
+
+
+def wait_until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_processes_that_ask_at_once_download_once_and_a_killed_one_harms_nobody(published, server):
+    """The first is killed half way; of the three others one goes on with what it left."""
+    server.cut, server.hold = len(server.content) // 2, threading.Event()
+    first = child()
+    wait_until(lambda: any(part.stat().st_size > 1_000_000 for part in parts()))
+    results = _CLEAN.Queue()
+    others = [child(results) for _ in range(3)]
+    first.kill()
+    first.join()
+    found = [results.get(timeout=30) for _ in others]
+    for process in others:
+        process.join()
+    server.hold.set()
+    assert found == [{name: float(w.double().sum()) for name, w in published[1].items()}] * 3
+    assert [asked for asked in server.ranges if asked] != []
+    assert len(server.ranges) == 3  # the killed one's, and two of the one that went on
+    assert files() == ["isonet-IN1k-ISO18.pt"]
+
+
+def test_evaluation_by_name_needs_no_config(published, server, tmp_path):
+    """By the script, in the environment of the fixture; the loss against a forward pass written out."""
+    losses, model = [], isonet18().eval()
+    model.load_state_dict(published[1])
+    for label, name in enumerate(("a", "b")):
+        (tmp_path / "data/ILSVRC2012/val" / name).mkdir(parents=True)
+        image = Image.effect_noise((256, 256), 50).convert("RGB")
+        image.save(tmp_path / "data/ILSVRC2012/val" / name / "1.png")
+        x = torch.from_numpy(np.array(image)[16:240, 16:240] / 255.0 - [0.485, 0.456, 0.406]) / torch.tensor(
+            [0.229, 0.224, 0.225]
+        )
+        with torch.no_grad():
+            logits = model(x.float().permute(2, 0, 1)[None])
+        losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])).item())
+
+    args = ["--ckpt", "zoo:IN1k-ISO18", "--json", "found.json", "DATASET.NUM_WORKERS", 0]
+    result = run_script("test.py", *args, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "ISONet-18, 68.10 % top-1 as its authors report" in result.stdout
+    assert "\r" not in result.stdout + result.stderr  # no bar where there is no terminal
+    assert ENTRY.path.read_bytes() == published[0].read_bytes()
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["images"] == 2
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
