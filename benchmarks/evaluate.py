@@ -1,4 +1,4 @@
-"""How long does evaluation take?
+"""Time evaluation.
 
 python -m benchmarks.evaluate
 """
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def _ours(forward: torch.nn.Module, batches: list, device: torch.device, amp: Amp) -> tuple[float, float]:
-    found = evaluate(forward, batches, device, amp)
-    return found.loss, found.top1 / 100
+    result = evaluate(forward, batches, device, amp)
+    return result.loss, result.top1 / 100
 
 
 if __name__ == "__main__":

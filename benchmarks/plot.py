@@ -1,4 +1,4 @@
-"""The picture of the penalty's time against width and depth."""
+"""The figure of the penalty's time against width and depth."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.common import Row
 
-# Dark enough in grey, and apart for colour-blind eyes
+# Distinguishable in greyscale and for colour-blind readers
 BASELINE = {"color": "#d55e00", "marker": "s", "label": "padded convolution, as published"}
 OURS = {"color": "#0072b2", "marker": "o", "label": "this code"}
 
@@ -15,7 +15,7 @@ def draw_scaling(by_width: dict[int, Row], by_depth: dict[int, Row], file: Path)
     try:
         import matplotlib
     except ImportError:
-        raise SystemExit("the picture needs matplotlib: pip install -e '.[plot]'") from None
+        raise SystemExit("the figure needs matplotlib: pip install -e '.[plot]'") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

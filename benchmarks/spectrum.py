@@ -1,8 +1,8 @@
-"""Which share of an epoch does RUNTIME.LOG_SPECTRUM take, where it looks after each?
+"""Measure the share of an epoch that RUNTIME.LOG_SPECTRUM 1 takes.
 
 python -m benchmarks.spectrum
 
-The baseline is the epoch: the time of a training step, times the steps of the data set.
+The baseline is the epoch: the time of a training step times the number of steps per epoch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.step import CONFIGS, Case, ours
 from isonet import build_model, load_cfg
 from isonet.training.report import singular_values
 
-# Network, images of its training set
+# Network, images in its training set
 CASES = [
     (Case("digits_ISO20", 32, 8, "off", False, None, 20), 1437),
     (Case("cifar10_ISO56", 128, 32, "off", False, None, 5), 50_000),
