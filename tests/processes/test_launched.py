@@ -73,11 +73,11 @@ def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90):
         time.sleep(0.002)
 
 
-def wait_for_text(path: Path, text: str, process: subprocess.Popen, seconds: float = 90):
+def wait_for_text(path: Path, text: str, times: int, process: subprocess.Popen, seconds: float = 90):
     end = time.monotonic() + seconds
-    while text not in path.read_text():
+    while path.read_text().count(text) < times:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{path} never holds {text}"
+        assert time.monotonic() < end, f"{path} does not hold {text} {times} times"
         time.sleep(0.01)
 
 
@@ -175,25 +175,26 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
 
 
 def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp_path):
-    """torchrun restarts all ranks both times. The count of restarts stays 0 when a machine joins, and rises on one alone."""
+    """torchrun restarts all ranks twice. Its count of restarts stays 0 when a machine joins, and rises on one alone."""
     folder = tmp_path / "digits" / "run"
     nodes = ("--nnodes", "1:2", "--nproc-per-node", 1, "--max-restarts", 2, "--rdzv-backend", "c10d", "--rdzv-id",
-             "elastic", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
-    command = ("train.py", *CFG, *RUN, "SOLVER.MAX_EPOCHS", 40, "OUTPUT_DIR", tmp_path)
-    first = torchrun(*nodes, *command, cwd=tmp_path)
+             "elastic", "--rdzv-conf", "last_call_timeout=1", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
+    separate_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # without it nobody can join (see findings/)
+    command = ("train.py", *CFG, *RUN, "SOLVER.MAX_EPOCHS", 1000, "OUTPUT_DIR", tmp_path)
+    first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
     wait_for(folder / "epoch0001-step000005.pt", first)
-    second = torchrun(*nodes, *command, cwd=tmp_path)
-    wait_for_text(folder / "log.txt", "2 ranks", first)
-    wait_for_text(folder / "log.txt", "resuming", first)
+    second = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
+    wait_for_text(folder / "log.txt", "resuming ", 1, first)
     os.kill(next(iter(workers(second.pid).values())), signal.SIGKILL)
+    wait_for_text(folder / "log.txt", "resuming ", 2, first)
+    for machine in (first, second):
+        machine.terminate()
     outputs = [finished(machine) for machine in (first, second)]
-    assert [first.returncode, second.returncode] == [0, 0], outputs
     log = (folder / "log.txt").read_text()
-    assert log.count("resuming ") == 2, log
-    assert log.count("epoch 40/40") == 1
+    assert log.count(" on 2 ranks") == 2, outputs
     assert not list(folder.glob("log-before-restart*"))
     epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
-    assert epochs == list(range(1, 41))
+    assert epochs == list(range(1, len(epochs) + 1))
 
 
 def test_the_error_of_one_process_ends_all_of_them_and_is_told_once(tmp_path):
@@ -217,7 +218,7 @@ def test_the_error_of_one_process_ends_all_of_them_and_is_told_once(tmp_path):
     rank = int(re.search(r"rank (\d) on", own[0])[1]) if "rank" in own[0] else 0
     root = output.split("Root Cause")[1]
     assert re.search(rf"rank +: {rank} ", root), output
-    assert "07.png: cannot be read" in root
+    assert re.search(r"exitcode +: 2 ", root), output
     assert "07.png: cannot be read" in (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
     assert time.monotonic() - start < 60
 

@@ -40,9 +40,7 @@ def rates(monkeypatch):
     """The rate of each step of the runs in this test."""
     found = []
     real = loop.set_learning_rate
-    monkeypatch.setattr(
-        loop, "set_learning_rate", lambda optimizer, rate: (found.append(rate), real(optimizer, rate))
-    )
+    monkeypatch.setattr(loop, "set_learning_rate", lambda optimizer, rate: (found.append(rate), real(optimizer, rate)))
     return found
 
 
