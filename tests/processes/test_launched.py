@@ -177,8 +177,9 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
 def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp_path):
     """torchrun restarts all ranks twice. Its count of restarts stays 0 when a machine joins, and rises on one alone."""
     folder = tmp_path / "digits" / "run"
-    nodes = ("--nnodes", "1:2", "--nproc-per-node", 1, "--max-restarts", 2, "--rdzv-backend", "c10d", "--rdzv-id",
-             "elastic", "--rdzv-conf", "last_call_timeout=1", "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
+    nodes = ("--nnodes", "1:2", "--nproc-per-node", 1, "--max-restarts", 2, "--rdzv-backend", "c10d",
+             "--rdzv-id", "elastic", "--rdzv-conf", "last_call_timeout=1",
+             "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
     separate_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # without it nobody can join (see findings/)
     command = ("train.py", *CFG, *RUN, "SOLVER.MAX_EPOCHS", 1000, "OUTPUT_DIR", tmp_path)
     first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
@@ -191,7 +192,8 @@ def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp
         machine.terminate()
     outputs = [finished(machine) for machine in (first, second)]
     log = (folder / "log.txt").read_text()
-    assert log.count(" on 2 ranks") == 2, outputs
+    assert " on 2 ranks" in log, outputs
+    assert log.count("resuming ") >= 2, outputs
     assert not list(folder.glob("log-before-restart*"))
     epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
     assert epochs == list(range(1, len(epochs) + 1))
