@@ -20,15 +20,15 @@ GPUS_HELP = (
 )
 
 
-_NEGATIVE_POWER = re.compile(r"-[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)  # which argparse takes for an option
+_NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse takes -1e-3 and -1,-0.5 for options
 
 
 class Parser(argparse.ArgumentParser):
     """Takes overrides before, between and after options; a mistake is one line and exit code 2."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments, of which a negative number such as -1e-3 is a value and no option."""
-        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_POWER.fullmatch(a) else a for a in argv])
+        """Parse the arguments; one that begins as a negative number, such as -1e-3, is a value, not an option."""
+        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
 
     def error(self, message: str) -> NoReturn:
         """Print one line, with the nearest option if one is unknown, and exit."""
@@ -60,6 +60,19 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
         metavar="KEY VALUE",
         help="config keys to override, after all other options, e.g. ISON.DROPOUT False SOLVER.BASE_LR 0.02",
     )
+    return parser
+
+
+def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
+    """A parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that takes no config."""
+    parser = Parser(
+        prog=f"python -m isonet.tools.{tool}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
     return parser
 
 
