@@ -32,11 +32,14 @@ log = logging.getLogger("isonet")
 def evaluate_checkpoint(
     ckpt: str, cfg_path: str | None = None, gpus: str | None = None, opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
-    """Accuracy of a checkpoint on the validation images of its config's data set, and the file it came from.
+    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
 
     ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
-    cfg_path: a config file; None: the config that the checkpoint carries.
-    Raises ``UserError`` for everything that the user can put right.
+    cfg_path: a config file; None for the config that the checkpoint carries.
+    gpus: as ``--gpus``; opts: ``KEY VALUE`` pairs, merged on top of the config.
+
+    Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
+    the output of the network is not finite.
     """
     cfg = load_cfg(cfg_path, opts)
     with (
@@ -65,18 +68,18 @@ def evaluate_checkpoint(
     if world.leads:
         list_skipped({"val": loader})
     if not math.isfinite(found.loss):
-        raise NonFiniteError(f"{checkpoint.path}: the network's output is not finite, so its accuracy means nothing")
+        raise NonFiniteError(f"{checkpoint.path}: the output of the network is not finite, so it has no accuracy")
     return found, checkpoint.path
 
 
 def check_writable(json_file: str | None) -> None:
-    """Say before an evaluation, not after it, that there is no folder for ``json_file``."""
+    """Raise ``UserError``, before the evaluation starts, if the folder of ``json_file`` does not exist."""
     if json_file and not os.path.isdir(os.path.dirname(json_file) or "."):
         raise UserError(f"--json {json_file}: there is no such folder; make it first")
 
 
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
-    """Print the figures and, where asked, write them as JSON."""
+    """Log the figures, and write them to ``json_file`` if it is given."""
     log.info("%d images, %.0f images/s", result.images, result.images_per_second)
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
     if json_file:
