@@ -161,7 +161,7 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     ended, signal_name = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
     thread.join()
@@ -169,6 +169,14 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
     assert sorted(result.run.name for result in ended) == ["s-SEED=1", "s-SEED=2"]
     assert all((result.state, result.reason) == ("stopped", "by SIGTERM, saved") for result in ended)
     assert len(started(tmp_path)) == 2
+
+
+def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
+    """As they do if it is killed: the end of their standard input is the end of the sweep."""
+    monkeypatch.setattr(Result, "update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shell('[ "$name" = s-SEED=1 ] || { cat; touch stopped; }', ["0", "1"])
+    wait_for(tmp_path / "stopped")
 
 
 @pytest.mark.parametrize(
