@@ -8,9 +8,9 @@ import sys
 
 from isonet.errors import run_cli
 from isonet.tools.cli import make_parser
-from isonet.tools.evaluate import check_writable, evaluate_checkpoint, report
+from isonet.tools.evaluate import check_writable, evaluate_on_ranks, report
+from isonet.training.failure import ranks
 from isonet.training.log import log_to_terminal
-from isonet.training.peers import processes
 
 EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
@@ -36,11 +36,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    with processes(args.gpus) as (world, _):
-        if world.leads:
+    with ranks(args.gpus) as (world, devices):
+        if world.is_main:
             check_writable(args.json)
-        result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-        if world.leads:
+        result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
+        if world.is_main:
             report(result, path, args.json)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from isonet.config import default_cfg, flat, load_cfg
 from isonet.errors import run_cli
+from isonet.files.run_folder import LATEST
 from isonet.tools.cli import make_parser
+from isonet.training.failure import ranks
 from isonet.training.log import log_to_terminal
-from isonet.training.peers import processes
-from isonet.training.run import LATEST, run_training
+from isonet.training.run import train_on_ranks
 
 EXAMPLES = """\
   python train.py --cfg configs/digits_ISO20.yaml
@@ -50,10 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    with processes(args.gpus):  # first, so that of many that find the same mistake one tells of it
+    with ranks(args.gpus) as (world, devices):  # first, so that rank 0 alone prints a mistake that all ranks make
         cfg = load_cfg(args.cfg, args.opts)
         output = Path(args.cfg).stem if args.output is None else args.output
-        run_training(cfg, output, args.gpus, args.resume, args.overwrite)
+        train_on_ranks(cfg, output, world, devices, args.resume, args.overwrite)
 
 
 if __name__ == "__main__":

@@ -98,3 +98,11 @@ def _runtime(cfg: CfgNode) -> None:
     cfg.RUNTIME.SAVE_EVERY = 0  # steps between two checkpoints within an epoch; 0: one after each epoch only
     cfg.RUNTIME.TENSORBOARD = False  # the metrics as events for TensorBoard, too, in the run's folder
     cfg.RUNTIME.KEEP = 2  # checkpoints to resume from that are kept: latest.pt and the ones before it
+
+
+# Keys that a resumed run may change without becoming another run
+MAY_DIFFER = {
+    "OUTPUT_DIR", "DATASET.ROOT", "DATASET.DOWNLOAD", "DATASET.NUM_WORKERS", "DATASET.ON_ERROR", "RUNTIME.LOG_EVERY",
+    "RUNTIME.LOG_SPECTRUM", "RUNTIME.PROFILE", "RUNTIME.SAVE_EVERY", "RUNTIME.CHECKPOINT_ACTIVATIONS",
+    "RUNTIME.TENSORBOARD", "RUNTIME.KEEP", "SOLVER.MAX_EPOCHS",
+}  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from isonet.errors import UserError, printable, run_cli
 from isonet.tools.cli import make_parser
+from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
   python -m isonet.tools.export --ckpt outputs/cls/digits/demo --format onnx
@@ -60,7 +61,6 @@ def main(args: argparse.Namespace) -> None:
     from isonet.files.zoo import PREFIX
     from isonet.tools.formats import export
     from isonet.tools.trained import load_trained
-    from isonet.training.log import log_to_terminal
 
     log_to_terminal()
     trained = load_trained(args.ckpt, args.cfg, args.opts, args.classes)

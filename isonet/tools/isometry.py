@@ -20,6 +20,7 @@ from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
 from isonet.tools.cli import make_parser, split_overrides
+from isonet.training.log import log_to_terminal, versions
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,6 @@ def main(args: argparse.Namespace) -> None:
     networks = networks_of(args)
     from isonet.isometry.page import page
     from isonet.training.devices import explain_out_of_memory, pick_devices
-    from isonet.training.log import log_to_terminal
 
     log_to_terminal()
     device = pick_devices(args.gpus)[0]
@@ -118,7 +118,6 @@ def measure_network(
     from isonet.models import build_model
     from isonet.tools.trained import load_trained
     from isonet.training.devices import seed_everything, set_precision
-    from isonet.training.log import versions
 
     opts = [*opts, "SOLVER.TEST_BATCH_SIZE", images, "DATASET.NUM_WORKERS", 0]
     if what.endswith((".yaml", ".yml")):

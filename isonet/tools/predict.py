@@ -107,8 +107,8 @@ def predict(
     import torch
 
     from isonet.data.unlabelled import read_batches
-    from isonet.training.amp import Amp
     from isonet.training.devices import place, set_precision
+    from isonet.training.optim import Amp
 
     cfg = trained.cfg
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)

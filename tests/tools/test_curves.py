@@ -12,10 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY
 from isonet import load_cfg
 from isonet.errors import UserError
+from isonet.files.run_folder import LATEST
 from isonet.plots import COLOURS, short
 from isonet.tools import curves
 from isonet.tools.summary import read_rows
-from isonet.training.resume import LATEST
 from isonet.training.run import run_training
 
 QUICK = [*TINY[:-1], 2, "SOLVER.TEST_BATCH_SIZE", 360]

@@ -22,6 +22,7 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
+from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid
@@ -29,7 +30,6 @@ from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
-from isonet.training.stop import StopSignals
 
 DIGITS = str(REPO / "configs/digits_ISO20.yaml")
 QUICK = ["ISON.DEPTH", "8", "SOLVER.TRAIN_BATCH_SIZE", "128", "SOLVER.MAX_EPOCHS", "3", "RUNTIME.SAVE_EVERY", "4"]
@@ -122,7 +122,7 @@ def check_files(folder, top1):
 def shell(tmp_path, monkeypatch):
     """``shell(script, slots)`` runs a sweep of three runs, each of which is a shell script instead of a training.
 
-    It returns the results in the order in which they ended, and the name of the signal that stopped them. The script
+    It returns the results in the order in which they ended, and the signal that stopped them. The script
     finds the arguments of the process in $name and $gpus; "started NAME GPUS" is a line of the file ``started``.
     """
     monkeypatch.chdir(tmp_path)
@@ -146,8 +146,8 @@ def started(tmp_path):
 
 def test_each_slot_has_one_run_at_a_time(tmp_path, shell):
     wait = 'while [ "$name" = s-SEED=1 ] && [ $(wc -l < started) -lt 3 ]; do sleep 0.05; done'
-    ended, signal_name = shell(wait, ["4", "7"])
-    assert signal_name is None
+    ended, received = shell(wait, ["4", "7"])
+    assert received is None
     assert sorted(started(tmp_path)[:2]) == [["s-SEED=1", "4"], ["s-SEED=2", "7"]]
     assert started(tmp_path)[2] == ["s-SEED=3", "7"]  # the first run waits for the third
     assert sorted((result.run.name, result.state) for result in ended) == [
@@ -163,9 +163,9 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    ended, signal_name = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
+    ended, received = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
     thread.join()
-    assert signal_name == "SIGTERM"
+    assert received == signal.SIGTERM
     assert sorted(result.run.name for result in ended) == ["s-SEED=1", "s-SEED=2"]
     assert all((result.state, result.reason) == ("stopped", "by SIGTERM, saved") for result in ended)
     assert len(started(tmp_path)) == 2

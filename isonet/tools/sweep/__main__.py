@@ -19,10 +19,13 @@ from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
+from isonet.signals import StopSignals
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.grid import Run, make_grid
 from isonet.tools.sweep.picture import draw_sweep
+from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
+from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/digits_ISO20.yaml --output coeff ISON.ORTHO_COEFF 1e-5,1e-4,1e-3
@@ -48,8 +51,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Train the runs that are not finished, and report the results of all."""
-    from isonet.training.log import log_to_terminal
-
     log_to_terminal()
     if is_launched():
         raise UserError("a sweep is one process that starts others: start it without torchrun")
@@ -80,9 +81,6 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
 
     Raises ``Stopped`` if runs were stopped before their end, and ``UserError`` if one failed other than by diverging.
     """
-    from isonet.tools.sweep.processes import run_all
-    from isonet.training.stop import StopSignals
-
     results = read_results(folder, runs)
     check_same(runs, folder)
     remove_leftovers(folder)
@@ -99,7 +97,7 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
             print(f"[{ended}/{len(runs)}] {result.run.title}: {result.as_line()}", flush=True)
     print(results_table(results), flush=True)
     if undone := sum(result.state in ("waiting", "stopped") for result in results):
-        why = f"by {stop.received}" if stop.received else "some of the runs were stopped"
+        why = f"by {stop.received.name}" if stop.received else "some of the runs were stopped"
         raise Stopped(f"{why}; {undone} runs are not finished, and saved: the same command resumes them")
     if failed := [result for result in results if result.state == "failed"]:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0].reason}")

@@ -12,9 +12,10 @@ import time
 
 from isonet.config import load_cfg
 from isonet.errors import CheckpointError, NonFiniteError, printable, run_cli
-from isonet.files.run_folder import run_folder
+from isonet.files.run_folder import AUTO, run_folder
 from isonet.files.storage import FolderLock
 from isonet.tools.cli import make_parser
+from isonet.training.log import log_to_terminal
 
 EXIT_DIVERGED = 3  # for the sweep only
 
@@ -23,8 +24,7 @@ _LOCK_SECONDS = 60  # for the run of a sweep that was killed to save and exit
 
 def main(args: argparse.Namespace) -> None:
     """Start the run, or resume it."""
-    from isonet.training.log import log_to_terminal
-    from isonet.training.run import AUTO, run_training
+    from isonet.training.run import run_training
 
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     log_to_terminal()

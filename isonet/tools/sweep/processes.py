@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from isonet.errors import EXIT_DONE, EXIT_STOPPED, printable
+from isonet.signals import StopSignals
 from isonet.tools.sweep.child import EXIT_DIVERGED
 from isonet.tools.sweep.results import CFG_FILE, Result
-from isonet.training.stop import StopSignals
 
 _POLL_SECONDS = 0.1
 _STATES = {EXIT_DONE: "finished", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
