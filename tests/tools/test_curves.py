@@ -70,12 +70,11 @@ def test_without_tensorboard_a_run_that_asks_for_it_does_not_start(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_that_cannot_be_written_costs_one_warning(tmp_path, monkeypatch):
-    monkeypatch.setattr("isonet.training.report.SECONDS_BETWEEN", 0.0)
+def test_a_picture_that_cannot_be_written_costs_one_warning(tmp_path):
     folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 1), "run")
     folder.curves.unlink()
     folder.curves.mkdir()
-    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
+    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)  # drawn after epochs 2 and 3
     (line,) = (line for line in folder.log.read_text().splitlines() if "Is a directory" in line)
     assert "warning" in line
     assert "curves.png" in line
