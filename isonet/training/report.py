@@ -12,7 +12,7 @@ from isonet.errors import printable
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
 from isonet.plots import MISSING, Row, have_matplotlib
-from isonet.training.curves import CurvesFigure
+from isonet.plots.curves import CurvesFigure
 from isonet.training.events import Events
 
 log = logging.getLogger("isonet")

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from conftest import TINY, run_script
 from isonet import load_cfg
 from isonet.errors import UserError
-from isonet.plots import COLOURS, short
+from isonet.plots import COLOURS, look, short
 from isonet.tools import curves
 from isonet.tools.summary import read_rows
 from isonet.training.resume import LATEST
@@ -115,7 +115,7 @@ def test_beyond_seven_runs_colours_come_again_with_another_marker(tmp_path, monk
         make_run(tmp_path / name, 1 + i, lambda epoch, i=i: 10.0 * i + epoch)
     curves.main(curves.parse_args([*names, "--key", "top1"]))
     assert set(COLOURS) <= pixels(tmp_path / "runs.png", (1600, 1000))
-    looks = [tuple(curves._look(i).values()) for i in range(42)]
+    looks = [tuple(look(i).values()) for i in range(42)]
     assert len(set(looks)) == 42
 
 

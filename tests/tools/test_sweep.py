@@ -20,10 +20,10 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
+from isonet.plots.sweep import draw_sweep
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid
-from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import Child, run_all
 from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
@@ -230,11 +230,11 @@ def test_negative_values_are_no_options():
 def test_sweeps_of_one_two_and_three_keys_are_drawn_at_every_moment(tmp_path, opts):
     grid = make_grid(DIGITS, "s", opts)
     results = [Result(run) for run in grid.runs]
-    pictures = [draw_sweep(grid.keys, results)]
+    pictures = [draw_sweep(grid.keys, [result.point for result in results])]
     for i, result in enumerate(results):
         result.state, result.summary = "finished", Summary(2, 50.0 + i, 1, 40.0 + i)
-    pictures.append(draw_sweep(grid.keys, results))
+    pictures.append(draw_sweep(grid.keys, [result.point for result in results]))
     results[0].state = "diverged"
-    pictures.append(draw_sweep(grid.keys, results))
+    pictures.append(draw_sweep(grid.keys, [result.point for result in results]))
     assert len(set(pictures)) == 3
     assert [result.run.name for result in ranked(results)][::-1][:2] == [grid.runs[0].name, grid.runs[1].name]

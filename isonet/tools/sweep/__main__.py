@@ -17,9 +17,9 @@ from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.plots import MISSING, have_matplotlib
+from isonet.plots.sweep import draw_sweep
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.grid import Grid, Run, make_grid
-from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import Child, run_all, start
 from isonet.tools.sweep.results import Files, Result, difference, read_results, results_table, write_results
 from isonet.training.devices import parse_gpu_ids, pick_devices
@@ -125,7 +125,7 @@ class Sweep:
         if not self.draws:
             return
         try:
-            picture = draw_sweep(self.grid.keys, self.results)
+            picture = draw_sweep(self.grid.keys, [result.point for result in self.results])
         except Exception as error:  # of a library that only draws
             self.draws = False
             print(f"{self.files.picture.name} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
