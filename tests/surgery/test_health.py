@@ -14,9 +14,10 @@ from torch import nn
 
 from isonet import SReLU, isometrize
 from isonet.models import ResMultiplier
-from isonet.surgery.health import DeadNetworkWarning, eight_images, measure_health
-from isonet.surgery.isometrize import UnchangedNetworkWarning
-from isonet.surgery.watching import ModelError
+from isonet.surgery import DeadNetworkWarning, measure_health
+from isonet.surgery.running import eight_images
+from isonet.surgery import UnchangedNetworkWarning
+from isonet.surgery.running import ModelError
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 
