@@ -14,10 +14,8 @@ from torch import nn
 
 from isonet import SReLU, isometrize
 from isonet.models import ResMultiplier
-from isonet.surgery import DeadNetworkWarning, measure_health
-from isonet.surgery.running import eight_images
-from isonet.surgery import UnchangedNetworkWarning
-from isonet.surgery.running import ModelError
+from isonet.surgery import DeadNetworkWarning, UnchangedNetworkWarning, measure_health
+from isonet.surgery.running import ModelError, eight_images
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 
