@@ -13,7 +13,7 @@ from conftest import TINY
 from isonet import load_cfg
 from isonet.errors import UserError
 from isonet.files.run_folder import LATEST
-from isonet.plots import COLOURS, short
+from isonet.plots import COLOURS, look, short
 from isonet.tools import curves
 from isonet.tools.summary import read_rows
 from isonet.training.run import run_training
@@ -120,7 +120,7 @@ def test_after_seven_runs_the_colours_repeat_with_another_marker(tmp_path, monke
         make_run(tmp_path / name, 1 + i, lambda epoch, i=i: 10.0 * i + epoch)
     curves.main(curves.parse_args([*names, "--key", "top1"]))
     assert set(COLOURS) <= pixels(tmp_path / "runs.png", (1600, 1000))
-    looks = [tuple(curves._look(i).values()) for i in range(42)]
+    looks = [tuple(look(i).values()) for i in range(42)]
     assert len(set(looks)) == 42
 
 

@@ -22,11 +22,11 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
+from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid
-from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
@@ -259,11 +259,11 @@ def test_a_negative_value_is_not_an_option():
 def test_a_sweep_of_one_two_or_three_keys_is_drawn_before_and_after_its_runs(opts):
     runs = make_grid(DIGITS, "s", opts)
     keys, results = list(runs[0].values), [Result(run) for run in runs]
-    pictures = [draw_sweep(keys, results)]
+    pictures = [draw_sweep(keys, [result.point for result in results])]
     for i, result in enumerate(results):
         result.state, result.summary = "finished", Summary(2, 50.0 + i, 1, 40.0 + i)
-    pictures.append(draw_sweep(keys, results))
+    pictures.append(draw_sweep(keys, [result.point for result in results]))
     results[0].state = "diverged"
-    pictures.append(draw_sweep(keys, results))
+    pictures.append(draw_sweep(keys, [result.point for result in results]))
     assert len(set(pictures)) == 3
     assert [result.run for result in ranked(results)][::-1][:2] == runs[:2]

@@ -19,10 +19,10 @@ from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
+from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.grid import Run, make_grid
-from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
 from isonet.training.log import log_to_terminal
@@ -118,7 +118,7 @@ def _write(folder: Path, results: Sequence[Result], draw: bool) -> None:
     if not draw:
         return
     try:
-        picture = draw_sweep(list(results[0].run.values), results)
+        picture = draw_sweep(list(results[0].run.values), [result.point for result in results])
     except Exception as error:  # the runs do not depend on the library that draws their results
         print(f"{_PICTURE} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
     else:

@@ -15,6 +15,7 @@ from yacs.config import CfgNode
 from isonet.config import flat
 from isonet.errors import UserError, printable
 from isonet.files.storage import write_file
+from isonet.plots.sweep import Point
 from isonet.tools.summary import COLUMNS, Summary, cells, summary_of, text_table
 from isonet.tools.sweep.grid import Run, leaf, shown
 
@@ -38,6 +39,12 @@ class Result:
         self.summary = summary_of(self.run.folder)
         finished = self.summary.epochs >= self.run.cfg.SOLVER.MAX_EPOCHS
         self.state, self.reason = ("finished", "") if finished else (state, reason)
+
+    @property
+    def point(self) -> Point:
+        """What the picture shows of it."""
+        failed, top1 = self.state in FAILED, (self.summary.best_top1, self.summary.last_top1)
+        return Point(self.run.values, *((None, None) if failed else top1), self.state, failed)
 
     def as_dict(self) -> dict[str, Any]:
         run = {"run": self.run.name, "values": self.run.values, "state": self.state}
