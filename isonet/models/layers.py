@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isonet.transforms import transforms_active
+from isonet.private_torch import transforms_active
 
 
 class SReLU(nn.Module):
