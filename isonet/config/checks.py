@@ -181,6 +181,11 @@ def _of_runtime(cfg: CfgNode, image_size: int) -> Iterator[Check]:
         "does not go with RUNTIME.COMPILE, which plans its memory by itself: leave one of them out",
     )
     yield (
+        runtime.CHECKPOINT_ACTIVATIONS and cfg.ISON.HAS_BN,
+        "RUNTIME.CHECKPOINT_ACTIVATIONS",
+        "would count each batch twice in batch norm's statistics (ISON.HAS_BN): set one of them False",
+    )
+    yield (
         runtime.INPUT == "memory" and image_size > SMALL_IMAGE,
         "RUNTIME.INPUT",
         f"memory holds images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use auto or workers",
