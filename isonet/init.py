@@ -100,7 +100,7 @@ def initialised_convs(module: nn.Module, stem: bool = False, skip: Skip = ()) ->
     """
     convs = [(name, conv) for name, conv in named_convs(module, skip) if stem or not is_7x7_stem(conv)]
     for name, conv in convs:
-        own = {name for name, _ in (*conv.named_parameters(recurse=False), *conv.named_buffers(recurse=False))}
+        own = {key for key, _ in (*conv.named_parameters(recurse=False), *conv.named_buffers(recurse=False))}
         if "weight" not in own or (conv.bias is not None and "bias" not in own):
             raise ValueError(
                 f"{name or 'the module'} is parametrised (weight_norm, spectral_norm, pruning or the like): "

@@ -76,9 +76,9 @@ def unreachable(shape: ConvShape) -> float:
 
 
 def penalised_convs(module: nn.Module, skip: Skip = (), everywhere: bool = False) -> Iterator[tuple[str, Conv]]:
-    """Yield the convolutions that the penalty counts: as in the paper, all but a 7x7 stem and those that read 3 channels.
+    """Yield the named convolutions that the penalty counts: all but a 7x7 stem and those that read 3 channels.
 
-    For a transposed convolution, both rules apply to its adjoint.
+    These rules are the paper's. For a transposed convolution, they apply to its adjoint.
 
     skip: modules to leave out as well (``isonet.convs.Skip``).
     everywhere: leave out only those in ``skip``.

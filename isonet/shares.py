@@ -14,7 +14,7 @@ class Share:
     parts: int = 1
 
     def of(self, count: int) -> slice:
-        """Return this part of ``count`` items. Parts are consecutive; if they cannot be equal, the first have one more."""
+        """Return this part of ``count`` items. Parts follow one another, and the first may have one item more."""
         each, rest = divmod(count, self.parts)
         start, stop = (i * each + min(i, rest) for i in (self.index, self.index + 1))
         return slice(start, stop)

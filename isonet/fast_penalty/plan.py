@@ -72,7 +72,7 @@ class OrthoPenalty:
 
 
 def ortho_penalty(module: nn.Module, *, strided: str = PUBLISHED, skip: Skip = (), everywhere: bool = False) -> Tensor:
-    """Return the penalty of all convolutions of ``module``, by one call of ``OrthoPenalty``. The arguments are the same."""
+    """Return the penalty of all convolutions of ``module``. Arguments and result as in ``OrthoPenalty``."""
     return OrthoPenalty(module, strided=strided, skip=skip, everywhere=everywhere)()
 
 

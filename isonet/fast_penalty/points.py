@@ -163,7 +163,7 @@ def _value_row(z: Point, kernel: Axes, step: Axes, phase: Axes) -> np.ndarray:
 
 
 def _factors(points: Sequence[Point], kernel: Axes, step: Axes) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Return the factors W(z) and W(1/z) of all products, as value rows (products, K), and the place of each one's point.
+    """Return the factors W(z) and W(1/z) of all products, as value rows (products, K), and the index of its point.
 
     Every phase has a product at every point, except where it vanishes.
     """
