@@ -12,7 +12,7 @@ from typing import Protocol
 from isonet.errors import ConfigError
 from isonet.files.checkpoint import load_state
 from isonet.files.zoo import zoo_file, zoo_weights
-from isonet.models.build import CIFAR_BLOCK_LAYERS, architecture, init_network_
+from isonet.models.build import architecture, init_network_
 from isonet.models.isonet import ISONet
 from isonet.models.layers import LayerFactory
 from isonet.published import NUM_CLASSES, ZOO, PublishedNetwork, published
@@ -54,12 +54,6 @@ def cifar_isonet(
 ) -> ISONet:
     """ISONet for images of 32 pixels, of depth 6n+2, or 9n+2 with ``bottleneck``; with ``shortcuts`` R-ISONet."""
     transform = "bottleneck_transform" if bottleneck else "basic_transform"
-    per_n = 3 * CIFAR_BLOCK_LAYERS[transform]
-    if depth < per_n + 2 or depth % per_n != 2:
-        kind = "with" if bottleneck else "without"
-        raise ConfigError(
-            f"cifar_isonet: depth must be {per_n}n+2 {kind} bottleneck, such as {6 * per_n + 2}, got {depth}"
-        )
     return _network(depth, transform, False, shortcuts, num_classes, dropout)
 
 
