@@ -78,7 +78,7 @@ def _of_runtime(values: dict[str, Any], image_size: int) -> Faults:
     if values["RUNTIME.CHECKPOINT_ACTIVATIONS"] and values["ISON.HAS_BN"]:
         yield (
             "RUNTIME.CHECKPOINT_ACTIVATIONS",
-            "does not go with ISON.HAS_BN: batch norm would count the statistics of each batch twice",
+            "would count each batch twice in batch norm's statistics (ISON.HAS_BN): set one of them False",
         )
     if source == "memory" and image_size > SMALL_IMAGE:
         yield (

@@ -10,8 +10,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, ConfigError
-from isonet.files.checkpoint import save_checkpoint
 from isonet.files.storage import link_file
+
+LATEST = ""  # the value of --resume without a checkpoint
+AUTO = "auto"  # of --resume: resume this run if it has saved anything, else start it
 
 _NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 
@@ -95,6 +97,8 @@ class RunFolder:
         ``StorageError``, with both intact, where nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
+        from isonet.files.checkpoint import save_checkpoint  # imports torch
+
         save_checkpoint(path, state)
         if best:  # first, so that the latest never claims a best that is not there
             link_file(path, self.best)
@@ -139,6 +143,52 @@ def run_folder(cfg: CfgNode, output: str) -> RunFolder:
     if not one_name or len(output.encode()) > 255:  # bytes, of Linux's file systems
         raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r:.100}")
     return RunFolder(Path(cfg.OUTPUT_DIR) / cfg.DATASET.NAME / output)
+
+
+def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> list[Path]:
+    """The checkpoints that ``--resume`` means, the newest first; none if the run starts afresh.
+
+    resume: a checkpoint or a run folder, "" for the folder's own latest, "auto" for that if there is one, None for a
+    start. Raises ``CheckpointError`` if there is nothing to resume, and for a run in ``folder`` that neither ``resume``
+    nor ``overwrite`` allows to touch.
+    """
+    if resume is not None and overwrite:
+        raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
+    if resume is None:
+        if folder.holds_a_run() and not overwrite:
+            run = "a run: continue it with --resume," if folder.resumable() else "a run that saved nothing:"
+            raise CheckpointError(
+                f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
+            )
+        return []
+    source, candidates = _candidates(folder, resume)
+    if not candidates and resume == AUTO:
+        return []
+    if not candidates:
+        if resume != LATEST:
+            raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
+        how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
+        raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
+    own = folder.resumable()
+    continues = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
+    if folder.holds_a_run() and not continues:
+        raise CheckpointError(
+            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
+            "--output to resume that into, or continue this run with --resume alone"
+        )
+    return candidates
+
+
+def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
+    """The folder that ``resume`` means, and its checkpoints, the newest first."""
+    asked = Path(resume)
+    try:
+        if resume in (LATEST, AUTO) or asked.is_dir():
+            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
+            return source, source.resumable()
+        return RunFolder(asked.parent), [asked] if asked.is_file() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
 
 
 def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:

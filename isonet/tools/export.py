@@ -27,8 +27,8 @@ from isonet.data.build import EVAL_RESIZE, statistics
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.files.checkpoint import load_state
 from isonet.files.storage import link_file, write_file
-from isonet.files.zoo import PREFIX
 from isonet.models import build_model
+from isonet.published import PREFIX
 from isonet.tools.cli import make_parser
 from isonet.tools.trained import Trained, load_trained
 from isonet.training.log import log_to_terminal
