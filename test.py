@@ -6,11 +6,17 @@ from __future__ import annotations
 import argparse
 import sys
 
+from isonet.config import check_overrides
 from isonet.errors import run_cli
-from isonet.tools.cli import make_parser
-from isonet.tools.evaluate import check_writable, evaluate_checkpoint, report
-from isonet.training.log import log_to_terminal
-from isonet.training.peers import processes
+from isonet.launch import is_launched, is_main
+from isonet.tools.cli import (
+    look_for_checkpoint,
+    look_for_folder_of,
+    look_for_images,
+    make_parser,
+    ranks,
+    read_network,
+)
 
 EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
@@ -28,19 +34,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CKPT",
         help="a checkpoint file, a run folder (its best.pt), the name of a run of this config, or zoo: and a name of "
         "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg may be "
-        "left out where the checkpoint carries its config, and with zoo:",
+        "left out if the checkpoint carries its config, and with zoo:",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well, e.g. --json result.json")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    log_to_terminal()
-    with processes(args.gpus) as (world, _):
-        if world.leads:
-            check_writable(args.json)
+    with ranks(args.gpus):
+        if is_main():
+            look_for_folder_of("--json", args.json)
+        check_overrides(args.opts)
+        cfg = read_network(args.cfg, args.opts) if args.cfg else None
+        if not is_launched():  # not every machine has the files
+            look_for_checkpoint(cfg, args.ckpt)
+            if cfg is not None:
+                look_for_images(cfg, ["val"])
+        # Imported only here, because torch takes seconds: what is wrong up to here is said at once
+        from isonet.tools.evaluate import evaluate_checkpoint, report
+        from isonet.training.log import log_to_terminal
+
+        log_to_terminal()
         result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-        if world.leads:
+        if is_main():
             report(result, path, args.json)
 
 

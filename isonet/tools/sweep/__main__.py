@@ -17,12 +17,12 @@ from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.plots import MISSING, have_matplotlib
-from isonet.tools.cli import make_parser
+from isonet.tools.cli import make_parser, parse_gpu_ids
 from isonet.tools.sweep.grid import Grid, Run, make_grid
 from isonet.tools.sweep.picture import draw_sweep
 from isonet.tools.sweep.processes import Child, run_all, start
 from isonet.tools.sweep.results import Files, Result, difference, read_results, results_table, write_results
-from isonet.training.devices import parse_gpu_ids, pick_devices
+from isonet.training.devices import pick_devices
 from isonet.training.log import log_to_terminal
 from isonet.training.world import world_of_environment
 
