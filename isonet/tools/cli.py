@@ -26,6 +26,7 @@ GPUS_HELP = (
     "under torchrun each process takes one of them"
 )
 
+_CIFAR_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # torchvision's names
 _NEGATIVE_POWER = re.compile(r"-[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)  # argparse takes it for an option
 
 
@@ -118,19 +119,25 @@ def look_for_checkpoint(cfg: CfgNode | None, ckpt: str) -> None:
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
-    """Raise ``DataError`` if the folder of one of the ``splits`` is missing; what is in it is checked when it is read.
+    """Raise ``DataError`` if the folder of one of the ``splits`` is missing.
 
-    Data sets that can be downloaded, packed in shards, or linked to are left to the loader.
+    What is in it, and data sets in shards, are left to the loader.
     """
-    root = Path(cfg.DATASET.ROOT, cfg.DATASET.NAME)
-    if cfg.DATASET.NAME in ("CIFAR10", "CIFAR100", "digits") or cfg.RUNTIME.INPUT == "shards":
-        return
-    for split in splits:
-        if not os.path.lexists(root / split) and not (root / "shards" / split).exists():
+    root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
+    if name in _CIFAR_FOLDERS:
+        folder = root / _CIFAR_FOLDERS[name]
+        if not folder.exists() and not cfg.DATASET.DOWNLOAD:
             raise DataError(
-                f"{root / split}: no such folder; images belong at {root / split}/<class>/ "
-                "(see DATASET.ROOT, DATASET.NAME)"
+                f"{name} is missing: no folder {folder}; download it with the override DATASET.DOWNLOAD True, or "
+                "unpack its archive there"
             )
+    elif name != "digits" and cfg.RUNTIME.INPUT != "shards":
+        for split in splits:
+            folder = root / name / split
+            if not os.path.lexists(folder) and not (root / name / "shards" / split).exists():
+                raise DataError(
+                    f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
+                )
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:

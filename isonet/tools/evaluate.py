@@ -38,15 +38,15 @@ def evaluate_checkpoint(
     cfg_path: a config file; None: the config that the checkpoint carries.
     Raises ``UserError`` for everything that the user can put right.
     """
-    cfg = load_cfg(cfg_path, opts)
+    cfg = load_cfg(cfg_path, opts) if cfg_path else None
     with (
         processes(gpus) as (world, devices),
         explain_lost_peers(world),
         explain_dead_workers(),
         explain_out_of_memory(),
     ):
-        checkpoint = world.from_leader(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
-        if cfg_path is None:
+        checkpoint = world.from_leader(lambda: open_checkpoint(cfg, ckpt))
+        if cfg is None:
             cfg = checkpoint.config(opts)
         else:
             warn_of_other_images(checkpoint, cfg)

@@ -12,8 +12,7 @@ from torch import nn
 from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
-from isonet.tools.cli import parse_gpu_ids
-from isonet.training.devices import explain_out_of_memory, pick_devices
+from isonet.training.devices import explain_out_of_memory, parse_gpu_ids, pick_devices
 from isonet.training.epoch import NonFiniteStep, train_epoch
 from isonet.training.sums import EpochSums
 
