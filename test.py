@@ -8,15 +8,16 @@ import sys
 
 from isonet.config import check_overrides
 from isonet.errors import run_cli
-from isonet.launch import is_launched, is_main
+from isonet.launch import is_launched
 from isonet.tools.cli import (
+    check_gpu_ids,
     look_for_checkpoint,
     look_for_folder_of,
     look_for_images,
     make_parser,
-    ranks,
     read_network,
 )
+from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
@@ -41,23 +42,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    with ranks(args.gpus):
-        if is_main():
-            look_for_folder_of("--json", args.json)
-        check_overrides(args.opts)
-        cfg = read_network(args.cfg, args.opts) if args.cfg else None
-        if not is_launched():  # not every machine has the files
-            look_for_checkpoint(cfg, args.ckpt)
-            if cfg is not None:
-                look_for_images(cfg, ["val"])
-        # Imported only here, because torch takes seconds: what is wrong up to here is said at once
-        from isonet.tools.evaluate import evaluate_checkpoint, report
-        from isonet.training.log import log_to_terminal
+    log_to_terminal()
+    if not is_launched():
+        look(args)
+    from isonet.tools.evaluate import evaluate_on_ranks, report  # these import torch
+    from isonet.training.failure import ranks
 
-        log_to_terminal()
-        result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-        if is_main():
+    with ranks(args.gpus) as (world, devices):
+        if world.is_main:
+            look_for_folder_of("--json", args.json)
+        result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
+        if world.is_main:
             report(result, path, args.json)
+
+
+def look(args: argparse.Namespace) -> None:
+    """Raise for wrong options, configs and files before torch is imported, which takes seconds."""
+    check_gpu_ids(args.gpus)
+    look_for_folder_of("--json", args.json)
+    check_overrides(args.opts)
+    cfg = read_network(args.cfg, args.opts) if args.cfg else None
+    look_for_checkpoint(cfg, args.ckpt)
+    if cfg is not None:
+        look_for_images(cfg, ["val"])
 
 
 if __name__ == "__main__":

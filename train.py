@@ -8,11 +8,14 @@ import itertools
 import sys
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from isonet.config.keys import KEYS
 from isonet.errors import run_cli
 from isonet.files.run_folder import LATEST, checkpoints_to_resume, run_folder
 from isonet.launch import is_launched
-from isonet.tools.cli import look_for_checkpoint, look_for_images, make_parser, ranks, read_network
+from isonet.tools.cli import check_gpu_ids, look_for_checkpoint, look_for_images, make_parser, read_network
+from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
   python train.py --cfg configs/digits_ISO20.yaml
@@ -49,20 +52,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    with ranks(args.gpus):
-        cfg = read_network(args.cfg, args.opts)
-        output = Path(args.cfg).stem if args.output is None else args.output
-        folder = run_folder(cfg, output)
-        if not is_launched():  # a launcher may restart a run with the same command, and not every machine has its files
-            if not checkpoints_to_resume(folder, args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
-                look_for_checkpoint(cfg, cfg.MODEL.INIT_FROM)
-            look_for_images(cfg, ["train", "val"])
-        # Imported only here, because torch takes seconds: what is wrong up to here is said at once
-        from isonet.training.log import log_to_terminal
-        from isonet.training.run import run_training
+    log_to_terminal()
+    if not is_launched():
+        look(args)
+    from isonet.training.failure import ranks  # these import torch
+    from isonet.training.run import train_on_ranks
 
-        log_to_terminal()
-        run_training(cfg, output, args.gpus, args.resume, args.overwrite)
+    with ranks(args.gpus) as (world, devices):  # first, so that rank 0 alone prints a mistake that all ranks make
+        cfg, output = read(args)
+        train_on_ranks(cfg, output, world, devices, args.resume, args.overwrite)
+
+
+def look(args: argparse.Namespace) -> None:
+    """Raise for wrong options, configs and files before torch is imported, which takes seconds.
+
+    Not under a launcher: it may restart a run by the same command, and some of its machines may lack the files.
+    """
+    check_gpu_ids(args.gpus)
+    cfg, output = read(args)
+    if not checkpoints_to_resume(run_folder(cfg, output), args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
+        look_for_checkpoint(cfg, cfg.MODEL.INIT_FROM)
+    look_for_images(cfg, ["train", "val"])
+
+
+def read(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """Return the config and the name of the run."""
+    return read_network(args.cfg, args.opts), Path(args.cfg).stem if args.output is None else args.output
 
 
 if __name__ == "__main__":

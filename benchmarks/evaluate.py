@@ -15,8 +15,8 @@ from benchmarks.baseline import baseline_evaluation, published_form_
 from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
 from isonet import build_model, load_cfg
 from isonet.training import evaluate
-from isonet.training.amp import Amp
 from isonet.training.devices import place
+from isonet.training.optim import Amp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BATCH = 50

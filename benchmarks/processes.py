@@ -20,10 +20,10 @@ import torch
 
 from benchmarks.common import machine, make_parser
 from isonet import load_cfg
+from isonet.launch import launch
 from isonet.training import TrainStep
 from isonet.training.run import run_training
 from isonet.training.step import StepOutput
-from isonet.training.world import world_of_environment
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_ISO20.yaml"
 BATCH, RATE = 72, 0.02
@@ -44,16 +44,17 @@ class _Recorded(TrainStep):
 
 def train(folder: Path, accumulate: int) -> None:
     """What each process does: a run, whose losses it leaves in ``folder``."""
-    import isonet.training.trainer
+    import isonet.training.loop
 
-    world, _Recorded.losses = world_of_environment(), []
-    isonet.training.trainer.TrainStep = _Recorded  # type: ignore[misc]
-    shares = world.size * accumulate
+    process, _Recorded.losses = launch(), []
+    assert process
+    isonet.training.loop.TrainStep = _Recorded  # type: ignore[misc]
+    shares = process.size * accumulate
     opts = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.ACCUMULATE", accumulate, "SOLVER.MAX_EPOCHS", 1,
             "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, "SOLVER.DROP_LAST", False,
             "OUTPUT_DIR", str(folder)]  # fmt: skip
     run_training(load_cfg(CONFIG, opts), "run")
-    (folder / f"{world.rank}.json").write_text(json.dumps(_Recorded.losses))
+    (folder / f"{process.rank}.json").write_text(json.dumps(_Recorded.losses))
 
 
 def start(processes: int, accumulate: int) -> tuple[torch.Tensor, dict[str, float]]:

@@ -26,9 +26,10 @@ from isonet import build_model, load_cfg
 from isonet.convs import shape_of
 from isonet.fast_penalty.gram import Grams
 from isonet.fast_penalty.plan import deal_out
+from isonet.launch import Launch
 from isonet.ortho import penalised_convs
 from isonet.tools.flops import count_flops
-from isonet.training.world import World
+from isonet.training.distributed import World
 
 CONFIG = Path(__file__).parent.parent / "configs" / "IN1k-RISO50.yaml"
 IMAGES, VAL_IMAGES = 1_281_167, 50_000
@@ -111,7 +112,7 @@ def sent_bytes(model: nn.Module) -> int:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        synchronised = World(launched=True).synchronised(model, torch.device("cpu"))
+        synchronised = World(launch=Launch(0, 1, 0, 1, "", "", 0)).data_parallel(model, torch.device("cpu"))
         synchronised.register_comm_hook(None, look)  # type: ignore[operator]
         synchronised(torch.randn(1, 3, 64, 64)).sum().backward()
     finally:

@@ -22,9 +22,9 @@ from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, i
 from isonet import build_model, load_cfg
 from isonet.fast_penalty import OrthoPenalty
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.devices import place
-from isonet.training.profile import StepProfile
+from isonet.training.optim import Amp
+from isonet.training.report import StepProfile
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -67,7 +67,7 @@ def baseline(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]
 def ours(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
     model, optimizer, (images, labels), coeff = make(case, device)
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
-    step = TrainStep(forward, model, optimizer, coeff, Amp(case.amp, device))
+    step = TrainStep(forward, model, optimizer, coeff, amp=Amp(case.amp, device))
     images = images.contiguous(memory_format=torch.channels_last)
 
     def run() -> tuple[float, ...]:
@@ -150,7 +150,7 @@ def resnet(case: Case, device: torch.device) -> Callable[[], float]:
     model = torchvision.models.resnet50().train()
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
     optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4)
-    step = TrainStep(forward, model, optimizer, 0.0, Amp(case.amp, device))
+    step = TrainStep(forward, model, optimizer, 0.0, amp=Amp(case.amp, device))
     images = torch.randn(case.batch, 3, case.size, case.size, device=device).contiguous(
         memory_format=torch.channels_last
     )

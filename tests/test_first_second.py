@@ -106,7 +106,7 @@ def test_every_public_name_is_there(name):
 
 def test_other_attributes_of_the_package():
     assert isonet.ortho.kernel_penalty  # submodules, without importing them by name
-    with pytest.raises(AttributeError, match="isonet.*nothing"):
+    with pytest.raises(AttributeError, match="nothing"):
         isonet.nothing  # noqa: B018
     with pytest.raises(ImportError, match="nothing"):
         from isonet import nothing  # noqa: F401

@@ -23,9 +23,9 @@ from isonet import build_model
 from isonet.config import load_cfg
 from isonet.files.storage import write_file
 from isonet.training import build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.devices import place
 from isonet.training.log import versions
+from isonet.training.optim import Amp
 from isonet.training.step import TrainStep
 
 FILE = RESULTS / "speed.json"
@@ -62,7 +62,7 @@ def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[
     model = build_model(cfg)
     forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
     amp = Amp(cfg.RUNTIME.AMP, CPU)
-    step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp)
+    step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp=amp)
     images, tests = _images(cfg.SOLVER.TRAIN_BATCH_SIZE), _images(cfg.SOLVER.TEST_BATCH_SIZE)
     labels = torch.arange(len(images)) % cfg.DATASET.NUM_CLASSES
 

@@ -7,7 +7,6 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +17,7 @@ from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
 from isonet.errors import EXIT_USER_ERROR, DataError, DeviceError, UserError
 from isonet.files.run_folder import find_checkpoint
-from isonet.launch import is_launched, is_main
+from isonet.launch import is_main
 from isonet.published import PREFIX, published
 
 GPUS_HELP = (
@@ -89,18 +88,10 @@ def parse_gpu_ids(text: str) -> list[int]:
     return [int(part) for part in ids]
 
 
-def ranks(gpus: str | None) -> AbstractContextManager[Any]:
-    """Connect the ranks of a launched run while a ``with`` block runs; do nothing in a process on its own.
-
-    In the block, rank 0 alone prints a mistake that all ranks make. Raises ``DeviceError`` for wrong ids.
-    """
+def check_gpu_ids(gpus: str | None) -> None:
+    """Raise ``DeviceError`` if ``--gpus`` is given and is no list of ids; whether these exist only torch knows."""
     if gpus is not None:
         parse_gpu_ids(gpus)
-    if not is_launched():
-        return nullcontext()
-    from isonet.training.peers import processes  # imports torch
-
-    return processes(gpus)
 
 
 def read_network(cfg_path: str, opts: Sequence[Any]) -> CfgNode:

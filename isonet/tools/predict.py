@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from isonet.data.unlabelled import find_images, read_batches
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
+from isonet.launch import is_launched
 from isonet.tools.cli import GPUS_HELP, Parser, split_overrides
 from isonet.tools.trained import Trained, load_trained
-from isonet.training.amp import Amp
 from isonet.training.devices import explain_out_of_memory, pick_devices, place, set_precision
-from isonet.training.world import world_of_environment
+from isonet.training.optim import Amp
 
 log = logging.getLogger("isonet")
 
@@ -81,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Predict and print."""
     _log_to_standard_error()
-    if world_of_environment().launched:
+    if is_launched():
         raise UserError("one process predicts, on as many GPUs as --gpus names: start it without torchrun")
     trained = load_trained(args.ckpt, args.cfg, args.opts, args.classes)
     devices = pick_devices(args.gpus)

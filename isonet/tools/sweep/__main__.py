@@ -16,6 +16,7 @@ from isonet.config import read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
+from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
 from isonet.tools.cli import make_parser, parse_gpu_ids
 from isonet.tools.sweep.grid import Grid, Run, make_grid
@@ -24,7 +25,6 @@ from isonet.tools.sweep.processes import Child, run_all, start
 from isonet.tools.sweep.results import Files, Result, difference, read_results, results_table, write_results
 from isonet.training.devices import pick_devices
 from isonet.training.log import log_to_terminal
-from isonet.training.world import world_of_environment
 
 EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/digits_ISO20.yaml --output coeff ISON.ORTHO_COEFF 1e-5,1e-4,1e-3
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Run what is not finished yet; tell what has come of all."""
     log_to_terminal()
-    if world_of_environment().launched:
+    if is_launched():
         raise UserError("a sweep is one process, which starts others: start it without torchrun")
     grid = make_grid(args.cfg, args.output, args.opts)
     slots = _slots(args.gpus, args.parallel)

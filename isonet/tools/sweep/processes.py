@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isonet.errors import EXIT_DONE, EXIT_STOPPED, printable
+from isonet.signals import StopSignals
 from isonet.tools.sweep.child import EXIT_DIVERGED
 from isonet.tools.sweep.grid import Run
-from isonet.training.stop import StopSignals
 
 _LOOK_SECONDS = 0.1  # between two looks at the processes
 _PARTING_SECONDS = 5.0  # for a process to end that was told to end at once
@@ -79,9 +79,8 @@ def run_all(
                     free.append(slot)
                     on_end(busy.pop(slot))
         finally:
-            stop.calm()
             _end_at_once([child.process for child in busy.values()])
-        return stop.received
+        return stop.received.name if stop.received else None
 
 
 def _end_at_once(processes: Sequence[subprocess.Popen[bytes]]) -> None:
