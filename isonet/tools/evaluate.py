@@ -50,10 +50,10 @@ def evaluate_on_ranks(
     ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
     """``evaluate_checkpoint`` on connected ranks. devices: those of this rank."""
-    cfg = load_cfg(cfg_path, opts)
+    cfg = load_cfg(cfg_path, opts) if cfg_path else None
     with explained(world):
-        checkpoint = world.from_main(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
-        if cfg_path is None:
+        checkpoint = world.from_main(lambda: open_checkpoint(cfg, ckpt))
+        if cfg is None:
             cfg = checkpoint.config(opts)
         else:
             warn_of_other_images(checkpoint, cfg)

@@ -15,8 +15,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from isonet.config import load_cfg
 from isonet.errors import UserError, printable, run_cli
-from isonet.tools.cli import make_parser
+from isonet.published import PREFIX
+from isonet.tools.cli import look_for_checkpoint, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -58,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
-    from isonet.files.zoo import PREFIX
+    look_for_checkpoint(load_cfg(args.cfg, args.opts) if args.cfg else None, args.ckpt)
     from isonet.tools.formats import export
     from isonet.tools.trained import load_trained
 

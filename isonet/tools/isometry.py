@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yacs.config import CfgNode
+
 from isonet.config import load_cfg
 from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
-from isonet.tools.cli import make_parser, split_overrides
+from isonet.tools.cli import look_for_checkpoint, make_parser, split_overrides
 from isonet.training.log import log_to_terminal, versions
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ EXAMPLES = """\
   python -m isonet.tools.isometry --cfg configs/digits_ISO20.yaml \\
       --compare start=configs/digits_ISO20.yaml trained=outputs/cls/digits/demo
   python -m isonet.tools.isometry --cfg configs/IN1k-RISO50.yaml --images 2 --steps 20 --output report"""
+
+CONFIGS = (".yaml", ".yml")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -63,7 +67,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
     require_matplotlib("the report")
-    networks = networks_of(args)
+    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    networks = networks_of(args, cfg)
+    for what in networks.values():
+        load_cfg(what, args.opts) if what.endswith(CONFIGS) else look_for_checkpoint(cfg, what)
     from isonet.isometry.page import page
     from isonet.training.devices import explain_out_of_memory, pick_devices
 
@@ -80,14 +87,13 @@ def main(args: argparse.Namespace) -> None:
     print(f"written to {printable(args.output / 'index.html')} and report.json")
 
 
-def networks_of(args: argparse.Namespace) -> dict[str, str]:
+def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]:
     """The config file or checkpoint of each network that ``args`` asks for, by its name in the report.
 
-    NAME=WHAT gives a name, unless a file or a run of that very name, with its equals sign, exists.
+    NAME=WHAT gives a name, unless a file, or a run of ``cfg``, has all of that text for its own name.
     """
     if not args.compare:
         return {args.ckpt or Path(args.cfg).stem: args.ckpt or args.cfg}
-    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
     networks: dict[str, str] = {}
     for text in args.compare:
         name, _, what = text.partition("=")
@@ -120,7 +126,7 @@ def measure_network(
     from isonet.training.devices import seed_everything, set_precision
 
     opts = [*opts, "SOLVER.TEST_BATCH_SIZE", images, "DATASET.NUM_WORKERS", 0]
-    if what.endswith((".yaml", ".yml")):
+    if what.endswith(CONFIGS):
         cfg, source = load_cfg(what, opts), f"{what} as initialised"
         seed_everything(cfg.RUNTIME.SEED)
         model = build_model(cfg)

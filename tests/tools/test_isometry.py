@@ -116,8 +116,9 @@ def test_a_mistake_is_one_line(args, words, capsys):
     assert words in line
 
 
-def networks(*args):
-    return tool.networks_of(tool.parse_args(list(map(str, args))))
+def networks(*arguments):
+    args = tool.parse_args(list(map(str, arguments)))
+    return tool.networks_of(args, load_cfg(args.cfg) if args.cfg else None)
 
 
 def test_names_are_given_before_an_equals_sign_unless_it_belongs_to_a_run(trained, tmp_path):

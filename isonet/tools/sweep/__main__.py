@@ -21,7 +21,7 @@ from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
 from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
-from isonet.tools.cli import make_parser
+from isonet.tools.cli import make_parser, parse_gpu_ids
 from isonet.tools.sweep.grid import Run, make_grid
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
 
 def slots_of(gpus: str | None, parallel: bool) -> list[str | None]:
     """The ``--gpus`` of the runs that are trained at the same time: one for each of them."""
-    from isonet.training.devices import parse_gpu_ids, pick_devices
+    from isonet.training.devices import pick_devices
 
     devices = pick_devices(gpus)
     if not parallel:
