@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from isonet.config import load_cfg
+from isonet.config.load import check_overrides
 from isonet.errors import UserError, printable, run_cli
 from isonet.published import PREFIX
 from isonet.tools.cli import look_for_checkpoint, make_parser
@@ -60,6 +61,7 @@ def main(args: argparse.Namespace) -> None:
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
+    check_overrides(args.opts)
     look_for_checkpoint(load_cfg(args.cfg, args.opts) if args.cfg else None, args.ckpt)
     from isonet.tools.formats import export
     from isonet.tools.trained import load_trained

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from yacs.config import CfgNode
 
 from isonet.config import load_cfg
+from isonet.config.load import check_overrides
 from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
@@ -66,11 +67,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
-    require_matplotlib("the report")
+    check_overrides(args.opts)
     cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
     networks = networks_of(args, cfg)
     for what in networks.values():
         load_cfg(what, args.opts) if what.endswith(CONFIGS) else look_for_checkpoint(cfg, what)
+    require_matplotlib("the report")
     from isonet.isometry.page import page
     from isonet.training.devices import explain_out_of_memory, pick_devices
 

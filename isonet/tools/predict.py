@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from isonet.config import load_cfg
+from isonet.config.load import check_overrides
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.launch import is_launched
 from isonet.tools.cli import GPUS_HELP, look_for_checkpoint, split_overrides, tool_parser
@@ -73,6 +74,7 @@ def main(args: argparse.Namespace) -> None:
     """Predict and print."""
     if is_launched():
         raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
+    check_overrides(args.opts)
     look_for_checkpoint(load_cfg(args.cfg, args.opts) if args.cfg else None, args.ckpt)
     from isonet.data.unlabelled import find_images
     from isonet.tools.trained import load_trained

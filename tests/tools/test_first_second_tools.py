@@ -1,4 +1,4 @@
-"""What the tools import before they print their help or report a wrong option: modules, not seconds."""
+"""What the tools import before they print their help or report a mistake: modules, not seconds."""
 
 from __future__ import annotations
 
@@ -11,18 +11,27 @@ import pytest
 
 from conftest import REPO
 
+DIGITS = str(REPO / "configs/digits_ISO20.yaml")
 HEAVY = ["torch", "torchvision", "numpy", "matplotlib", "PIL"]
-HELP = {tool: [tool, "--help"] for tool in ("curves", "export", "isometry", "predict", "sweep")}
-MISTAKES = {
-    "--format": ["export", "--ckpt", "a.pt", "--format", "tflite"],
-    "--opset": ["export", "--ckpt", "a.pt", "--format", "onnx", "--opset", "17"],
-    "name a network": ["isometry"],
-    "--top": ["predict", "--ckpt", "a.pt", "--top", "0", "a.png"],
-    "--output": ["sweep", "--cfg", "a.yaml"],
-    "did you mean --parallel": ["sweep", "--cfg", "a.yaml", "--output", "a", "--paralel"],
-    "--key": ["curves", "a", "--key", "loss"],
-    "no run nothing": ["curves", "nothing"],
-}
+HELP = [[tool, "--help"] for tool in ("curves", "export", "isometry", "predict", "sweep")]
+MISTAKES = [
+    (["export", "--ckpt", "a.pt", "--format", "tflite"], "--format"),
+    (["export", "--ckpt", "a.pt", "--format", "torch", "--opset", "17"], "--opset"),
+    (["export", "--ckpt", "a.pt", "--format", "torch"], "a.pt"),
+    (["export", "--ckpt", "zoo:IN1k-RIS018", "--format", "torch"], "did you mean zoo:IN1k-RISO18"),
+    (["isometry"], "name a network"),
+    (["isometry", "--cfg", "a.yaml"], "a.yaml"),
+    (["isometry", "--compare", "a.pt", "SOLVER.BASE_RL", "1"], "did you mean SOLVER.BASE_LR"),
+    (["predict", "--ckpt", "a.pt", "--top", "0", "a.png"], "--top"),
+    (["predict", "--ckpt", "a.pt", "a.png"], "a.pt"),
+    (["predict", "--ckpt", "a.pt", "a.png", "RUNTIME.AMPP", "bf16"], "did you mean RUNTIME.AMP"),
+    (["sweep", "--cfg", "a.yaml"], "--output"),
+    (["sweep", "--cfg", "a.yaml", "--output", "a", "--paralel"], "did you mean --parallel"),
+    (["sweep", "--cfg", "a.yaml", "--output", "a", "SOLVER.BASE_LR", "1,2"], "a.yaml"),
+    (["sweep", "--cfg", DIGITS, "--output", "a", "SOLVER.BASE_RL", "1,2"], "did you mean SOLVER.BASE_LR"),
+    (["curves", "a", "--key", "loss"], "--key"),
+    (["curves", "nothing"], "nothing"),
+]
 
 RUN_ALL = """
 import contextlib, io, json, runpy, sys
@@ -44,7 +53,7 @@ print(json.dumps(answers))
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     """Exit code, standard output, standard error and heavy modules of every command, from one interpreter."""
-    commands = [*HELP.values(), *MISTAKES.values()]
+    commands = [*HELP, *(command for command, _ in MISTAKES)]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps([commands, HEAVY])],
         cwd=tmp_path_factory.mktemp("empty"),
@@ -55,21 +64,21 @@ def answers(tmp_path_factory):
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    return dict(zip([*HELP, *MISTAKES], json.loads(done.stdout), strict=True))
+    return dict(zip(map(" ".join, commands), json.loads(done.stdout), strict=True))
 
 
-@pytest.mark.parametrize("tool", HELP)
-def test_help_shows_examples_and_needs_no_torch(answers, tool):
-    code, out, err, heavy = answers[tool]
+@pytest.mark.parametrize("command", HELP, ids=" ".join)
+def test_help_shows_examples_and_needs_no_torch(answers, command):
+    code, out, err, heavy = answers[" ".join(command)]
     assert (code, err, heavy) == (0, "", [])
     description, examples = out.split("examples:")
-    assert f"usage: python -m isonet.tools.{tool} " in description
-    assert f"python -m isonet.tools.{tool} " in examples
+    assert f"usage: python -m isonet.tools.{command[0]} " in description
+    assert f"python -m isonet.tools.{command[0]} " in examples
 
 
-@pytest.mark.parametrize("words", MISTAKES)
-def test_a_mistake_is_one_line_and_needs_no_torch(answers, words):
-    code, out, err, heavy = answers[words]
+@pytest.mark.parametrize(("command", "words"), MISTAKES)
+def test_a_mistake_is_one_line_and_needs_no_torch(answers, command, words):
+    code, out, err, heavy = answers[" ".join(command)]
     assert (code, out, heavy) == (2, "", [])
     (line,) = err.splitlines()
     assert line.startswith("error: ")
