@@ -35,7 +35,7 @@ TINY = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "S
 
 @pytest.fixture(autouse=True)
 def _no_leaks():
-    """Logging handlers and determinism of a run inside the test process, and its scripts, do not reach the next test."""
+    """Logging handlers, determinism and scripts of a test do not reach the next one."""
     yield
     end_all()
     log = logging.getLogger("isonet")
@@ -48,7 +48,8 @@ def _no_leaks():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--torture", action="store_true", help="run the long tests too, and the long form of others (make torture)")
+    text = "also run the long tests, and the long form of others (make torture)"
+    parser.addoption("--torture", action="store_true", help=text)
 
 
 def pytest_collection_modifyitems(config, items):
