@@ -56,7 +56,7 @@ class InfiniteGradient(torch.autograd.Function):
 
 @pytest.fixture
 def break_images(monkeypatch):
-    """``break_images(epoch, step)`` puts a non-finite pixel into the images of that step whenever the loader yields them."""
+    """``break_images(epoch, step)`` makes a pixel of the images of that step non-finite, whenever they are read."""
 
     def change(epoch, step, value=float("inf"), batch_size=128):
         real = MemoryLoader.__iter__
