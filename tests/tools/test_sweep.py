@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from isonet.tools.sweep.grid import leaf, make_grid
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
+from launch import start, wait_until
 
 DIGITS = str(REPO / "configs/digits_ISO20.yaml")
 QUICK = ["ISON.DEPTH", "8", "SOLVER.TRAIN_BATCH_SIZE", "128", "SOLVER.MAX_EPOCHS", "3", "RUNTIME.SAVE_EVERY", "4"]
@@ -37,14 +37,6 @@ QUICK = ["ISON.DEPTH", "8", "SOLVER.TRAIN_BATCH_SIZE", "128", "SOLVER.MAX_EPOCHS
 
 def command(*pairs):
     return ["--cfg", DIGITS, "--output", "lr", *QUICK, *pairs]
-
-
-def wait_for(file, process=None):
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None
-        time.sleep(0.002)
 
 
 def run_sweep(*arguments):
@@ -57,10 +49,10 @@ def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, caps
     arguments = command("SOLVER.BASE_LR", "1e6,0.02")
     runs = tmp_path / "outputs/cls/digits"
     diverged, trained = RunFolder(runs / "lr-BASE_LR=1e6"), RunFolder(runs / "lr-BASE_LR=0.02")
-    with subprocess.Popen([sys.executable, "-m", "isonet.tools.sweep", *arguments], stdout=subprocess.PIPE) as first:
-        wait_for(trained.path / "epoch0001-step000004.pt", first)
-        first.kill()
-        printed = first.stdout.read().decode()
+    first = start("isonet.tools.sweep", *arguments, cwd=tmp_path)
+    wait_until((trained.path / "epoch0001-step000004.pt").exists, first)
+    os.kill(first.pid, signal.SIGKILL)  # the sweep alone, not its process group
+    printed = first.wait().stdout
     assert re.search(r"^\[1/2\] BASE_LR 1e6: diverged: .*not finite.* epoch 1\b", printed, re.MULTILINE)
     log = diverged.log.read_bytes()
 
@@ -176,7 +168,10 @@ def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
     monkeypatch.setattr(Result, "update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shell('[ "$name" = s-SEED=1 ] || { cat; touch stopped; }', ["0", "1"])
-    wait_for(tmp_path / "stopped")
+    end = time.monotonic() + 60
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
