@@ -14,6 +14,7 @@ from yacs.config import CfgNode
 
 from isonet.config import load_cfg, uses_small_images
 from isonet.config.keys import KEYS
+from isonet.config.load import check_overrides
 from isonet.depths import stage_depths
 from isonet.errors import EXIT_USER_ERROR, DataError, DeviceError, UserError
 from isonet.files.run_folder import find_checkpoint
@@ -71,7 +72,7 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
 
 
 def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
-    """A parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that takes no config."""
+    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that need not take a config."""
     parser = Parser(
         prog=f"python -m isonet.tools.{tool}",
         description=description,
@@ -120,6 +121,16 @@ def look_for_checkpoint(cfg: CfgNode | None, ckpt: str) -> None:
         published(ckpt)
     else:
         find_checkpoint(cfg, ckpt)
+
+
+def look_for_network(args: argparse.Namespace) -> CfgNode | None:
+    """Return the config of ``--cfg``, if given. Raises ``UserError`` for a wrong ``--gpus``, override or ``--ckpt``."""
+    check_gpu_ids(args.gpus)
+    check_overrides(args.opts)
+    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    if args.ckpt:
+        look_for_checkpoint(cfg, args.ckpt)
+    return cfg
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:

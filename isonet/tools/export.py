@@ -15,11 +15,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from isonet.config import load_cfg
-from isonet.config.load import check_overrides
 from isonet.errors import UserError, printable, run_cli
 from isonet.published import PREFIX
-from isonet.tools.cli import look_for_checkpoint, make_parser
+from isonet.tools.cli import look_for_folder_of, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -61,8 +59,7 @@ def main(args: argparse.Namespace) -> None:
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
-    check_overrides(args.opts)
-    look_for_checkpoint(load_cfg(args.cfg, args.opts) if args.cfg else None, args.ckpt)
+    look_for_network(args)
     from isonet.tools.formats import export
     from isonet.tools.trained import load_trained
 
@@ -82,8 +79,7 @@ def main(args: argparse.Namespace) -> None:
 
 def check_place(output: Path, ckpt: Path) -> None:
     """Raise ``UserError``, before the export starts, if ``output`` cannot be written."""
-    if not output.parent.is_dir():
-        raise UserError(f"--output {output}: there is no such folder; make it first")
+    look_for_folder_of("--output", str(output))
     if output.is_dir():
         raise UserError(f"--output {output}: is a folder; name a file in it")
     if output.exists() and output.samefile(ckpt):

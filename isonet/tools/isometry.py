@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, Any
 from yacs.config import CfgNode
 
 from isonet.config import load_cfg
-from isonet.config.load import check_overrides
 from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
-from isonet.tools.cli import look_for_checkpoint, make_parser, split_overrides
+from isonet.tools.cli import look_for_checkpoint, look_for_network, make_parser, split_overrides
 from isonet.training.log import log_to_terminal, versions
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ CONFIGS = (".yaml", ".yml")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; ``networks`` maps the name of each network to a config file or a checkpoint."""
+    """The options; ``compare`` holds the networks to compare, and ``opts`` the overrides."""
     parser = make_parser(__doc__ or "", EXAMPLES, cfg_required=False)
     parser.prog = "python -m isonet.tools.isometry"
     add = parser.add_argument
@@ -67,8 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
-    check_overrides(args.opts)
-    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    cfg = look_for_network(args)
     networks = networks_of(args, cfg)
     for what in networks.values():
         load_cfg(what, args.opts) if what.endswith(CONFIGS) else look_for_checkpoint(cfg, what)
@@ -114,9 +112,10 @@ def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]
 def measure_network(
     what: str, cfg_path: str | None, opts: Sequence[Any], images: int, steps: int, device: torch.device
 ) -> dict[str, Any]:
-    """The report of one network, see ``isonet.isometry.measure``, and the origin of the network, images and numbers.
+    """Measure one network; returns the numbers of ``isonet.isometry.measure``, and where they come from.
 
-    what: a config file, for the network as initialised, or a checkpoint, with an optional config file at ``cfg_path``.
+    what: a config file, for the network as initialised, or a checkpoint, whose config ``cfg_path`` replaces if given.
+    opts: ``KEY VALUE`` pairs, merged on top of the config.
     images: how many. steps: towards the extremes of the Jacobian, at most.
     """
     from tqdm import tqdm

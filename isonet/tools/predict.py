@@ -18,11 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from isonet.config import load_cfg
-from isonet.config.load import check_overrides
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import GPUS_HELP, look_for_checkpoint, split_overrides, tool_parser
+from isonet.tools.cli import GPUS_HELP, look_for_network, split_overrides, tool_parser
 
 if TYPE_CHECKING:
     import torch
@@ -74,8 +72,7 @@ def main(args: argparse.Namespace) -> None:
     """Predict and print."""
     if is_launched():
         raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
-    check_overrides(args.opts)
-    look_for_checkpoint(load_cfg(args.cfg, args.opts) if args.cfg else None, args.ckpt)
+    look_for_network(args)
     from isonet.data.unlabelled import find_images
     from isonet.tools.trained import load_trained
     from isonet.training.devices import explain_out_of_memory, pick_devices

@@ -21,7 +21,7 @@ from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
 from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
-from isonet.tools.cli import make_parser, parse_gpu_ids
+from isonet.tools.cli import check_gpu_ids, make_parser, parse_gpu_ids
 from isonet.tools.sweep.grid import Run, make_grid
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
@@ -54,6 +54,7 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     if is_launched():
         raise UserError("a sweep is one process that starts others: start it without torchrun")
+    check_gpu_ids(args.gpus)
     runs = make_grid(args.cfg, args.output, args.opts)
     slots = slots_of(args.gpus, args.parallel)
     folder = run_folder(runs[0].cfg, args.output)

@@ -16,6 +16,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import default_cfg, flat, load_cfg
+from isonet.config.load import check_overrides
 from isonet.errors import ConfigError, printable
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.plots import short
@@ -73,9 +74,7 @@ def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
 def _choices(opts: Sequence[str]) -> dict[str, list[str]]:
     """The values of each key, as text."""
     if len(opts) % 2:
-        raise ConfigError(
-            f"overrides are KEY VALUES pairs, but {printable(opts[-1])[:60]} has no value (write values without spaces)"
-        )
+        check_overrides(opts[-1:])  # raises: a key without a value
     defaults = flat(default_cfg())
     choices: dict[str, list[str]] = {}
     for key, text in zip(opts[::2], opts[1::2], strict=True):

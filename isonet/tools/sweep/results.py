@@ -42,7 +42,7 @@ class Result:
 
     @property
     def point(self) -> Point:
-        """What the picture shows of it."""
+        """The run in the picture of the sweep."""
         failed, top1 = self.state in FAILED, (self.summary.best_top1, self.summary.last_top1)
         return Point(self.run.values, *((None, None) if failed else top1), self.state, failed)
 
@@ -51,12 +51,9 @@ class Result:
         return {**run, **asdict(self.summary), "reason": self.reason}
 
     def as_line(self) -> str:
-        """The result of a run that has ended, for the terminal."""
-        figures = self.summary
-        if self.state != "finished" or figures.best_top1 is None:
-            return f"{self.state}: {printable(self.reason)}"
-        best = f"best top-1 {figures.best_top1:.2f} % (epoch {figures.best_epoch})"
-        return f"{best}, last {figures.last_top1:.2f} %, {figures.seconds or 0:.0f} s"
+        """The result of a run that has ended: why it did not finish, or its figures."""
+        figures = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells(self.summary), strict=True))
+        return f"{self.state}: {printable(self.reason) or figures}"
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
