@@ -26,8 +26,7 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.v2 import functional as TF
 
 from isonet import isometrize
-from isonet.surgery.health import DeadNetworkWarning, measure_health
-from isonet.surgery.watching import ModelError
+from isonet.surgery import DeadNetworkWarning, ModelError, measure_health
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 RATES = (0.01, 0.1, 0.001)

@@ -6,14 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isonet.plots import COLOURS, MARKERS, as_png, new_figure, require_matplotlib, short, style
+from isonet.plots import COLOURS, MARKERS, as_png, look, new_figure, plain_numbers, require_matplotlib, style
 
 
 def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
     """Draw the norms of signal and gradient over the layers; return a PNG. Norms of 0 or None are left out."""
     require_matplotlib("the norms")
-    from matplotlib.ticker import FuncFormatter
-
     with style(10):
         figure = new_figure(1500, 650)
         panels = (("forward", "norm of the signal"), ("backward", "norm of the loss's gradient"))
@@ -22,15 +20,14 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
             for number, (name, norms) in enumerate(variants.items()):
                 values = [value or math.nan for value in norms[key]]
                 every = len(values) // 12
-                axis.plot(  # earlier curves lie above later ones, with shifted markers, in case they coincide
-                    values, color=COLOURS[number], marker=MARKERS[number], label=name, zorder=9 - number,
-                    markevery=(number * every // len(variants), every),
-                )  # fmt: skip
+                # Where curves coincide, the first one is on top, and the markers stand apart
+                first = number * every // len(variants)
+                axis.plot(values, **look(number), label=name, zorder=9 - number, markevery=(first, every))
             axis.set_yscale("log")
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))
+            plain_numbers(axis.yaxis)
             axis.set_xlabel("activation, from the stem to the head")
-            axis.set_title(label, loc="left")
-            axis.legend(frameon=False, loc="lower left" if key == "forward" else "upper right")
+            axis.set_title(label)
+            axis.legend(loc="lower left" if key == "forward" else "upper right")
         return as_png(figure)
 
 
@@ -55,7 +52,7 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
         axes[1].set_xlabel("minutes of training and validation")
         for axis in axes:
             axis.set_ylabel("top-1, %")
-        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         return as_png(figure)
 
 
@@ -84,7 +81,7 @@ def vanilla_picture(top1: Mapping[str, Sequence[float]], gradients: Mapping[str,
             _label(right, name, (350, norms[350]), (25, -14) if name == lowest else (6, 14), colour)
         right.set_title("ISONet-1202 at initialisation", loc="left")
         right.set_yscale("log")
-        right.yaxis.set_major_formatter(lambda value, _: short(float(f"{value:.6g}")))
+        plain_numbers(right.yaxis)
         right.set(xlabel="layer", ylabel="norm of the gradient", ylim=(1e-21, 1e45))
         return as_png(figure)
 

@@ -13,7 +13,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.sections import DRAWN, SECTIONS
 from benchmarks.study.stored import REPO, RESULTS, Stored
 from isonet.errors import UserError
-from isonet.files.zoo import ZOO
+from isonet.published import ZOO
 
 PAGE = REPO / "RESULTS.md"
 NOT_MEASURED = "not measured yet"

@@ -33,11 +33,14 @@ log = logging.getLogger("isonet")
 def evaluate_checkpoint(
     ckpt: str, cfg_path: str | None = None, gpus: str | None = None, opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
-    """The accuracy of a checkpoint on the validation images of its config's data set, and the file it came from.
+    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
 
     ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
-    cfg_path: a config file; None: the config that the checkpoint carries.
-    Raises ``UserError`` for everything that the user can put right.
+    cfg_path: a config file; None for the config that the checkpoint carries.
+    gpus: as ``--gpus``; opts: ``KEY VALUE`` pairs, merged on top of the config.
+
+    Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
+    the output of the network is not finite.
     """
     with ranks(gpus) as (world, devices):
         return evaluate_on_ranks(ckpt, cfg_path, world, devices, opts)
@@ -47,10 +50,10 @@ def evaluate_on_ranks(
     ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
     """``evaluate_checkpoint`` on connected ranks. devices: those of this rank."""
-    cfg = load_cfg(cfg_path, opts)
+    cfg = load_cfg(cfg_path, opts) if cfg_path else None
     with explained(world):
-        checkpoint = world.from_main(lambda: open_checkpoint(cfg if cfg_path else None, ckpt))
-        if cfg_path is None:
+        checkpoint = world.from_main(lambda: open_checkpoint(cfg, ckpt))
+        if cfg is None:
             cfg = checkpoint.config(opts)
         else:
             warn_of_other_images(checkpoint, cfg)

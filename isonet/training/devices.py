@@ -18,6 +18,7 @@ from torch import nn
 from isonet.errors import DeviceError
 from isonet.models import ISONet
 from isonet.models.layers import work_in_place_
+from isonet.tools.cli import parse_gpu_ids
 
 log = logging.getLogger("isonet")
 
@@ -42,16 +43,6 @@ def pick_devices(gpus: str | None) -> list[torch.device]:
             " (CUDA_VISIBLE_DEVICES counts)"
         )
     return [torch.device("cuda", i) for i in ids]
-
-
-def parse_gpu_ids(text: str) -> list[int]:
-    """``"7,1"`` -> [7, 1]. The first device holds the weights."""
-    ids = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in ids):
-        raise DeviceError(f"--gpus takes ids separated by commas, such as 0,1; got {text!r}")
-    if len(set(map(int, ids))) < len(ids):
-        raise DeviceError(f"--gpus {text} names a GPU twice")
-    return [int(part) for part in ids]
 
 
 def place(

@@ -21,7 +21,7 @@ from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
 from isonet.isometry import feature_sizes, network_extremes
 from isonet.plots import MISSING, Row, have_matplotlib
-from isonet.training.curves import CurvesFigure
+from isonet.plots.curves import CurvesFigure
 
 log = logging.getLogger("isonet")
 
