@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet.models.layers import ResMultiplier, SReLU
+from isonet.private_torch import flag_non_finite_, scale_on_device, skips_on_device
 
 log = logging.getLogger("isonet")
 
@@ -155,7 +156,7 @@ class GuardedUpdate:
         self.amp = amp
         self.halted = torch.zeros((), device=amp.device)  # 1 from the first failure on; the kernel takes a float
         self.one = torch.ones((), device=amp.device)
-        self.can_skip = getattr(optimizer, "_step_supports_amp_scaling", False)
+        self.can_skip = skips_on_device(optimizer)
 
     def __call__(self, losses: Tensor) -> Tensor:
         """Step with the gradients at hand; returns whether this step and all before it were finite.
@@ -166,14 +167,13 @@ class GuardedUpdate:
         scaler = self.amp.scaler
         if scaler.is_enabled():
             self.amp.step(self.optimizer)
-            scale = scaler._get_scale_async()  # get_scale would wait for the device
+            scale = scale_on_device(scaler)
             return (self.halted == 0) & (scale > SMALLEST_SCALE if scale is not None else True)
-        # GradScaler's kernel reads each gradient once, sets the flag if a number is non-finite, and multiplies by 1
         by_dtype: dict[torch.dtype, list[Tensor]] = {}
         for grad in _gradients(self.optimizer):
             by_dtype.setdefault(grad.dtype, []).append(grad)
         for grads in by_dtype.values():
-            torch._amp_foreach_non_finite_check_and_unscale_(grads, self.halted, self.one)
+            flag_non_finite_(grads, self.halted, self.one)
         if self.can_skip:
             self.optimizer.found_inf = self.halted  # type: ignore[attr-defined]
         self.optimizer.step()

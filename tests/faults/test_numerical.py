@@ -208,7 +208,7 @@ def test_the_guard_changes_nothing_of_a_finite_step():
             groups = [{**group, "fused": None} for group in optimizer.param_groups]
             optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, foreach=False)
         step = TrainStep(model, model, optimizer, 1e-4)
-        assert step.update.can_hold == fused
+        assert step.update.can_skip == fused
         for seed in range(5):
             step(*batch(seed=seed))
         found.append(model.state_dict())
