@@ -56,7 +56,20 @@ def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
             raise
         except Exception as error:
             _leave_reason(world, error)
+            if world.launch and not isinstance(error, UserError):
+                _record(error)
             raise
+
+
+def _record(error: Exception) -> None:
+    """Let torch's ``record`` write a bug's traceback to the file from which torchrun's report takes it."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    @record
+    def fail() -> None:
+        raise error
+
+    fail()
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ def test_fp16_may_skip_its_first_step_and_then_starts_from_clean_momentum(tally)
 def test_fp16_without_any_finite_scale_is_a_failure_and_not_a_run_that_trains_nothing(tally):
     model = network()
     model.head.fc.weight.register_hook(lambda grad: grad * float("inf"))
-    step = TrainStep(model, model, build_optimizer(model, load_cfg(None, TINY)), 1e-4, Amp("fp16", CPU))
+    step = TrainStep(model, model, build_optimizer(model, load_cfg(None, TINY)), 1e-4, amp=Amp("fp16", CPU))
     finite = [bool(step(*batch(n=2)).finite) for _ in range(60)]
     assert finite[:40] == [True] * 40  # a search
     assert not finite[-1]

@@ -35,7 +35,7 @@ def losses(model, steps=4, amp=None, forward=None, images=None):
     images = torch.randn(16, 3, 8, 8, generator=generator) if images is None else images
     labels = torch.randint(10, (16,), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), 0.02)
-    step = TrainStep(model if forward is None else forward, model, optimizer, 1e-3, amp)
+    step = TrainStep(model if forward is None else forward, model, optimizer, 1e-3, amp=amp)
     found = [step(images, labels) for _ in range(steps)]
     return torch.stack([torch.stack([out.cross_entropy, out.penalty]) for out in found])
 
