@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 
 import pytest
 
@@ -31,6 +30,21 @@ def test_a_function_of_training_has_at_most_50_lines(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPO)))
 def test_private_names_of_torch_are_used_in_one_module_alone(path):
-    text = path.read_text(encoding="utf-8")
-    private = re.findall(r"\b(?:torch|dist|F|nn)(?:\.\w+)*\._[a-z]\w*|from torch\S* import _\w+", text)
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    of_torch = [(alias.asname or alias.name, alias.name) for node in imported if node.module.startswith("torch")
+                for alias in node.names]  # fmt: skip
+    roots = {"torch", "dist", *(name for name, _ in of_torch)}
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and root_of(node) in roots]
+    private = [name for name in (*(node.attr for node in used), *(name for _, name in of_torch)) if is_private(name)]
     assert not private or path.name == "private_torch.py", private
+
+
+def root_of(node):
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
