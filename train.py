@@ -15,7 +15,7 @@ from isonet.errors import run_cli
 from isonet.files.run_folder import LATEST, checkpoints_to_resume, run_folder
 from isonet.launch import is_launched
 from isonet.tools.cli import check_gpu_ids, look_for_checkpoint, look_for_images, make_parser, read_network
-from isonet.training.log import log_to_terminal
+from isonet.training.log import keep_for_file, log_to_terminal
 
 EXAMPLES = """\
   python train.py --cfg configs/digits_ISO20.yaml
@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
+    keep_for_file()
     if not is_launched():
         look(args)
     from isonet.training.failure import ranks  # these import torch

@@ -40,6 +40,7 @@ def run_training(
 
     See ``train_on_ranks`` for the arguments.
     """
+    keep_for_file()
     with ranks(gpus) as (world, devices):
         return train_on_ranks(cfg, output, world, devices, resume, overwrite)
 
@@ -52,7 +53,6 @@ def train_on_ranks(
     output: the folder's name. devices: those of this rank. resume, overwrite: see ``checkpoints_to_resume``.
     Raises ``UserError`` for everything that the user can put right, and ``Stopped`` after a signal.
     """
-    keep_for_file()
     folder = run_folder(cfg, output)
     lock = FolderLock(folder.path) if world.is_main else nullcontext()
     with StopSignals(quiet=not world.is_main, launched=bool(world.launch)) as stop, lock, explained(world, stop):
