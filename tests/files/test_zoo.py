@@ -20,7 +20,6 @@ import pytest
 import torch
 from PIL import Image
 
-import test as test_script
 from conftest import REPO
 from isonet import isonet18, load_cfg
 from isonet.errors import CheckpointError, StorageError, UserError, run_cli
@@ -248,7 +247,7 @@ def hostile(folder):
     ],
     ids=["page", "empty", "garbage", "other network", "hostile", "404", "shorter than announced", "cut unnoticed"],
 )
-def test_a_wrong_response_gets_no_name_and_the_next_may_be_right(
+def test_a_wrong_response_gets_no_name_and_the_next_may_be_used(
     published, server, tmp_path, monkeypatch, answer, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -359,6 +358,8 @@ def test_processes_at_once_download_once_and_survive_a_killed_one(published, ser
 
 def test_evaluation_by_name_needs_no_config(published, server, tmp_path, monkeypatch, capsys):
     """By the script; its loss equals that of a forward pass written out."""
+    import test as test_script  # the children of the test above need not import it
+
     losses, model = [], isonet18().eval()
     model.load_state_dict(published[1])
     for label, name in enumerate(("a", "b")):
