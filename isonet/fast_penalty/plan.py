@@ -27,8 +27,9 @@ class OrthoPenalty:
     The penalty is defined for 1-d to 3-d convolutions with any stride, dilation and groups, and for transposed ones
     through their adjoint. As in the paper, a 7x7 stem and convolutions that read 3 channels are left out.
 
-    First derivatives of kernels of up to three taps on each of two axes are fast. Everything else is computed by the
-    definition: second derivatives, ``torch.func``, forward mode, and larger kernels (SLOWER).
+    First derivatives of kernels of up to three taps on each of two axes are fast. The definition computes the rest:
+    second derivatives, ``torch.func``, forward mode, and larger kernels. A 5x5 takes about twice as long as in the
+    paper's formulation, and 2 to 25 times as long as points for it would (``python -m benchmarks.penalty``).
 
     share: this rank's share. Each rank takes some of the convolutions, in about the same time, and the sum over the
     ranks is the penalty.
