@@ -534,11 +534,13 @@ def _outcome(path, opts) -> str:
         assert learning_rate_at(cfg, epoch, 8) >= 0
     size, classes = image_size(cfg), cfg.DATASET.NUM_CLASSES
     if size > 64 or sum(p.numel() for p in model.parameters()) > HEAVY:
-        logits = model(torch.empty(2, 3, size, size, device="meta"))
+        memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(memory, assign=True)
+        logits = model.eval()(torch.empty(0, 3, size, size))  # shapes without numbers
     else:
         torch.manual_seed(cfg.RUNTIME.SEED)
         model = build_model(cfg)
         step = TrainStep(model, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF)
         logits = step(torch.randn(2, 3, size, size), torch.tensor([0, classes - 1])).logits
-    assert logits.shape == (2, classes)
+    assert logits.shape[1:] == (classes,)
     return "survived"
