@@ -84,7 +84,7 @@ _ROWS = (
     Key("ISON.ORTHO_STRIDED", "published", OneOf("published", "operator"),
         "the penalty of strided convolutions: as published, or that of the operator that they compute"),
     Key("ISON.HAS_BN", False, Bool(), "batch norm after every convolution"),
-    Key("ISON.HAS_ST", False, Bool(), "shortcuts"),
+    Key("ISON.HAS_ST", False, Bool(), "shortcuts: the input of a block is added to its output"),
     Key("ISON.SReLU", True, Bool(), "shifted ReLU, max(x, b) with a learned b per channel; False: ReLU"),
     Key("ISON.DIRAC_INIT", True, Bool(), "delta initialisation; False: normal, fan-out"),
     Key("ISON.DELTA_ORTHOGONAL", False, Bool(),

@@ -119,8 +119,10 @@ def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
     if not isinstance(key, str):
         return f"a key is text such as ISON.DEPTH, got {shown(key)}"
     if key in cfg:
+        if value is None or value == {}:
+            return ""
         below = " and ".join(f"{key}.{leaf}" for leaf in list(cfg[key])[:2])
-        return f"{key} holds keys, such as {below}, and takes no value, got {shown(value)}" if value else ""
+        return f"{key} holds keys, such as {below}, and takes no value, got {shown(value)}"
     for known in KEYS:
         if key.startswith(f"{known}."):
             return f"{known} takes one value, and no keys such as {shown(key[len(known) + 1 :])} below it"

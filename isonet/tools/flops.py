@@ -148,12 +148,9 @@ def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
 
 
 def _penalty_macs(grams: Grams) -> tuple[int, int]:
-    """Return the MACs of one kernel's penalty, and of its gradient."""
-    if grams.fast:
-        value, gradient = grams.points().macs(grams.rows, grams.columns)
-        return grams.conv.groups * value, grams.conv.groups * gradient
-    product = 4 * grams.values * grams.rows  # at the frequencies of the definition, where a complex MAC is four
-    return product, 2 * product
+    """Return the MACs of one kernel's penalty, and of its gradient, at points: all our networks' kernels have them."""
+    value, gradient = grams.points().macs(grams.rows, grams.columns)
+    return grams.conv.groups * value, grams.conv.groups * gradient
 
 
 def _macs_by_offset(grams: Grams) -> int:
