@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from yacs.config import CfgNode
@@ -17,60 +16,21 @@ AUTO = "auto"  # of --resume: resume this run if it has saved anything, else sta
 _NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The files of one run."""
+    """The files of one run, whether they exist or not."""
 
-    path: Path
-
-    @property
-    def latest(self) -> Path:
-        """The newest checkpoint: another name of the last of ``numbered``."""
-        return self.path / "latest.pt"
-
-    @property
-    def best(self) -> Path:
-        """Checkpoint of the epoch with the highest validation top-1."""
-        return self.path / "best.pt"
-
-    @property
-    def config(self) -> Path:
-        """The resolved config."""
-        return self.path / "config.yaml"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON line per epoch with what was computed: equal whenever the run is repeated."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def timing(self) -> Path:
-        """One JSON line per epoch: how long it took."""
-        return self.path / "timing.jsonl"
-
-    @property
-    def versions(self) -> Path:
-        """Versions of what the run used, as JSON."""
-        return self.path / "versions.json"
-
-    @property
-    def profile(self) -> Path:
-        """The costliest operators of some steps, if RUNTIME.PROFILE asks for them."""
-        return self.path / "profile.txt"
-
-    @property
-    def skipped(self) -> Path:
-        """Images that could not be read, with DATASET.ON_ERROR skip."""
-        return self.path / "skipped.txt"
-
-    @property
-    def curves(self) -> Path:
-        """The metrics against the epochs, as a picture, if matplotlib is installed."""
-        return self.path / "curves.png"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.latest = path / "latest.pt"  # the newest checkpoint: another name of the last of ``numbered``
+        self.best = path / "best.pt"  # the checkpoint of the epoch with the highest validation top-1
+        self.config = path / "config.yaml"  # every key
+        self.log = path / "log.txt"
+        self.metrics = path / "metrics.jsonl"  # a line per epoch: equal whenever the run is repeated
+        self.timing = path / "timing.jsonl"  # a line per epoch: how long it took
+        self.versions = path / "versions.json"  # of what the run used
+        self.profile = path / "profile.txt"  # the costliest operators of some steps, with RUNTIME.PROFILE
+        self.skipped = path / "skipped.txt"  # images that could not be read, with DATASET.ON_ERROR skip
+        self.curves = path / "curves.png"  # the metrics against the epochs, if matplotlib is installed
 
     def events(self) -> list[Path]:
         """Files for TensorBoard, if RUNTIME.TENSORBOARD asks for them."""
@@ -78,7 +38,9 @@ class RunFolder:
 
     def numbered(self) -> list[Path]:
         """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
-        return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
+        matches = {file: _NUMBERED.fullmatch(file.name) for file in self.path.glob("epoch*.pt")}
+        positions = {file: (int(match[1]), float(match[2] or "inf")) for file, match in matches.items() if match}
+        return sorted(positions, key=lambda file: positions[file])
 
     def resumable(self) -> list[Path]:
         """The checkpoints to resume from, the newest first; ``latest`` replaces its other name if it has one."""
@@ -121,17 +83,8 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def _files(self) -> list[Path]:
-        named = [self.latest, self.best, self.config, self.log, self.metrics, self.timing, self.versions, self.profile,
-                 self.skipped, self.curves]  # fmt: skip
+        named = [file for name, file in vars(self).items() if name != "path"]
         return named + self.events() + self.numbered() + list(self.path.glob("*.pt.damaged"))
-
-
-def _position(numbered: Path) -> tuple[int, int]:
-    """Finished epochs, and steps beyond them."""
-    match = _NUMBERED.fullmatch(numbered.name)
-    assert match
-    epoch, step = int(match[1]), int(match[2] or 0)
-    return (epoch - 1, step) if step else (epoch, 0)
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
@@ -151,24 +104,24 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     """
     if resume is not None and overwrite:
         raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
+    own = folder.resumable()
     if resume is None:
         if folder.holds_a_run() and not overwrite:
-            run = "a run: continue it with --resume," if folder.resumable() else "a run that saved nothing:"
+            run = "a run: continue it with --resume," if own else "a run that saved nothing:"
             raise CheckpointError(
                 f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
             )
         return []
-    source, candidates = _candidates(folder, resume)
-    if not candidates and resume == AUTO:
-        return []
+    if resume in (LATEST, AUTO):
+        if not own and resume == LATEST:
+            how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
+            raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
+        return own
+    named = Path(resume)
+    candidates = [named] if named.is_file() else RunFolder(named).resumable()
     if not candidates:
-        if resume != LATEST:
-            raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
-        how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
-        raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
-    own = folder.resumable()
-    continues = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
-    if folder.holds_a_run() and not continues:
+        raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
+    if folder.holds_a_run() and not (own and own[0].samefile(candidates[0])):
         raise CheckpointError(
             f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
             "--output to resume that into, or continue this run with --resume alone"
@@ -176,32 +129,15 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     return candidates
 
 
-def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
-    """The folder that ``resume`` means, and its checkpoints, the newest first."""
-    asked = Path(resume)
-    try:
-        if resume in (LATEST, AUTO) or asked.is_dir():
-            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
-            return source, source.resumable()
-        return RunFolder(asked.parent), [asked] if asked.is_file() else []
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
-
-
 def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
     """The file that ``--ckpt`` names: a checkpoint, the best one of a run folder, or that of a run of ``cfg``."""
     path = Path(ckpt)
-    try:
-        if path.is_file():
-            return path
-        folders = [RunFolder(path)]
-        if path.name == ckpt and cfg is not None:
-            folders.append(run_folder(cfg, ckpt))
-        files = [file for folder in folders for file in (folder.best, folder.latest) if file.is_file()]
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--ckpt {ckpt!r:.100}: cannot be looked for ({error!s:.100})") from None
-    if files:
-        return files[0]
+    folders = [RunFolder(path)]
+    if path.name == ckpt and cfg is not None:
+        folders.append(run_folder(cfg, ckpt))
+    for file in (path, *(file for folder in folders for file in (folder.best, folder.latest))):
+        if file.is_file():
+            return file
     places = " nor at ".join(str(folder.path) for folder in folders)
     hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
     raise CheckpointError(

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import socket
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,24 +25,20 @@ def write_file(path: Path, content: bytes | str) -> None:
     It is written beside ``path``, forced to disk and renamed, so that neither a kill nor a power cut leaves a part.
     Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the run from colleagues
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except BaseException as error:
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise StorageError(f"{path}: cannot be written ({reason(error)}){_kept(path)}") from None
-        raise
+    except OSError as error:
+        kept = "; the former file is intact" if path.exists() else ""
+        raise StorageError(f"{path}: cannot be written ({reason(error)}){kept}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -80,10 +74,6 @@ def reason(error: OSError) -> str:
     return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
 
 
-def _kept(path: Path) -> str:
-    return "; the former file is intact" if path.exists() else ""
-
-
 def _sync_folder(folder: Path) -> None:
     """Force a rename to disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -94,22 +84,16 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 class FolderLock:
     """Keeps other processes out of ``folder`` while the ``with`` block runs, by filelock on the file ``lock``.
 
-    The operating system releases the lock when the process ends, however it ends. ``lock.json`` beside it names the
+    The operating system releases the lock when the process ends, however it ends. ``lock.txt`` beside it names the
     holder. On a folder that does not exist the ``with`` block holds nothing until ``acquire``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lock"
-        self.holder = folder / "lock.json"
+        self.holder = folder / "lock.txt"
         self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> FolderLock:
@@ -127,28 +111,24 @@ class FolderLock:
 
         if self._lock:
             return False
-        lock = FileLock(self.path)
+        lock, folder = FileLock(self.path), self.path.parent
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise CheckpointError(self._in_use(self._read_holder())) from None
+            who = self._read_holder() or "another process"
+            raise CheckpointError(
+                f"{folder} is in use by {who}: wait for it, stop it, or choose another --output"
+            ) from None
         except OSError as error:
-            raise StorageError(f"{self.path.parent}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+            raise StorageError(f"{folder}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
         self._lock = lock
         if former := self._read_holder():
-            log.info("process %s on %s was killed while it wrote to this folder", former["pid"], former["host"])
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        try:
-            write_file(self.holder, json.dumps(me))
-        except BaseException:
-            self._release()
-            raise
+            log.info("%s, was killed while it wrote to this folder", former)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        write_file(self.holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
         return True
 
     def __exit__(self, *_: object) -> None:
-        self._release()
-
-    def _release(self) -> None:
         """Remove the files while they are still locked: a process that waits for one of them sees that it is gone."""
         if self._lock:
             for file in (self.holder, self.path):
@@ -157,14 +137,9 @@ class FolderLock:
             self._lock.release()
             self._lock = None
 
-    def _read_holder(self) -> dict[str, object]:
-        """Host, process and time of the holder; empty if the file is missing or incomplete."""
+    def _read_holder(self) -> str:
+        """Process, host and time of the holder; "" if they are not known."""
         try:
-            found = json.loads(self.holder.read_text(encoding="utf-8"))
-            return {key: found[key] for key in ("host", "pid", "since")}
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-
-    def _in_use(self, holder: dict[str, object]) -> str:
-        who = "process {pid} on {host}, since {since}".format(**holder) if holder else "another process"
-        return f"{self.path.parent} is in use by {who}: wait for it, stop it, or choose another --output"
+            return self.holder.read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""

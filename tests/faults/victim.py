@@ -44,22 +44,19 @@ def die_at(kind: str, count: int) -> None:
                 _die()
             yield batch
 
-    def half_written(handle, mode, real=os.fdopen):
-        file = real(handle, mode)
-        if now("part"):
-            os.write(handle, os.urandom(5000))  # as much of a write as had reached the disk
-            os.fsync(handle)
-            _die()
-        return file
-
     def opened(self, mode="r", *args, real=Path.open, **kwargs):
         if mode == "a" and self.name == "metrics.jsonl" and now("append"):
             _die()
-        return real(self, mode, *args, **kwargs)
+        file = real(self, mode, *args, **kwargs)
+        if mode == "wb" and now("part"):
+            file.write(os.urandom(5000))  # as much of a write as had reached the disk
+            file.flush()
+            os.fsync(file.fileno())
+            _die()
+        return file
 
     TrainStep.__call__ = step
     MemoryLoader.__iter__ = batches
-    os.fdopen = half_written
     os.fsync, os.replace, os.link = before("fsync", os.fsync), before("rename", os.replace), before("link", os.link)
     Path.open = opened
 
