@@ -24,7 +24,6 @@ _ITEM_BYTES = {
     "BFloat16Storage": 2, "IntStorage": 4, "FloatStorage": 4, "LongStorage": 8, "DoubleStorage": 8,
     "ComplexFloatStorage": 8, "ComplexDoubleStorage": 16,
 }  # fmt: skip
-_WRONG_LENGTH = "is damaged: its tensor data {!r:.80} is not as long as it says"
 
 
 class ArchiveError(Exception):
@@ -55,15 +54,13 @@ def unpack(data: bytes) -> Any:
             _check_archive(data)
         else:
             _check_old_format(data)
-    except ArchiveError:
-        raise
-    except Exception as error:  # zipfile and pickle raise nearly every kind of exception for a damaged file
-        raise ArchiveError(f"is damaged, or not a checkpoint ({_first_line(error)})") from None
-    try:
         with warnings.catch_warnings(action="ignore"):  # torch warns of unusual pickles before it refuses them
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # so does torch
-        raise ArchiveError(f"cannot be read safely, as plain weights ({_first_line(error)})") from None
+    except ArchiveError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch raise nearly every kind of exception for a damaged file
+        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})") from None
 
 
 def _check_end(data: bytes) -> None:
@@ -135,7 +132,7 @@ def check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
     scan.load()
     for kind, key, count in scan.storages:
         if kind not in _ITEM_BYTES or sizes.get(f"{folder}data/{key}") != count * _ITEM_BYTES[kind]:
-            raise ArchiveError(_WRONG_LENGTH.format(key))
+            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
 
 
 def _check_old_format(data: bytes) -> None:
@@ -151,7 +148,7 @@ def _check_old_format(data: bytes) -> None:
     for key in keys:
         kind, count = sizes[key]
         if int.from_bytes(file.read(8), "little") != count:
-            raise ArchiveError(_WRONG_LENGTH.format(key))
+            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
         file.seek(count * _ITEM_BYTES[kind], io.SEEK_CUR)
     if file.tell() != len(data):
         raise ArchiveError("is damaged: its end is missing, or something was added to it")
@@ -167,13 +164,6 @@ class _Inert(dict):
         pass
 
 
-class _Tuple(tuple):
-    """A tuple of a pickle, which cannot be a key of a dictionary."""
-
-    def __hash__(self) -> int:
-        raise ArchiveError("is refused: it has a tuple as a key, which no plain weights need")
-
-
 class _Opcodes(dict):
     """The opcodes that checkpoints of weights use, with the methods that execute them; all others are refused."""
 
@@ -181,12 +171,14 @@ class _Opcodes(dict):
         raise ArchiveError(f"is refused: it has more than plain weights (pickle code {code})")
 
 
-def _make_tuple(load: Callable[[Any], None]) -> Callable[[Any], None]:
-    def load_unhashable(unpickler: Any) -> None:
-        load(unpickler)
-        unpickler.stack[-1] = _Tuple(unpickler.stack[-1])
+def _as_list(make_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Let an opcode put a list where it puts a tuple: no key of a dictionary, which plain weights have as text."""
 
-    return load_unhashable
+    def load(unpickler: Any) -> None:
+        make_tuple(unpickler)
+        unpickler.stack[-1] = list(unpickler.stack[-1])
+
+    return load
 
 
 # fmt: off
@@ -217,7 +209,7 @@ class _StorageScan(pickle._Unpickler):
     memo: dict[int, Any]
     dispatch: ClassVar = _Opcodes(
         {code: _EXECUTE[code] for code in (getattr(pickle, name)[0] for name in _OPCODES)}
-        | {code: _make_tuple(_EXECUTE[code]) for code in (getattr(pickle, name)[0] for name in _TUPLE_OPCODES)}
+        | {code: _as_list(_EXECUTE[code]) for code in (getattr(pickle, name)[0] for name in _TUPLE_OPCODES)}
     )
 
     def __init__(self, file: io.BytesIO) -> None:
@@ -237,13 +229,8 @@ class _StorageScan(pickle._Unpickler):
         raise ArchiveError(f"is refused: it would call {f'{module}.{name}'!r:.80}, which no plain weights need")
 
     def persistent_load(self, pid: Any) -> _Inert:
-        kind, key, count = pid[1], pid[2], pid[4]
-        if not isinstance(key, str) or type(count) is not int or pid[5:] not in ((), (None,)):
+        _, kind, key, _, count, *view = pid
+        if not isinstance(key, str) or type(count) is not int or view not in ([], [None]):
             raise ArchiveError("is damaged: it names its tensor data by something else than text and a number")
         self.storages.append((kind.__name__, key, count))
         return _Inert()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
