@@ -1,25 +1,130 @@
-"""The config of a run: every key, and how a file and the command line set it."""
+"""The config of a run: the defaults of ``keys.py``, with a YAML file and ``KEY VALUE`` pairs merged on top.
 
-from isonet.config.keys import default_cfg
-from isonet.config.load import (
-    check_overrides,
-    flat,
-    global_batch,
-    image_size,
-    load_cfg,
-    parse_cfg,
-    read_written_cfg,
-    uses_small_images,
-)
+Only builders read the tree; layers and loops take plain arguments.
+"""
 
-__all__ = [
-    "check_overrides",
-    "default_cfg",
-    "flat",
-    "global_batch",
-    "image_size",
-    "load_cfg",
-    "parse_cfg",
-    "read_written_cfg",
-    "uses_small_images",
-]
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+from isonet.config.checks import contradictions
+from isonet.config.file import parse_pairs, read_pairs, shown, where
+from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
+from isonet.errors import ConfigError
+
+# The side of a square image in pixels, if DATASET.IMAGE_SIZE does not give it
+_OWN_IMAGE_SIZE = {"CIFAR10": 32, "CIFAR100": 32, "digits": 8}
+_FOLDER_IMAGE_SIZE = 224
+
+Pairs = Iterable[tuple[Any, Any]]
+
+
+def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
+    """Return the frozen config of a YAML file (or none) with ``KEY VALUE`` pairs merged on top.
+
+    ``opts`` alternates dotted keys and values, e.g. ``["ISON.DEPTH", 20]``; values may be text as on
+    a command line. Raises ``ConfigError`` for a file that cannot be read, an unknown key, a value of
+    the wrong type or out of range, and keys that contradict each other.
+    """
+    return _merged([(where(path), read_pairs(Path(path)))] if path is not None else [], opts)
+
+
+def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """Return the frozen config of YAML text that a run wrote, as checkpoints have it, with ``opts`` merged on top.
+
+    A key that the text lacks gets its value in ``BEFORE_THE_KEY``, or else its default.
+    """
+    return _merged([(source, BEFORE_THE_KEY.items()), (where(source), parse_pairs(text, source))], opts)
+
+
+def read_written_cfg(path: Path) -> CfgNode:
+    """Return the frozen config of a file that a run wrote, such as its ``config.yaml``; see ``parse_cfg``."""
+    return _merged([(where(path), BEFORE_THE_KEY.items()), (where(path), read_pairs(path))])
+
+
+def check_overrides(opts: Sequence[Any]) -> None:
+    """Raise ``ConfigError`` for an unknown key, or a value of the wrong type or out of range, in ``KEY VALUE`` pairs.
+
+    For overrides of a config that is not known yet, because a checkpoint carries it.
+    """
+    _merge(default_cfg(), _in_pairs(opts), "the command line")
+
+
+def image_size(cfg: CfgNode) -> int:
+    """The side in pixels of the square images that the network gets."""
+    return cfg.DATASET.IMAGE_SIZE or _OWN_IMAGE_SIZE.get(cfg.DATASET.NAME, _FOLDER_IMAGE_SIZE)
+
+
+def uses_small_images(cfg: CfgNode) -> bool:
+    """Whether images have at most 64 pixels a side: CIFAR networks, CIFAR augmentation, kept in memory."""
+    return image_size(cfg) <= SMALL_IMAGE
+
+
+def global_batch(cfg: CfgNode, num_gpus: int = 1) -> int:
+    """The images of a training step on ``num_gpus`` GPUs, of one process or of several."""
+    return cfg.SOLVER.TRAIN_BATCH_SIZE * cfg.SOLVER.ACCUMULATE * num_gpus
+
+
+def flat(cfg: CfgNode) -> dict[str, Any]:
+    """Every key of the tree, dotted, with its value."""
+    return {key: attrgetter(key)(cfg) for key in KEYS}
+
+
+def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> CfgNode:
+    """The defaults with the pairs of each source, then ``opts``, merged on top: checked and frozen."""
+    cfg = default_cfg()
+    given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
+    for source, pairs in [*sources, ("the command line", _in_pairs(opts))]:
+        given_by.update(dict.fromkeys(_merge(cfg, pairs, source), source))
+    for key, problem in contradictions(cfg, image_size(cfg)):
+        raise ConfigError(f"{given_by[key]}: {key} {problem}" if key in given_by else f"{key} {problem}")
+    cfg.freeze()
+    return cfg
+
+
+def _in_pairs(opts: Sequence[Any]) -> Pairs:
+    if len(opts) % 2:
+        raise ConfigError(
+            f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value "
+            "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
+        )
+    return zip(opts[::2], opts[1::2], strict=True)
+
+
+def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
+    """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key; returns the keys."""
+    merged = []
+    for key, value in pairs:
+        if not isinstance(key, str) or key not in KEYS:
+            if problem := _no_key(cfg, key, value):
+                raise ConfigError(f"{source}: {problem}")
+            continue
+        kind = KEYS[key].kind
+        try:
+            read = kind.read(value)
+        except (ValueError, TypeError, OverflowError):  # OverflowError: no float is as large
+            raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
+        if fault := kind.fault(read):
+            raise ConfigError(f"{source}: {key} {fault}")
+        node, _, leaf = key.rpartition(".")
+        (cfg[node] if node else cfg)[leaf] = read
+        merged.append(key)
+    return merged
+
+
+def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
+    """What is wrong with ``key``, which is none; "" if it is a node without keys, as when all are commented out."""
+    if isinstance(key, str) and key in cfg:
+        holds = f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
+        return "" if value is None else holds
+    name = shown(key).strip("'")
+    any_case = {known.upper(): known for known in KEYS}
+    near = difflib.get_close_matches(name.upper(), any_case, n=1, cutoff=0.5)
+    hint = f"did you mean {any_case[near[0]]}?" if near else f"at the top are {', '.join(cfg)}"
+    return f"unknown key {name}; {hint}"

@@ -84,10 +84,10 @@ class Text:
         for char in value:
             if unicodedata.category(char) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
                 return f"must not contain the character {char!a}, got {shown(value)}"
-        if len(value.encode()) > _LONGEST_PATH:
-            return f"must be at most {_LONGEST_PATH} bytes long, got {shown(value)}"
-        if any(len(part.encode()) > _LONGEST_NAME for part in value.split("/")):
-            return f"must have at most {_LONGEST_NAME} bytes between slashes, got {shown(value)}"
+        path = value.encode()
+        if len(path) > _LONGEST_PATH or max(map(len, path.split(b"/"))) > _LONGEST_NAME:
+            limits = f"at most {_LONGEST_PATH} bytes, and {_LONGEST_NAME} bytes between slashes"
+            return f"must have {limits}, got {shown(value)}"
         return ""
 
 

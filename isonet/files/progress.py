@@ -56,14 +56,13 @@ class Progress:
 
         num_images: of the training set, of which a part of an epoch cannot have taken more.
         """
-        part = _part(state["part"], num_images) if state.get("part") else None
         return cls(
             epoch=count(state["epoch"]),
             best_top1=finite(state["best_top1"]),
             best_epoch=count(state["best_epoch"]),
-            history=[_row(row) for row in state["history"]],
-            timing=[_row(row) for row in state.get("timing", [])],
-            part=part,
+            history=_rows(state["history"]),
+            timing=_rows(state.get("timing", [])),
+            part=_part(state["part"], num_images) if state.get("part") else None,
         )
 
 
@@ -81,16 +80,13 @@ def finite(value: Any) -> float:
     return value
 
 
-def _row(row: dict[str, float]) -> dict[str, float]:
-    if not all(isinstance(key, str) for key in row):
-        raise TypeError("a row of metrics has keys that are not text")
-    return {key: finite(value) for key, value in row.items()}
+def _rows(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    return [{key: finite(value) for key, value in row.items()} for row in rows]
 
 
 def _part(part: dict[str, Any], num_images: int) -> Part:
     taken, state = count(part["taken"]), part["sums"]
-    cross_entropy, penalty = state["losses"]
-    top1, top5 = state["correct"]
+    (cross_entropy, penalty), (top1, top5) = state["losses"], state["correct"]
     sums = {
         "losses": [finite(cross_entropy), finite(penalty)],
         "correct": [count(top1), count(top5)],

@@ -12,9 +12,8 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from isonet.config import load_cfg, uses_small_images
+from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.keys import KEYS
-from isonet.config.load import check_overrides
 from isonet.depths import stage_depths
 from isonet.errors import EXIT_USER_ERROR, DataError, UserError
 from isonet.files.run_folder import find_checkpoint

@@ -15,8 +15,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.config import default_cfg, flat, load_cfg
-from isonet.config.load import check_overrides
+from isonet.config import check_overrides, default_cfg, flat, load_cfg
 from isonet.errors import ConfigError, printable
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.plots import short
