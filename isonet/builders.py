@@ -15,7 +15,7 @@ from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.models.build import architecture, init_network_
 from isonet.models.isonet import ISONet
 from isonet.models.layers import LayerFactory
-from isonet.published import NUM_CLASSES, ZOO, PublishedNetwork, published
+from isonet.published import NUM_CLASSES, ZOO, published
 
 
 class ImageNetBuilder(Protocol):
@@ -24,13 +24,21 @@ class ImageNetBuilder(Protocol):
     def __call__(self, num_classes: int = ..., pretrained: bool | str = ..., dropout: float = ...) -> ISONet: ...
 
 
-def _imagenet(name: str, entry: PublishedNetwork) -> ImageNetBuilder:
+def _imagenet(name: str, config: str) -> ImageNetBuilder:
+    entry = ZOO[config]
+
     def build(
         num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = entry.dropout_rate
     ) -> ISONet:
         model = _network(entry.depth, entry.transform, True, entry.residual, num_classes, dropout)
         if pretrained:
-            _load_published(model, entry, published(pretrained) if isinstance(pretrained, str) else entry)
+            source = published(pretrained) if isinstance(pretrained, str) else entry
+            if source.network != entry.network:
+                raise ConfigError(f"pretrained={source.name!r} is {source.network}, not {entry.network}")
+            weights = zoo_weights(source)
+            if num_classes != NUM_CLASSES:  # the last layer keeps its initial weights
+                weights.update({f"head.fc.{key}": value for key, value in model.head.fc.state_dict().items()})
+            load_state(model, weights, zoo_file(source))
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -39,14 +47,14 @@ def _imagenet(name: str, entry: PublishedNetwork) -> ImageNetBuilder:
     return build
 
 
-isonet18 = _imagenet("isonet18", ZOO["IN1k-ISO18"])
-isonet34 = _imagenet("isonet34", ZOO["IN1k-ISO34"])
-isonet50 = _imagenet("isonet50", ZOO["IN1k-ISO50"])
-isonet101 = _imagenet("isonet101", ZOO["IN1k-ISO101"])
-r_isonet18 = _imagenet("r_isonet18", ZOO["IN1k-RISO18"])
-r_isonet34 = _imagenet("r_isonet34", ZOO["IN1k-RISO34"])
-r_isonet50 = _imagenet("r_isonet50", ZOO["IN1k-RISO50"])
-r_isonet101 = _imagenet("r_isonet101", ZOO["IN1k-RISO101"])
+isonet18 = _imagenet("isonet18", "IN1k-ISO18")
+isonet34 = _imagenet("isonet34", "IN1k-ISO34")
+isonet50 = _imagenet("isonet50", "IN1k-ISO50")
+isonet101 = _imagenet("isonet101", "IN1k-ISO101")
+r_isonet18 = _imagenet("r_isonet18", "IN1k-RISO18")
+r_isonet34 = _imagenet("r_isonet34", "IN1k-RISO34")
+r_isonet50 = _imagenet("r_isonet50", "IN1k-RISO50")
+r_isonet101 = _imagenet("r_isonet101", "IN1k-RISO101")
 
 
 def cifar_isonet(
@@ -67,13 +75,3 @@ def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_cl
     model = ISONet(architecture(depth, transform, imagenet), layers, num_classes, dropout)
     init_network_(model)
     return model
-
-
-def _load_published(model: ISONet, own: PublishedNetwork, entry: PublishedNetwork) -> None:
-    """Load the weights of ``entry`` into ``model``, except a last layer for another number of classes."""
-    if entry.network != own.network:
-        raise ConfigError(f"pretrained={entry.name!r} has the weights of {entry.network}, not of {own.network}")
-    weights = zoo_weights(entry)
-    if model.head.fc.out_features != NUM_CLASSES:
-        weights.update({f"head.fc.{name}": value for name, value in model.head.fc.state_dict().items()})
-    load_state(model, weights, zoo_file(entry))

@@ -61,10 +61,13 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     """
     try:
         main(args)
-    except UserError as error:
+    except BrokenPipeError:  # the reader of the output has ended, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again at exit
+        return EXIT_INTERRUPTED
+    except (UserError, OSError) as error:  # OSError: from the system, such as a full disk
         if args.debug:
             traceback.print_exc()
-        print(f"error: {error.where}{printable(error)}", file=sys.stderr)
+        print(f"error: {getattr(error, 'where', '')}{printable(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Stopped as stop:
         print(f"stopped: {printable(stop)}", file=sys.stderr)
@@ -72,15 +75,6 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of the output has ended, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again at exit
-        return EXIT_INTERRUPTED
-    except OSError as error:  # from the system, such as a full disk
-        if args.debug:
-            traceback.print_exc()
-        what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
-        print(f"error: {printable(what)}", file=sys.stderr)
-        return EXIT_USER_ERROR
     return EXIT_DONE
 
 

@@ -11,10 +11,6 @@ from isonet.errors import DeviceError, UserError
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
 
-class LaunchError(UserError):
-    """An environment that contradicts itself, or ranks that cannot connect."""
-
-
 @dataclass(frozen=True)
 class Launch:
     """One process of several, as its launcher describes it.
@@ -46,21 +42,19 @@ class Launch:
 def launch() -> Launch | None:
     """Describe this process if a launcher started it; None if a person did.
 
-    Raises ``LaunchError`` for an environment in which a variable is missing or is no number.
+    Raises ``UserError`` for an environment in which a variable is missing or is no number.
     """
     if not is_launched():
         return None
-    if missing := [name for name in (*_NUMBERS, "MASTER_ADDR") if not os.environ.get(name)]:
-        raise LaunchError(
-            f"RANK and WORLD_SIZE are set as by torchrun, but {', '.join(missing)} is not: start the script with "
-            "torchrun, or unset them"
-        )
     try:
         rank, size, local_rank, local_size, port = (int(os.environ[name]) for name in _NUMBERS)
         restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
-    except ValueError as error:
-        raise LaunchError(f"RANK, WORLD_SIZE and the like must be numbers ({error}): unset them") from None
-    address = f"{os.environ['MASTER_ADDR']}:{port}"
+        address = f"{os.environ['MASTER_ADDR']}:{port}"
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"RANK and WORLD_SIZE are set as by torchrun, but one of its other variables is missing or wrong ({error}): "
+            "start the script with torchrun, or unset them"
+        ) from None
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return Launch(rank, size, local_rank, local_size, address, run_id, restart)
 
@@ -75,16 +69,9 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def processes_here() -> int:
-    """How many processes of the run share this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def parse_gpu_ids(text: str) -> list[int]:
     """``"7,1"`` -> [7, 1]; the weights are on the first. Raises ``DeviceError`` for anything but distinct ids."""
     ids = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in ids):
-        raise DeviceError(f"--gpus takes ids separated by commas, such as 0,1; got {text!r}")
-    if len(set(map(int, ids))) < len(ids):
-        raise DeviceError(f"--gpus {text} names a GPU twice")
+    if not all(part.isascii() and part.isdigit() for part in ids) or len(set(map(int, ids))) < len(ids):
+        raise DeviceError(f"--gpus takes distinct ids separated by commas, such as 0,1; got {text!r}")
     return [int(part) for part in ids]

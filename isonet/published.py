@@ -6,7 +6,6 @@ The builders, the zoo and the tables read them from here. This module does not i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -53,21 +52,17 @@ class PublishedNetwork:
     def dropout_rate(self) -> float:
         return 0.4 if self.residual else 0.1
 
-    @property
-    def ortho_coeff(self) -> float:
-        return 3e-4 if self.network == "ISONet-101" else 1e-4
-
     def config(self) -> CfgNode:
         """Return the config that it was trained with, as far as that describes network, loss and data set."""
-        opts: list[Any] = ["DATASET.NAME", "ILSVRC2012", "DATASET.NUM_CLASSES", NUM_CLASSES]
-        opts += ["ISON.DEPTH", self.depth, "ISON.TRANS_FUN", self.transform, "ISON.ORTHO_COEFF", self.ortho_coeff]
+        coeff = 3e-4 if self.network == "ISONet-101" else 1e-4
+        opts: list[Any] = ["ISON.DEPTH", self.depth, "ISON.TRANS_FUN", self.transform, "ISON.ORTHO_COEFF", coeff]
         opts += ["ISON.DROPOUT", self.dropout, "ISON.DROPOUT_RATE", self.dropout_rate]
         if self.residual:
             opts += ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0]
         return load_cfg(None, opts)
 
 
-_NETWORKS: Sequence[PublishedNetwork] = (  # depth, residual, dropout, top1, file_id
+_NETWORKS = (  # depth, residual, dropout, top1, file_id
     PublishedNetwork(18, False, False, 67.94, "1z055ncj4nFLwHGI8nWmI1e_pO83Etwe2"),
     PublishedNetwork(34, False, False, 70.45, "1XyhENR7lIdOL0_nVJg0wHcD1hjtOWapE"),
     PublishedNetwork(50, False, False, 70.73, "1s2Z81aS2XTMmOWNWQrQqrmWSmLZnSJK0"),

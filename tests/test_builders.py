@@ -69,7 +69,7 @@ def test_arguments_change_what_they_say():
         ("cifar_isonet", {"depth": 2}, "6n\\+2"),
         ("isonet18", {"num_classes": 0}, "num_classes must be 1 or more"),
         ("isonet18", {"dropout": 1.0}, "below 1"),
-        ("isonet18", {"pretrained": "IN1k-RISO18"}, "R-ISONet-18, not of ISONet-18"),
+        ("isonet18", {"pretrained": "IN1k-RISO18"}, "R-ISONet-18, not ISONet-18"),
     ],
 )
 def test_a_mistake_is_explained(builder, arguments, words):

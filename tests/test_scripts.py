@@ -120,7 +120,7 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
         ("train.py", ["--cfg", DIGITS, "SOLVER.BASE_RL", "1"], ["SOLVER.BASE_RL", "SOLVER.BASE_LR?"]),
         ("train.py", ["--cfg", DIGITS, "SOLVER.BASE_LR", "-1e-3"], ["SOLVER.BASE_LR", "between 0"]),
         ("train.py", ["--cfg", DIGITS, "--gpus", "first"], ["--gpus", "'first'"]),
-        ("train.py", ["--cfg", DIGITS, "--gpus", "1,1"], ["--gpus", "twice"]),
+        ("train.py", ["--cfg", DIGITS, "--gpus", "1,1"], ["--gpus", "distinct"]),
         ("train.py", ["--cfg", REPO / "configs/cifar10_ISO110.yaml"], ["CIFAR10", "DATASET.DOWNLOAD True"]),
         ("train.py", ["--cfg", REPO / "configs/self_ISO29.yaml"], ["data/self/train", "<class>", "DATASET.ROOT"]),
         ("test.py", ["--ckpt", "gone.pt"], ["gone.pt"]),

@@ -83,7 +83,7 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> C
     for source, pairs in [*sources, ("the command line", _in_pairs(opts))]:
         given_by.update(dict.fromkeys(_merge(cfg, pairs, source), source))
     for key, problem in contradictions(cfg, image_size(cfg)):
-        raise ConfigError(f"{given_by[key]}: {key} {problem}" if key in given_by else f"{key} {problem}")
+        raise ConfigError(f"{given_by.get(key, 'the defaults')}: {key} {problem}")
     cfg.freeze()
     return cfg
 
@@ -107,7 +107,7 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
             continue
         kind = KEYS[key].kind
         try:
-            read = kind.read(value)
+            read: Any = kind.read(value)
         except (ValueError, TypeError, OverflowError):  # OverflowError: no float is as large
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
         if fault := kind.fault(read):
@@ -121,8 +121,10 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
 def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
     """What is wrong with ``key``, which is none; "" if it is a node without keys, as when all are commented out."""
     if isinstance(key, str) and key in cfg:
-        holds = f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
-        return "" if value is None else holds
+        example = f"{key}.{next(iter(cfg[key]))}"
+        return (
+            f"{key} holds keys, such as {example}, and takes no value, got {shown(value)}" if value is not None else ""
+        )
     name = shown(key).strip("'")
     any_case = {known.upper(): known for known in KEYS}
     near = difflib.get_close_matches(name.upper(), any_case, n=1, cutoff=0.5)

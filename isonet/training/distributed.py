@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isonet.data import Loader
-from isonet.errors import DeviceError
-from isonet.launch import Launch, LaunchError, launch
+from isonet.errors import DeviceError, UserError
+from isonet.launch import Launch, launch
 from isonet.shares import Share
 from isonet.signals import STOP_SIGNALS, StopRequested, StopSignals
 from isonet.training.devices import pick_devices
@@ -160,7 +160,7 @@ def lockstep(
 def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     """Connect the ranks of a run while the ``with`` block runs; yields this rank and its devices.
 
-    gpus: see ``pick_devices``; a launched rank takes one of them. Raises ``LaunchError`` if the ranks cannot meet.
+    gpus: see ``pick_devices``; a launched rank takes one of them. Raises ``UserError`` if the ranks cannot meet.
     """
     process = launch()
     if process is None:
@@ -175,7 +175,7 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        raise LaunchError(f"the {process.size} ranks do not meet at {process.address} ({error})") from None
+        raise UserError(f"the {process.size} ranks do not meet at {process.address} ({error})") from None
     yield World(process.rank, process.size, process.local_rank, process, store), devices
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
 
