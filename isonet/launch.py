@@ -52,7 +52,7 @@ def launch() -> Launch | None:
         address = f"{os.environ['MASTER_ADDR']}:{port}"
     except (KeyError, ValueError) as error:
         raise UserError(
-            f"RANK and WORLD_SIZE are set as by torchrun, but one of its other variables is missing or wrong ({error}): "
+            f"RANK and WORLD_SIZE are set as by torchrun, but another of its variables is missing or wrong ({error}): "
             "start the script with torchrun, or unset them"
         ) from None
     run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")

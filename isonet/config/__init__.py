@@ -121,10 +121,9 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
 def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
     """What is wrong with ``key``, which is none; "" if it is a node without keys, as when all are commented out."""
     if isinstance(key, str) and key in cfg:
-        example = f"{key}.{next(iter(cfg[key]))}"
-        return (
-            f"{key} holds keys, such as {example}, and takes no value, got {shown(value)}" if value is not None else ""
-        )
+        if value is None:
+            return ""
+        return f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
     name = shown(key).strip("'")
     any_case = {known.upper(): known for known in KEYS}
     near = difflib.get_close_matches(name.upper(), any_case, n=1, cutoff=0.5)

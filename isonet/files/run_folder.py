@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class RunFolder:
     def numbered(self) -> list[Path]:
         """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
         matches = {file: _NUMBERED.fullmatch(file.name) for file in self.path.glob("epoch*.pt")}
+        # No step: after all of the epoch
         positions = {file: (int(match[1]), float(match[2] or "inf")) for file, match in matches.items() if match}
         return sorted(positions, key=lambda file: positions[file])
 
@@ -118,9 +120,9 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
             raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
         return own
     named = Path(resume)
-    candidates = [named] if named.is_file() else RunFolder(named).resumable()
+    candidates = [named] if os.path.isfile(named) else RunFolder(named).resumable() if os.path.isdir(named) else []
     if not candidates:
-        raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
+        raise CheckpointError(f"--resume {resume:.200}: no such checkpoint, and no run folder with one")
     if folder.holds_a_run() and not (own and own[0].samefile(candidates[0])):
         raise CheckpointError(
             f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
@@ -136,7 +138,7 @@ def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
     if path.name == ckpt and cfg is not None:
         folders.append(run_folder(cfg, ckpt))
     for file in (path, *(file for folder in folders for file in (folder.best, folder.latest))):
-        if file.is_file():
+        if os.path.isfile(file):  # unlike Path.is_file, False for a name that is too long
             return file
     places = " nor at ".join(str(folder.path) for folder in folders)
     hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
