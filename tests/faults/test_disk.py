@@ -157,7 +157,7 @@ def test_a_lock_is_free_again_after_every_kind_of_end(tmp_path):
     with pytest.raises(ZeroDivisionError), FolderLock(tmp_path):
         raise ZeroDivisionError
     with FolderLock(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+        assert f"process {os.getpid()} on {os.uname().nodename}" in (tmp_path / "lock.txt").read_text()
     assert not list(tmp_path.iterdir())
     with FolderLock(tmp_path / "not there yet") as lock:
         lock.path.parent.mkdir()
@@ -202,7 +202,7 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
         assert (path / "epoch0003.pt.damaged").exists()
     else:
         assert "epoch0003.pt after epoch 3" in text
-        assert f"{folder.latest} was not the newest checkpoint that is whole" in text
+        assert f"{folder.latest} was not the newest whole checkpoint" in text
     assert folder.metrics.read_bytes() == three_epochs.metrics.read_bytes()
     assert read_checkpoint(folder.latest)["epoch"] == 3
     assert folder.latest.samefile(folder.numbered()[-1])
@@ -339,5 +339,5 @@ def test_a_log_that_cannot_be_written_is_said_once(mounted, capsys):
 
 def test_times_of_locks_are_readable(tmp_path):
     with FolderLock(tmp_path) as lock:
-        since = json.loads(lock.path.read_text())["since"]
+        since = lock.holder.read_text().split("since ")[1]
     assert abs(time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
