@@ -47,21 +47,32 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, is_main() * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
 
 
-def make_parser(description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP) -> Parser:
-    """Return a parser with ``--cfg``, ``--gpus``, ``--debug`` and trailing ``KEY VALUE`` overrides."""
+def tool_parser(tool: str | None, description: str | None, examples: str) -> Parser:
+    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, or for a script if ``tool`` is None."""
     parser = Parser(
+        prog=tool and f"python -m isonet.tools.{tool}",
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error, e.g. as the last option")
+    return parser
+
+
+def make_parser(
+    description: str | None,
+    examples: str,
+    cfg_required: bool = True,
+    gpus_help: str = GPUS_HELP,
+    tool: str | None = None,
+) -> Parser:
+    """Return a ``tool_parser`` with ``--cfg``, ``--gpus`` and trailing ``KEY VALUE`` overrides."""
+    parser = tool_parser(tool, description, examples)
     parser.add_argument(
         "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. --cfg configs/cifar10_ISO110.yaml"
     )
     parser.add_argument("--gpus", metavar="IDS", help=gpus_help)
-    parser.add_argument(
-        "--debug", action="store_true", help="print the traceback of an error, e.g. --cfg mine.yaml --debug"
-    )
     parser.add_argument(
         "opts",
         nargs="*",
@@ -71,17 +82,11 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
     return parser
 
 
-def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
-    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that need not take a config."""
-    parser = Parser(
-        prog=f"python -m isonet.tools.{tool}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    return parser
+def positive(text: str) -> int:
+    """Return ``text`` as a number of things: the type of an option."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -117,7 +122,7 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
     """Return the config of ``--cfg``, if given. Raises ``UserError`` for a wrong ``--gpus``, override or ``--ckpt``."""
     check_gpu_ids(args.gpus)
     check_overrides(args.opts)
-    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    cfg = read_network(args.cfg, args.opts) if args.cfg else None
     if args.ckpt:
         look_for_checkpoint(cfg, args.ckpt)
     return cfg

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,12 +77,8 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     paths = [folder.absolute() for folder in folders]
     if len(set(paths)) < len(paths):
         raise UserError(f"{printable(max(paths, key=paths.count))} is named twice")
-    names = [path.name for path in paths]
-    for parts in range(2, max(len(path.parts) for path in paths) + 1):
-        if len(set(names)) == len(names):
-            break
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-    return names
+    attempts = (["/".join(path.parts[-parts:]) for path in paths] for parts in itertools.count(1))
+    return next(names for names in attempts if len(set(names)) == len(names))
 
 
 if __name__ == "__main__":

@@ -5,23 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isonet.config import load_cfg
 from isonet.data import build_loader
-from isonet.errors import NonFiniteError, UserError
+from isonet.errors import NonFiniteError
 from isonet.files.storage import write_file
-from isonet.files.zoo import open_checkpoint
-from isonet.models import build_model
-from isonet.tools.trained import warn_of_other_images
+from isonet.tools.trained import load_trained
 from isonet.training.devices import describe, place, set_precision
 from isonet.training.distributed import World, lockstep
-from isonet.training.failure import explained, ranks
+from isonet.training.failure import explained
 from isonet.training.log import list_skipped
 from isonet.training.metrics import Evaluation, evaluate
 from isonet.training.optim import Amp
@@ -30,55 +26,33 @@ from isonet.training.run import download
 log = logging.getLogger("isonet")
 
 
-def evaluate_checkpoint(
-    ckpt: str, cfg_path: str | None = None, gpus: str | None = None, opts: Sequence[Any] = ()
-) -> tuple[Evaluation, Path]:
-    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
-
-    ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
-    cfg_path: a config file; None for the config that the checkpoint carries.
-    gpus: as ``--gpus``; opts: ``KEY VALUE`` pairs, merged on top of the config.
-
-    Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
-    the output of the network is not finite.
-    """
-    with ranks(gpus) as (world, devices):
-        return evaluate_on_ranks(ckpt, cfg_path, world, devices, opts)
-
-
 def evaluate_on_ranks(
     ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
-    """``evaluate_checkpoint`` on connected ranks. devices: those of this rank."""
-    cfg = load_cfg(cfg_path, opts) if cfg_path else None
+    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
+
+    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: those of this rank.
+
+    Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
+    the output of the network is non-finite.
+    """
     with explained(world):
-        checkpoint = world.from_main(lambda: open_checkpoint(cfg, ckpt))
-        if cfg is None:
-            cfg = checkpoint.config(opts)
-        else:
-            warn_of_other_images(checkpoint, cfg)
+        trained = load_trained(ckpt, cfg_path, opts, world)
+        cfg = trained.cfg
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-        model = build_model(cfg)
-        checkpoint.load_into(model)
         download(cfg, world)
-        loader = build_loader(cfg, "val", devices, checkpoint.classes, world.share)
-        epoch = "" if checkpoint.epoch is None else f" (epoch {checkpoint.epoch})"
-        log.info("evaluating %s%s on %s", checkpoint.path, epoch, describe(devices, world.size))
-        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+        loader = build_loader(cfg, "val", devices, trained.classes, world.share)
+        epoch = "" if trained.epoch is None else f" (epoch {trained.epoch})"
+        log.info("evaluating %s%s on %s", trained.path, epoch, describe(devices, world.size))
+        forward = place(trained.model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
         result = evaluate(forward, lockstep(loader, world), devices[0], Amp(cfg.RUNTIME.AMP, devices[0]), world)
         for skipped in world.gather(dict(loader.skipped)):
             loader.skipped.update(skipped)
     if world.is_main:
         list_skipped({"val": loader})
     if not math.isfinite(result.loss):
-        raise NonFiniteError(f"{checkpoint.path}: the output of the network is non-finite, so it has no accuracy")
-    return result, checkpoint.path
-
-
-def check_writable(json_file: str | None) -> None:
-    """Raise ``UserError`` before an evaluation, not after it, if the folder of ``json_file`` is missing."""
-    if json_file and not os.path.isdir(os.path.dirname(json_file) or "."):
-        raise UserError(f"--json {json_file}: there is no such folder; make it first")
+        raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it has no accuracy")
+    return result, trained.path
 
 
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:

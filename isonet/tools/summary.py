@@ -56,8 +56,9 @@ def _row(line: bytes) -> Row | None:
     return values if all(map(math.isfinite, values.values())) else None
 
 
-def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
-    """The figures of a run from the rows of ``metrics.jsonl`` and of ``timing.jsonl``."""
+def summary_of(folder: RunFolder) -> Summary:
+    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
+    rows, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
     best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"], default=None)
     speeds = [row["images_per_second"] for row in timing if "images_per_second" in row]
     last: Row = rows[-1] if rows else {}
@@ -71,12 +72,6 @@ def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
         images_per_second=statistics.median(speeds) if speeds else None,
         seconds=sum(row.get("seconds", 0.0) for row in timing) if timing else None,
     )
-
-
-def summary_of(folder: RunFolder) -> Summary:
-    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
-    metrics, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
-    return summarise(metrics, timing)
 
 
 COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penalty", "images/s", "seconds")

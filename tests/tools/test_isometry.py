@@ -99,10 +99,10 @@ def test_the_metrics_of_a_run_have_the_extremes_of_its_convs(trained, tmp_path):
         (["--cfg", "nothing.yaml"], "nothing.yaml"),
         (["--cfg", DIGITS, "--ckpt", "nothing.pt"], "nothing.pt"),
         (["--cfg", DIGITS, "--images", "0"], "--images"),
-        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "NAME=WHAT"),
+        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "NAME=NETWORK"),
         (["--cfg", DIGITS, *SMALL, "--output", "/proc/nothing"], "/proc/nothing"),
-        (["--ckpt", "a.pt", "--compare", DIGITS], "--ckpt and --compare"),
-        (["--compare", "RUNTIME.SEED", "3"], "before the overrides"),
+        (["--ckpt", "a.pt", "--compare", DIGITS], "--ckpt"),
+        (["--compare", "RUNTIME.SEED", "3"], "name a network"),
     ],
 )
 def test_a_mistake_is_one_line(args, words, capsys):
@@ -153,7 +153,7 @@ def test_the_precision_is_that_of_the_config(monkeypatch):
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
-    def measure(*_):
+    def measure(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("isonet.isometry.measure.measure", measure)  # memory cannot be used up in a test

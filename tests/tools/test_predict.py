@@ -226,4 +226,4 @@ def test_a_network_that_overflows_predicts_nothing(capsys, tmp_path, few):
     save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "config": cfg.dump()})
     code, out, err = predict(capsys, "--ckpt", tmp_path / "a.pt", "--format", "json", *few)
     assert (code, out) == (2, "")
-    assert "not finite" in err
+    assert "non-finite" in err
