@@ -131,23 +131,19 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
     """Raise ``DataError`` if the folder of one of the ``splits`` is missing.
 
-    What is in it, and data sets in shards, are left to the loader.
+    What is in it, and data sets in shards or to be downloaded, are left to the loader.
     """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
+    if name == "digits" or cfg.DATASET.DOWNLOAD or cfg.RUNTIME.INPUT == "shards":
+        return
+    hint = f"images belong at {root / name}/{{train,val}}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
+    folders = [root / name / split for split in splits]
     if name in _CIFAR_FOLDERS:
-        folder = root / _CIFAR_FOLDERS[name]
-        if not folder.exists() and not cfg.DATASET.DOWNLOAD:
-            raise DataError(
-                f"{name} is missing: no folder {folder}; download it with the override DATASET.DOWNLOAD True, or "
-                "unpack its archive there"
-            )
-    elif name != "digits" and cfg.RUNTIME.INPUT != "shards":
-        for split in splits:
-            folder = root / name / split
-            if not os.path.lexists(folder) and not (root / name / "shards" / split).exists():
-                raise DataError(
-                    f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
-                )
+        hint = f"unpack the archive of {name} there, or download it with the override DATASET.DOWNLOAD True"
+        folders = [root / _CIFAR_FOLDERS[name]]
+    for folder in folders:
+        if not os.path.lexists(folder) and not (folder.parent / "shards" / folder.name).exists():
+            raise DataError(f"{folder}: no such folder; {hint}")
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:

@@ -80,25 +80,21 @@ def main(args: argparse.Namespace) -> None:
         log.error("%s", problem)
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of a name
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    batch_size = (args.batch_size or trained.cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     unread: list[str] = []
     with explain_out_of_memory():
-        predictions = predict(trained, paths, devices, args.top, args.batch_size, unread)
+        predictions = predict(trained, paths, devices, args.top, batch_size, unread)
         FORMATS[args.format](predictions, classes, paths)
     if bad := len(problems) + len(unread):
         raise UserError(f"{bad} of {len(paths) + len(problems)} images or folders could not be read, as reported above")
 
 
 def predict(
-    trained: Trained,
-    paths: Sequence[Path],
-    devices: list[torch.device],
-    top: int,
-    batch_size: int | None,
-    unread: list[str],
+    trained: Trained, paths: Sequence[Path], devices: list[torch.device], top: int, batch_size: int, unread: list[str]
 ) -> Iterator[Prediction]:
     """Yield the prediction of each image in the order of ``paths``; those that cannot be read go to ``unread``.
 
-    top: how many classes. batch_size: images per device, None for the config's.
+    top: how many classes. batch_size: images on all devices together.
     """
     import torch
 
@@ -110,8 +106,7 @@ def predict(
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     forward = place(trained.model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
     amp = Amp(cfg.RUNTIME.AMP, devices[0])
-    size = (batch_size or cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
-    for batch in read_batches(cfg, paths, size, devices[0]):
+    for batch in read_batches(cfg, paths, batch_size, devices[0]):
         for failed in batch.failures:
             log.error("%s: %s", failed.path, failed.reason)
             unread.append(failed.path)

@@ -74,6 +74,12 @@ def summary_of(folder: RunFolder) -> Summary:
     )
 
 
+def divergence(folder: RunFolder) -> str:
+    """The message of the ``NonFiniteError`` that ended the run in ``folder``, by the last line of its log, or ""."""
+    lines = folder.log.read_text("utf-8", "replace").splitlines() if folder.log.is_file() else []
+    return lines[-1].partition(" NonFiniteError: ")[2] if lines else ""
+
+
 COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penalty", "images/s", "seconds")
 
 
