@@ -33,8 +33,8 @@ def train(_rank, tmp_path, config, resume=None):
     """A run; returns the sums of this process's losses at each step."""
     losses = []
 
-    def step(self, *args, real=TrainStep.__call__):
-        output = real(self, *args)
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        output = real(self, *args, **kwargs)
         losses.append((float(output.cross_entropy), float(output.penalty)))
         return output
 
