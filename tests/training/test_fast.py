@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from conftest import REPO, TINY
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
@@ -117,7 +118,7 @@ def test_a_cpu_without_16_bit_arithmetic_is_warned_of(caplog, monkeypatch):
 
 
 def test_compiling_is_refused_for_several_gpus_and_without_a_compiler(monkeypatch, tmp_path):
-    with pytest.raises(DeviceError, match="one GPU a process, and here are 2"):
+    with pytest.raises(DeviceError, match=r"one GPU.*2"):
         place(network(), [CPU, CPU], compiled=True)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
@@ -126,9 +127,15 @@ def test_compiling_is_refused_for_several_gpus_and_without_a_compiler(monkeypatc
 
 
 def test_a_run_with_fp16_resumes_with_its_scale(tmp_path):
+    for name, count in (("train/a", 12), ("train/b", 12), ("val/a", 4), ("val/b", 4)):  # few: CPUs are slow in fp16
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (8, 8), (10 * i, 100, 255 * name.endswith("b"))).save(tmp_path / "few" / name / f"{i}.png")
+
     def cfg(epochs, name):
-        opts = ["RUNTIME.AMP", "fp16", "SOLVER.MAX_EPOCHS", epochs, "OUTPUT_DIR", str(tmp_path / name)]
-        return load_cfg(None, [*TINY, *opts])
+        data = ["DATASET.ROOT", str(tmp_path), "DATASET.NAME", "few", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 8]
+        opts = ["RUNTIME.AMP", "fp16", "SOLVER.TRAIN_BATCH_SIZE", 8, "SOLVER.TEST_BATCH_SIZE", 8]
+        return load_cfg(None, [*TINY, *data, *opts, "SOLVER.MAX_EPOCHS", epochs, "OUTPUT_DIR", str(tmp_path / name)])
 
     def figures(folder):
         rows = [json.loads(row) for row in folder.metrics.read_text().splitlines()]
