@@ -22,8 +22,8 @@ from benchmarks.common import Row, interleave, make_parser, report
 from isonet import load_cfg
 from isonet.data import Loader, build_loader
 from isonet.data.folders import image_folder
-from isonet.data.shards.index import read_index
-from isonet.data.shards.reader import read_shard
+from isonet.data.random_streams import Windows, generator
+from isonet.data.shards.source import open_shards
 from isonet.data.shards.writer import make_plan, write_shards
 
 NAMES = {"cifar": ("CIFAR-10, 2 kB each", 32), "imagenet": ("ImageNet, 110 kB each", 224)}  # and pixels
@@ -94,10 +94,10 @@ def _read_files(paths: Sequence[Path]) -> None:
 
 
 def _read_shards(folder: Path) -> None:
-    index = read_index(folder)
-    for first, shard in zip(index.first_numbers, index.shards, strict=True):
-        for _ in read_shard(folder / shard.name, range(first, first + shard.images)):
-            pass
+    source = open_shards(folder)
+    windows = Windows([shard.images for shard in source.index.shards], 10_000)
+    for index in windows.order(generator("benchmark")).tolist():
+        source.encoded(index)
 
 
 def _rate(work: str, count: int, seconds: list[float]) -> Row:

@@ -32,7 +32,7 @@ def _dataset(cfg: CfgNode) -> None:
     cfg.DATASET.PADDING = -1  # pixels around small images out of which crops are drawn; -1: an eighth of the side
     cfg.DATASET.MEAN = []  # per channel, in [0, 1]; empty: the set's own (folders: ImageNet's, up to 64 px CIFAR's)
     cfg.DATASET.STD = []  # likewise
-    cfg.DATASET.SHUFFLE_BUFFER = 1000  # images of shards out of which each worker draws the next; held as JPEG
+    cfg.DATASET.SHUFFLE_BUFFER = 10_000  # shards are shuffled some at a time: at least so many images; not in memory
     cfg.DATASET.ON_ERROR = "stop"  # at an image that cannot be read; skip: leave it out, count it, list it at the end
 
 

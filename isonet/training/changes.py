@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from isonet.config import flat, global_batch, parse_cfg
 from isonet.config.keys import BEFORE_THE_KEY
 from isonet.data import Loader
-from isonet.errors import printable
+from isonet.errors import CheckpointError
 
 log = logging.getLogger("isonet")
 
@@ -90,11 +90,10 @@ def changes(state: dict[str, Any], path: Path, cfg: CfgNode, loader: Loader, num
         yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
     if type(state.get("num_images")) is int and state["num_images"] != loader.num_images:
         yield f"the number of training images {state['num_images']} -> {loader.num_images}"
-    layout = state.get("layout", "")
-    if state.get("part") and layout != loader.layout:
-        yield (
-            f"the order of the shards ({printable(layout)[:200]} -> {loader.layout}): until the end of the epoch some "
-            "images come twice and others not at all"
+    if state.get("layout") and state.get("part"):
+        raise CheckpointError(
+            f"{path}: was saved within an epoch of shards in their former order, which no longer exists; resume from a "
+            "checkpoint of a whole epoch"
         )
 
 

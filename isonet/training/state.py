@@ -80,7 +80,6 @@ def pack_state(
         "config": cfg.dump(),
         "classes": list(loader.classes),
         "num_images": loader.num_images,
-        "layout": loader.layout,
     }
 
 
