@@ -79,7 +79,7 @@ def _decode(data: bytes, path: Path) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB of 8 bits a channel; of 16 bits keep the upper 8, as Pillow does except for grey, which it clips."""
+    """Convert to RGB of 8 bits a channel; of 16 bits keep the upper 8, also for grey, which Pillow would clip at 255."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF's BitsPerSample: 12 is read as 16
         return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")

@@ -126,8 +126,8 @@ def _explanation(pid: int, kills_before: dict[Path, int]) -> str:
     if code is None or code >= 0:
         how = "unexpectedly" if code is None else f"with exit code {code}"
         return f"{who} ended {how}; DATASET.NUM_WORKERS 0 shows the error itself"
-    name = signal.Signals(-code).name if -code in iter(signal.Signals) else f"signal {-code}"
-    return f"{who} was killed by {name}: {_cause(-code, kills_before)}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"{who} was killed by {names.get(-code, f'signal {-code}')}: {_cause(-code, kills_before)}"
 
 
 def _cause(number: int, kills_before: dict[Path, int]) -> str:

@@ -131,8 +131,8 @@ class WorkerLoader(Loader):
 class Decoded:
     """All images of a source: uint8 (N, size, size, 3), with their labels, int64 (N,).
 
-    readable: bool (N,), false for black images that stand for unreadable ones, to be left out. skipped: path and reason of
-    the images that could not be read.
+    readable: bool (N,), false for a black image in place of an unreadable one, to be left out. skipped: path and reason
+    of the images that could not be read.
     """
 
     images: Tensor

@@ -138,7 +138,7 @@ def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, str, Part]]:
     with tarfile.open(fileobj=file, mode="r:") as archive:
         at = 0
         while (member := archive.next()) is not None:
-            archive.members.clear()  # else all of them stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
             if member.size < 0 or archive.offset <= at:
                 raise tarfile.ReadError(f"the header of {member.name} makes no sense")
             at = archive.offset

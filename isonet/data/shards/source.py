@@ -7,6 +7,7 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,6 @@ class ShardSource(EncodedSource):
         self.labels = np.array([position[name] for name in index.classes])[index.rows["label"]]
         self._starts = index.starts
         self._open: dict[int, int] = {}  # file descriptors by shard, least recently read first
-        self._pid = os.getpid()
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
         number = bisect_right(self._starts, index) - 1
@@ -59,9 +59,7 @@ class ShardSource(EncodedSource):
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 
     def _descriptor(self, number: int, path: Path) -> int:
-        """An open file of this process. Descriptors of another process, which started this one, are forgotten."""
-        if self._pid != os.getpid():
-            self._open, self._pid = {}, os.getpid()
+        """A file descriptor of a shard. A forked process may use it as well: ``os.pread`` moves no common position."""
         descriptor = self._open.pop(number, None)
         if descriptor is None:
             if len(self._open) >= MAX_OPEN:
@@ -73,7 +71,9 @@ class ShardSource(EncodedSource):
         self._open[number] = descriptor
         return descriptor
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a copy, such as that of a spawned process, opens its own
+
     def __del__(self) -> None:
-        if getattr(self, "_pid", None) == os.getpid():
-            for descriptor in self._open.values():
-                os.close(descriptor)
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)
