@@ -58,7 +58,7 @@ class Unreadable:
         """
         for error in errors:
             if self.on_error == "stop" or not isinstance(error, ImageError):
-                raise error
+                raise DataError(str(error))  # a new one: in ``errors`` it would keep the loader alive, in a cycle
             if error.path not in self.skipped:
                 self.skipped[error.path] = error.reason
                 if len(self.skipped) <= _LOGGED:

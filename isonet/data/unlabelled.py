@@ -75,11 +75,10 @@ def read_batches(cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: t
     )
     with explain_dead_workers():
         for batch, errors, _ in reader:
-            failures = [error for error in errors if isinstance(error, ImageError)]
-            if len(failures) < len(errors):
-                raise next(error for error in errors if not isinstance(error, ImageError))
+            if other := [str(error) for error in errors if not isinstance(error, ImageError)]:
+                raise DataError(other[0])
             if batch is None:
-                yield FileBatch(torch.empty(0, device=device), [], failures)
+                yield FileBatch(torch.empty(0, device=device), [], errors)
             else:
                 pixels, indices = batch
-                yield FileBatch(normalise(pixels), [paths[index] for index in indices.tolist()], failures)
+                yield FileBatch(normalise(pixels), [paths[index] for index in indices.tolist()], errors)

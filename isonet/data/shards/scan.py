@@ -71,10 +71,10 @@ def make_index(
     ``SHA256SUMS`` already lists are kept. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
     be used.
     """
+    if marks is None and (folder / PLAN).exists():
+        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
     files, head, former = shard_files(folder), read_head(folder / INDEX), read_sums(folder)
     if marks is None:
-        if (folder / PLAN).exists():
-            raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
     oddities: Oddities = defaultdict(list)
     shards, rows, sums = [], [], {}
