@@ -22,7 +22,7 @@ from isonet import load_cfg
 from isonet.data.augment import Augment, image_transforms
 from isonet.data.build import statistics
 from isonet.data.folders import FolderSource, image_folder
-from isonet.data.memory import CropFlip, MemoryLoader
+from isonet.data.memory import CropFlip, Decoded, MemoryLoader
 from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource
@@ -37,9 +37,9 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
     mean, std = statistics(load_cfg(None, ["DATASET.NAME", "CIFAR10"]))
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
     normalise = Normalise(mean, std, device, channels_last=True)
-    pixels = torch.from_numpy(source.images)
     batches = EpochBatches(len(source.labels), BATCH, shuffle=True, seed=0)
-    ours = MemoryLoader(pixels, source.labels, source.classes, batches, normalise, CropFlip(4, True))
+    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels))
+    ours = MemoryLoader(decoded, source.classes, batches, normalise, CropFlip(4, True))
     seconds = interleave([lambda: _drain(published), lambda: _drain(ours)], repeats, device)
     count = len(source.labels)
     return [_rate("CIFAR-10 training images, 32 px", count, seconds, 5.0, "PIL with 2 workers")]

@@ -38,7 +38,7 @@ def rows_of(kind: str, folder: Path, repeats: int) -> list[Row]:
         source, out = image_folder(root, "train"), root / "shards" / "train"
         count = len(source.paths)
         start = time.perf_counter()
-        write_shards(make_plan(source, root / "train", True, 0, 1000), out, False, lambda todo, done: iter(todo))
+        write_shards(make_plan(source, root / "train", True, 0, 1000), out, overwrite=False)
         seconds = time.perf_counter() - start
         shards = sorted(out.glob("*.tar"))
         megabytes = sum(path.stat().st_size for path in shards) / 1e6

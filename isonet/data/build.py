@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
@@ -27,9 +26,6 @@ from isonet.data.sources import ImageSource, cifar, digits
 from isonet.errors import DataError
 from isonet.launch import processes_here
 from isonet.shares import WHOLE, Share
-
-if TYPE_CHECKING:
-    from isonet.data.workers import SourceImages  # imports torchvision, as little else here does
 
 log = logging.getLogger("isonet")
 
@@ -68,7 +64,7 @@ def build_loader(
 
     source = build_source(cfg, split, classes)
     _check_classes(cfg, split, source.classes)
-    in_memory = _in_memory(cfg, len(source.labels))
+    in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
     if isinstance(source, ShardSource) and not in_memory:
         windows = Windows([shard.images for shard in source.index.shards], cfg.DATASET.SHUFFLE_BUFFER)
@@ -77,23 +73,11 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     if in_memory:
         progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
-        all_ = decode_all(source, to_square(size), size, num_workers(cfg), progress, on_error)
-        return MemoryLoader(
-            all_.images, all_.labels, source.classes, batches, normalise, crop_flip, all_.readable, all_.skipped
-        )
+        decoded = decode_all(source, to_square(size), size, num_workers(cfg), progress, on_error)
+        return MemoryLoader(decoded, source.classes, batches, normalise, crop_flip)
     augment = Augment(image_transforms(size, small, crop_flip), seed)
     as_tensor = cfg.RUNTIME.DECODER == "torch"
     return WorkerLoader(source, batches, augment, size, normalise, num_workers(cfg), as_tensor, on_error)
-
-
-def evaluation_images(cfg: CfgNode, source: ImageSource) -> SourceImages:
-    """The images of ``source`` by (epoch, index), preprocessed like those of the "val" loader up to ``Normalise``."""
-    from isonet.data.augment import Augment, image_transforms
-    from isonet.data.workers import SourceImages
-
-    augment = Augment(image_transforms(image_size(cfg), uses_small_images(cfg), None), cfg.RUNTIME.SEED)
-    as_tensor = cfg.RUNTIME.DECODER == "torch" and not _in_memory(cfg, len(source.labels))  # decode_all has one decoder
-    return SourceImages(source, augment, as_tensor)
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
@@ -131,7 +115,7 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_memory(cfg: CfgNode, num_images: int) -> bool:
+def kept_in_memory(cfg: CfgNode, num_images: int) -> bool:
     """Whether the images are kept as bytes, 4 a pixel, instead of being read whenever they are needed."""
     if cfg.RUNTIME.INPUT in ("memory", "workers"):
         return cfg.RUNTIME.INPUT == "memory"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -22,31 +22,37 @@ class CropFlip:
     flip: bool
 
 
-class MemoryLoader(Loader):
-    """A ``Loader`` of decoded images.
+@dataclass(frozen=True)
+class Decoded:
+    """All images of a source: uint8 (N, H, W, 3), with their labels, int64 (N,).
 
-    The crop and flip of an image follow from seed, epoch and image number alone.
-
-    images: uint8 (N, H, W, 3). readable: bool (N,), false for images to leave out of their batches. skipped: their
-    paths and reasons.
+    readable: bool (N,), false for a black image in place of an unreadable one, to be left out; None if all were read.
+    skipped: path and reason of the images that could not be read.
     """
+
+    images: Tensor
+    labels: Tensor
+    readable: Tensor | None = None
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class MemoryLoader(Loader):
+    """A ``Loader`` of decoded images. The crop and flip of an image follow from seed, epoch and image number alone."""
 
     def __init__(
         self,
-        images: Tensor,
-        labels: Sequence[int] | Tensor,
+        decoded: Decoded,
         classes: Sequence[str],
         batches: EpochBatches,
         normalise: Normalise,
         augment: CropFlip | None,
-        readable: Tensor | None = None,
-        skipped: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(classes, batches, normalise, skipped or {})
+        super().__init__(classes, batches, normalise, decoded.skipped)
         self.device = normalise.device
-        self.labels = torch.as_tensor(labels, dtype=torch.int64).to(self.device)
+        self.labels = decoded.labels.to(self.device)
+        self.readable = decoded.readable
         self.augment = augment
-        self.readable = readable if readable is None or not readable.all() else None
+        images = decoded.images
         self.height, self.width = images.shape[1:3]
         p = augment.padding if augment else 0
         # Pad with black before the mean is subtracted, like torchvision's RandomCrop. A fourth channel makes each pixel

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from isonet.data.build import evaluation_images, num_workers, statistics
+from isonet.config import image_size, uses_small_images
+from isonet.data.augment import Augment, image_transforms
+from isonet.data.build import kept_in_memory, num_workers, statistics
 from isonet.data.faults import ImageError
 from isonet.data.folders import IMG_EXTENSIONS, FolderSource, images_below
 from isonet.data.pixels import Normalise
 from isonet.data.processes import explain_dead_workers
 from isonet.data.random_streams import EpochBatches
-from isonet.data.workers import ImageBatches
+from isonet.data.workers import ImageBatches, SourceImages
 from isonet.errors import DataError, printable
 
 _WORTH_WORKERS = 200  # images; fewer are read before worker processes have started
@@ -67,8 +69,10 @@ def read_batches(cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: t
     Worker processes read them if there are many. Raises ``DataError`` if an image is not to blame for not being read.
     """
     normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
+    augment = Augment(image_transforms(image_size(cfg), uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
     reader = ImageBatches(
-        evaluation_images(cfg, FolderSource(paths, range(len(paths)), ())),
+        SourceImages(FolderSource(paths, range(len(paths)), ()), augment, as_tensor),
         EpochBatches(len(paths), batch_size, shuffle=False, seed=0),
         num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0,
         pin_memory=device.type == "cuda",

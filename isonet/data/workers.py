@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from isonet.data.augment import Augment, Transform
 from isonet.data.faults import WHOLE_BATCH, ImageError, OnError, Unreadable, storage_gone
 from isonet.data.loader import Batch, Loader
+from isonet.data.memory import Decoded
 from isonet.data.pixels import Normalise
 from isonet.data.processes import explain_dead_workers, held_stop_signals, outlive_stop_signals, remember_workers
 from isonet.data.random_streams import EpochBatches
@@ -127,20 +127,6 @@ class WorkerLoader(Loader):
                 yield self.normalise(pixels), labels.to(self.normalise.device, non_blocking=True)
 
 
-@dataclass(frozen=True)
-class Decoded:
-    """All images of a source: uint8 (N, size, size, 3), with their labels, int64 (N,).
-
-    readable: bool (N,), false for a black image in place of an unreadable one, to be left out. skipped: path and reason
-    of the images that could not be read.
-    """
-
-    images: Tensor
-    labels: Tensor
-    readable: Tensor
-    skipped: dict[str, str]
-
-
 def decode_all(
     source: ImageSource,
     resize: Transform,
@@ -155,17 +141,16 @@ def decode_all(
     next one that can, label included. Raises ``DataError`` like ``Unreadable``.
     """
     count = len(source.labels)
-    labels, readable = torch.tensor(source.labels), torch.ones(count, dtype=torch.bool)
+    labels = torch.tensor(source.labels)
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
-        return Decoded(torch.from_numpy(source.images), labels, readable, {})
-    images = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+        return Decoded(torch.from_numpy(source.images), labels)
+    images, readable = torch.zeros(count, size, size, 3, dtype=torch.uint8), torch.zeros(count, dtype=torch.bool)
     reader = ImageBatches(
         SourceImages(source, Augment(resize, seed=0), labels=range(count)),  # an index in place of a label
         EpochBatches(count, 500, shuffle=False, seed=0),
         num_workers if count >= WORTH_WORKERS else 0,
     )
     unreadable = Unreadable("stop" if on_error == "stop" else "leave out")  # replaced below, from memory
-    readable[:] = False
     with explain_dead_workers():
         for batch, errors, asked in progress(reader):
             unreadable.note(errors, asked, asked - len(errors))
@@ -179,5 +164,5 @@ def decode_all(
             if nearest is None:
                 raise storage_gone(min(WHOLE_BATCH, count), next(iter(unreadable.skipped)))
             images[index], labels[index] = images[nearest], labels[nearest]
-        readable[:] = True
+        return Decoded(images, labels, skipped=unreadable.skipped)
     return Decoded(images, labels, readable, unreadable.skipped)

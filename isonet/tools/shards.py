@@ -9,15 +9,16 @@ RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isonet.errors import DataError, UserError, printable, run_cli
 from isonet.tools.cli import Parser
 
-if TYPE_CHECKING:  # both import torch, which --help and a wrong option do not need
+if TYPE_CHECKING:  # at run time only what a command needs is imported: --help needs no torch
     from isonet.data.shards.index import ShardIndex
 
 EXAMPLES = """\
@@ -87,13 +88,8 @@ def _write(args: argparse.Namespace) -> None:
             check_plan(plan, out)  # all of them before anything is written
         plans[split] = plan, out
     for split, (plan, out) in plans.items():
-
-        def progress(todo: Sequence[int], done: int, what: str = f"writing {split}") -> Iterator[int]:
-            if done and todo:
-                print(f"{what}: {done} of {done + len(todo)} shards exist already", flush=True)
-            return iter(_bar(what, total=done + len(todo), initial=done)(todo))
-
-        _describe(out, write_shards(plan, out, args.overwrite, progress, _bar(f"indexing {split}")))
+        index = write_shards(plan, out, args.overwrite, _bar(f"writing {split}"), _bar(f"indexing {split}"))
+        _describe(out, index)
 
 
 def _index(args: argparse.Namespace) -> None:
@@ -107,24 +103,22 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from isonet.data.shards.index import read_index, read_sums
-    from isonet.data.shards.scan import damage_of_folder, damage_of_shard
+    from isonet.data.shards.index import read_index
+    from isonet.data.shards.scan import damage
 
-    damage = []
+    count = 0
     for place in _places(args.folder):
-        index, sums = read_index(place), read_sums(place)
-        numbers = _bar(f"checking {place}")(range(len(index.shards)))
-        here = [what for number in numbers if (what := damage_of_shard(place, index, number, sums))]
-        here += damage_of_folder(place, index, sums)
-        if not here:
-            print(f"{place}: {index.num_images:,} images in {len(index.shards):,} shards are intact")
-        damage += here
-    for what in damage:
-        print(f"damaged: {printable(what)}", flush=True)
-    if damage:
+        index = read_index(place)
+        damaged = list(damage(place, index, _bar(f"checking {place}")))
+        for what in damaged:
+            print(f"damaged: {printable(what)}", flush=True)
+        if not damaged:
+            print(f"{place}: {index.num_images:,} images in {len(index.shards):,} shards are intact", flush=True)
+        count += len(damaged)
+    if count:
         raise UserError(
-            f"{len(damage)} files are damaged in {printable(args.folder)}: remove damaged shards and run write again, "
-            "or download them again"
+            f"{count} files are damaged in {printable(args.folder)}: remove damaged shards and run write again, or "
+            "download them again"
         )
 
 
@@ -140,12 +134,11 @@ def _describe(place: Path, index: ShardIndex) -> None:
           f"{size:,.1f} MB", flush=True)  # fmt: skip
 
 
-def _bar(what: str, **options: Any) -> Callable[[Iterable], Iterable]:
-    """Makes a progress bar for an iterable; less often where each state is a line of a file."""
+def _bar(what: str) -> Callable[..., Iterable]:
+    """Makes a progress bar for an iterable; in a file, where each state is a line, it moves once a minute."""
     from tqdm import tqdm
 
-    seconds = 0.1 if sys.stderr.isatty() else 60.0
-    return lambda items: tqdm(items, what, unit="shard", mininterval=seconds, **options)
+    return functools.partial(tqdm, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)
 
 
 if __name__ == "__main__":

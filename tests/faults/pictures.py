@@ -16,7 +16,6 @@ from isonet.data.decode import decode_image, decode_tensor, read_file
 from isonet.errors import DataError, WorkerError
 
 
-
 def read_image(path):
     return decode_image(read_file(path), path)
 

@@ -191,7 +191,10 @@ def test_a_damaged_image_stops_a_run_or_is_replaced_by_the_next_one(images, tall
             assert torch.equal(got[0], expected[0])
             assert torch.equal(got[1], expected[1])
             assert got[2] == before[2]
-        assert sum((a != b).flatten(1).any(1).sum() for (a, *_), (b, *_) in zip(found, whole[number - 1], strict=True)) == 1
+        assert (
+            sum((a != b).flatten(1).any(1).sum() for (a, *_), (b, *_) in zip(found, whole[number - 1], strict=True))
+            == 1
+        )
     assert list(batches.skipped) == [str(path)]
     assert reason in batches.skipped[str(path)]
     assert len([m for m in caplog.messages if str(path) in m]) == 1  # told once
@@ -437,10 +440,11 @@ def test_pillow_warns_of_no_picture_below_its_limit_and_refuses_those_above(tmp_
     env = {**os.environ, "PYTHONPATH": str(REPO)}
     command = [sys.executable, "-c", PILLOWS_LIMIT]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
-    refusal = "ImageError: above.png: 3,249 pixels"
+    refusal = "ImageError: above.png: "
     size, message = done.stdout.splitlines()
     assert (size, done.stderr) == ("(56, 56)", "")
     assert message.startswith(refusal)
+    assert "3249 pixels" in message
     tally("survived")
     tally("refused")
 

@@ -22,7 +22,7 @@ from isonet.errors import DataError, printable
 from isonet.files.storage import write_file
 
 INDEX, ROWS, SUMS, PLAN = "index.json", "index.bin", "SHA256SUMS", "plan.json"
-FORMAT, FORMER_FORMAT = "isonet shards 2", "isonet shards 1"  # the former one had no offsets
+FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
 ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # of an image's bytes in its shard
 WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
 INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
@@ -106,8 +106,6 @@ def read_index(folder: Path) -> ShardIndex:
         if folder.is_dir() and any(folder.glob("*.tar")):
             raise DataError(f"{printable(folder)}: its shards have no index; make it with {INDEX_COMMAND}")
         raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")
-    if read_head(folder / INDEX).get("format") == FORMER_FORMAT:
-        raise DataError(f"{printable(folder)}: the index is of a former version, without offsets; run {INDEX_COMMAND}")
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), ROW))

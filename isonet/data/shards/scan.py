@@ -100,10 +100,7 @@ def make_index(
 
 def shard_files(folder: Path) -> list[Path]:
     """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none or they are compressed."""
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{printable(folder)}: cannot be listed ({error.strerror})") from None
+    files = sorted(folder.iterdir())
     if compressed := [file for file in files if _COMPRESSED.fullmatch(file.name)]:
         raise _compressed(compressed[0])
     shards = [file for file in files if file.suffix == ".tar" and not file.name.startswith(".")]
@@ -183,10 +180,7 @@ def _label(file: BinaryIO, name: str, part: Part) -> int | None:
 
 def read_classes(path: Path) -> list[str]:
     """The names in a file, one a line, in the order of the labels. Raises ``DataError``."""
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{printable(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     if not all(names) or len(set(names)) < len(names):
         line = next(n for n, name in enumerate(names) if not name or name in names[:n])
         raise DataError(f"{printable(path)}: line {line + 1} is not the name of another class")
@@ -199,28 +193,22 @@ def _compressed(path: Path) -> DataError:
     )
 
 
-def damage_of_shard(folder: Path, index: ShardIndex, number: int, sums: dict[str, str]) -> str:
-    """What is wrong with a shard of ``index``, in words; empty if nothing is."""
-    shard, start = index.shards[number], index.starts[number]
-    path = folder / shard.name
-    try:
-        if path.stat().st_size != shard.bytes:
-            return f"{path}: has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
-        if sha256_of(path) != sums.get(shard.name):
-            return f"{path}: its SHA-256 is not that of {SUMS}"
-        if not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start : start + shard.images]):
-            return f"{path}: its images or labels are not those of {INDEX}"
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    except DataError as error:
-        return str(error)
-    return ""
-
-
-def damage_of_folder(folder: Path, index: ShardIndex, sums: dict[str, str]) -> Iterator[str]:
-    """What is wrong with the other files of a folder of shards, in words."""
+def damage(folder: Path, index: ShardIndex, progress: Callable[[Sequence[Shard]], Iterable[Shard]]) -> Iterator[str]:
+    """What is wrong with the files in a folder of shards, in words: compares them with ``SHA256SUMS`` and the index."""
+    sums, end = read_sums(folder), 0
+    for shard in progress(index.shards):
+        path, start, end = folder / shard.name, end, end + shard.images
+        try:
+            if path.stat().st_size != shard.bytes:
+                yield f"{path}: has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
+            elif sha256_of(path) != sums.get(shard.name):
+                yield f"{path}: its SHA-256 is not that of {SUMS}"
+            elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
+                yield f"{path}: its images or labels are not those of {INDEX}"
+        except (OSError, DataError) as error:
+            yield f"{path}: {getattr(error, 'strerror', None) or error}"
     names = {shard.name for shard in index.shards}
-    yield from (f"{path}: is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
+    yield from (f"{path}: is not in {INDEX}" for path in folder.glob("*.tar") if path.name not in names)
     for name in (ROWS, INDEX):
         if sha256_of(folder / name) != sums.get(name):
             yield f"{folder / name}: its SHA-256 is not that of {SUMS}"

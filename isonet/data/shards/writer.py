@@ -15,11 +15,10 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,8 +26,8 @@ from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
 from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, read_head, read_sums, sum_line
 from isonet.data.shards.scan import Progress, make_index
-from isonet.errors import DataError, StorageError, printable
-from isonet.files.storage import FolderLock, append_line, reason, remove_leftovers, write_file
+from isonet.errors import DataError, printable
+from isonet.files.storage import FolderLock, append_line, remove_leftovers, write_file
 
 _THREADS = 16  # files read at a time: a network file system is slow for one request after another
 
@@ -66,7 +65,7 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
     options = f"{per_shard} images a shard, {f'shuffled with seed {seed}' if shuffle else 'in order'}"
     digest = hashlib.sha256(json.dumps([options, list(source.classes)]).encode())
     with ThreadPoolExecutor(_THREADS) as pool:
-        for path, status in zip(source.paths, pool.map(_on_file(Path.stat), source.paths), strict=True):
+        for path, status in zip(source.paths, pool.map(Path.stat, source.paths), strict=True):
             line = f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(line.encode(errors="surrogateescape"))
     return Plan(root, source, order.tolist(), per_shard, {"source": digest.hexdigest(), "options": options})
@@ -76,25 +75,22 @@ def write_shards(
     plan: Plan,
     folder: Path,
     overwrite: bool,
-    progress: Callable[[Sequence[int], int], Iterator[int]],
+    progress: Callable[..., Iterable[int]] = lambda todo, **_: todo,
     indexing: Progress = iter,
 ) -> ShardIndex:
     """Write those shards of ``plan`` that ``folder`` lacks, and their index.
 
-    progress: iterates over the numbers of the shards to write, given how many exist. indexing: iterates over all shards
-    to index. overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see
-    ``check_plan``), or if an image cannot be read, and ``StorageError`` if a shard cannot be written.
+    progress: iterates like tqdm over the numbers of the shards to write. indexing: iterates over all shards to index.
+    overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see
+    ``check_plan``), and ``OSError`` if an image cannot be read or a shard not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({reason(error)})") from None
+    folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
         done = _begin(plan, folder, overwrite)
         todo = [number for number in range(len(plan)) if shard_name(number) not in done]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for number in progress(todo, len(plan) - len(todo)):
+            for number in progress(todo, total=len(plan), initial=len(plan) - len(todo)):
                 data = _pack(plan, number, pool)
                 write_file(folder / shard_name(number), data)
                 line = sum_line(shard_name(number), hashlib.sha256(data).hexdigest())
@@ -152,7 +148,7 @@ def _pack(plan: Plan, shard: int, pool: ThreadPoolExecutor) -> bytes:
     paths = [plan.source.paths[position] for _, position in images]
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        contents = pool.map(_on_file(Path.read_bytes), paths)
+        contents = pool.map(Path.read_bytes, paths)
         for (number, position), path, data in zip(images, paths, contents, strict=True):
             key = f"{number:09d}-{_readable(str(path.relative_to(plan.root)))}"
             label = str(plan.source.labels[position]).encode()
@@ -165,15 +161,3 @@ def _pack(plan: Plan, shard: int, pool: ThreadPoolExecutor) -> bytes:
 
 def _readable(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0])[-60:]
-
-
-def _on_file(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """``read``, with an error that names the image."""
-
-    def checked(path: Path) -> Any:
-        try:
-            return read(path)
-        except OSError as error:
-            raise DataError(f"{printable(path)}: cannot be read ({reason(error)}); repair or remove it") from None
-
-    return checked
