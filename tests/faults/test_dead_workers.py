@@ -39,7 +39,7 @@ def many(images):
 
 def worker_pids():
     """Of the two workers that were started last."""
-    return [child.pid for child in sorted(multiprocessing.active_children(), key=lambda child: child.name)[-2:]]
+    return [child.pid for child in sorted(multiprocessing.active_children(), key=lambda child: child.pid)[-2:]]
 
 
 DEATHS = {

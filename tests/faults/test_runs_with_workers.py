@@ -14,8 +14,12 @@ import torch
 from PIL import Image
 
 from conftest import REPO, run_script
+from isonet import load_cfg
+from isonet.errors import DataError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
+from isonet.tools.evaluate import evaluate_checkpoint
+from isonet.training.run import run_training
 
 # 8 steps an epoch of 64 images
 KEYS = [
@@ -146,25 +150,23 @@ def test_an_image_that_vanishes_in_mid_run(images, tmp_path, tally, on_error):
 
 
 @pytest.mark.parametrize("inputs", ["workers", "memory"])
-def test_unreadable_images_of_training_and_evaluation_are_counted_and_listed(images, tmp_path, tally, inputs):
+def test_unreadable_images_of_training_and_evaluation_are_counted_and_listed(
+    images, tmp_path, tally, inputs, monkeypatch, caplog
+):
     bad = ["train/a/01.png", "train/b/30.png", "val/a/02.png"]
     for name in bad:
         (images / name).write_bytes((images / name).read_bytes()[:100])
+    monkeypatch.chdir(tmp_path)
     keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 1, "RUNTIME.INPUT", inputs, "DATASET.ON_ERROR", "skip"]
-    trained = run_script("train.py", *ARGS, *keys, cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
-    assert all(trained.stdout.count(f"data/mine/{name}") >= 1 for name in bad)
-    listed = (tmp_path / "outputs/cls/mine/run/skipped.txt").read_text()
-    assert [line.split(": ")[:2] for line in listed.splitlines()] == [
+    folder = run_training(load_cfg(ARGS[1], keys), "run")
+    assert [line.split(": ")[:2] for line in (folder.path / "skipped.txt").read_text().splitlines()] == [
         [name.split("/")[0], f"data/mine/{name}"] for name in bad
     ]
-    tested = run_script("test.py", *ARGS[:2], "--ckpt", "run", *keys, cwd=tmp_path)
-    assert tested.returncode == 0, tested.stderr
-    assert "15 images," in tested.stdout
-    assert "data/mine/val/a/02.png: " in tested.stdout
-    strict = run_script("test.py", *ARGS[:2], "--ckpt", "run", *keys[:-2], cwd=tmp_path)
-    assert strict.returncode == 2
-    assert "data/mine/val/a/02.png" in strict.stderr
-    assert len(strict.stderr.splitlines()) == 1
+    assert all(f"data/mine/{name}" in caplog.text for name in bad)
+    caplog.clear()
+    assert evaluate_checkpoint("run", ARGS[1], opts=keys)[0].images == 15
+    assert f"data/mine/{bad[2]}" in caplog.text
+    with pytest.raises(DataError, match=f"data/mine/{bad[2]}"):
+        evaluate_checkpoint("run", ARGS[1], opts=keys[:-2])
     tally("survived", 3)
     tally("refused")

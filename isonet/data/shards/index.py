@@ -108,6 +108,8 @@ def read_index(folder: Path) -> ShardIndex:
         raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if head["format"] != FORMAT:
+            raise ValueError(f"its format is {head['format']!a:.60}, not '{FORMAT}'")
         return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), ROW))
     except OSError as error:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
@@ -118,8 +120,6 @@ def read_index(folder: Path) -> ShardIndex:
 
 def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     """The index, if all of it makes sense: its names and numbers come from files, and lead to others."""
-    if head["format"] != FORMAT:
-        raise ValueError(f"the format is {head['format']!a:.60}, not {FORMAT}")
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
     for shard in shards:
         if not _SHARD_NAME.fullmatch(shard.name):
