@@ -12,7 +12,7 @@ from isonet.errors import DataError, printable
 log = logging.getLogger("isonet")
 
 WHOLE_BATCH = 8  # unreadable images in a row that are blamed on the storage and not on the images
-STORAGE_GONE = "the storage has probably gone: check it; DATASET.ON_ERROR skip is for single bad files"
+STORAGE_GONE = "the storage has probably gone away: check it; DATASET.ON_ERROR skip is for single bad files"
 _LOGGED = 10  # unreadable images that a loader logs as it meets them
 
 OnError = Literal["stop", "leave out", "replace"]
@@ -35,9 +35,9 @@ class ImageError(DataError):
         )
 
 
-def storage_gone(count: int, example: object) -> DataError:
-    """The error for ``count`` images in a row, ``example`` among them, that cannot be read."""
-    return DataError(f"none of {count} images in a row could be read, e.g. {printable(example)}; {STORAGE_GONE}")
+def storage_gone(example: str) -> DataError:
+    """The error for so many unreadable images in a row, ``example`` among them, that it cannot be the images."""
+    return DataError(f"too many images in a row cannot be read, e.g. {printable(example)}; {STORAGE_GONE}")
 
 
 class Unreadable:
@@ -64,4 +64,4 @@ class Unreadable:
                 if len(self.skipped) <= _LOGGED:
                     log.warning("%s: %s (DATASET.ON_ERROR skip)", printable(error.path), error.reason)
         if read < asked and (self.on_error == "replace" or (read == 0 and asked >= WHOLE_BATCH)):
-            raise storage_gone(len(errors), f"{errors[-1].path}: {errors[-1].reason}")  # type: ignore[attr-defined]
+            raise storage_gone(next(reversed(self.skipped)))

@@ -53,7 +53,7 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
             else:
                 paths += below
                 if not below:
-                    problems.append(f"{place}: has no image ({', '.join(IMG_EXTENSIONS)})")
+                    problems.append(f"{place}: holds no image ({', '.join(IMG_EXTENSIONS)})")
         elif os.path.exists(place) and not os.path.isfile(place):  # reading a pipe could wait for ever
             problems.append(f"{place}: is a pipe, a socket or a device, not a file")
         elif not os.path.lexists(place):

@@ -162,7 +162,7 @@ def decode_all(
             nearby = [(index + i) % count for i in range(1, WHOLE_BATCH)]
             nearest = next((place for place in nearby if readable[place]), None)
             if nearest is None:
-                raise storage_gone(min(WHOLE_BATCH, count), next(iter(unreadable.skipped)))
+                raise storage_gone(next(iter(unreadable.skipped)))
             images[index], labels[index] = images[nearest], labels[nearest]
         return Decoded(images, labels, skipped=unreadable.skipped)
     return Decoded(images, labels, readable, unreadable.skipped)
