@@ -95,14 +95,19 @@ def read_head(path: Path) -> dict[str, Any]:
     return head if isinstance(head, dict) else {}
 
 
+def check_complete(folder: Path) -> None:
+    """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
+    if (folder / PLAN).exists():
+        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
+
+
 def read_index(folder: Path) -> ShardIndex:
     """Read the index of a folder of shards.
 
     Raises ``DataError``, with the command that helps, if the folder is incomplete, has no index or a damaged one.
     """
     if not (folder / INDEX).exists():
-        if (folder / PLAN).exists():
-            raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
+        check_complete(folder)
         if folder.is_dir() and any(folder.glob("*.tar")):
             raise DataError(f"{printable(folder)}: its shards have no index; make it with {INDEX_COMMAND}")
         raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")

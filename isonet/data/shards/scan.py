@@ -21,18 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isonet.data.shards.index import (
-    INDEX,
-    PLAN,
-    ROW,
-    ROWS,
-    SUMS,
-    WRITE_COMMAND,
-    Shard,
-    ShardIndex,
-    read_head,
-    read_sums,
-)
+from isonet.data.shards.index import INDEX, ROW, ROWS, SUMS, Shard, ShardIndex, check_complete, read_head, read_sums
 from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
@@ -59,10 +48,7 @@ Progress = Callable[[Sequence[Path]], Iterable[Path]]
 
 
 def make_index(
-    folder: Path,
-    classes: Sequence[str] | None = None,
-    progress: Progress = iter,
-    marks: dict[str, str] | None = None,
+    folder: Path, classes: Sequence[str] | None = None, progress: Progress = iter, marks: dict[str, str] | None = None
 ) -> ShardIndex:
     """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
 
@@ -71,8 +57,8 @@ def make_index(
     ``SHA256SUMS`` already lists are kept. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
     be used.
     """
-    if marks is None and (folder / PLAN).exists():
-        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
+    if marks is None:
+        check_complete(folder)
     files, head, former = shard_files(folder), read_head(folder / INDEX), read_sums(folder)
     if marks is None:
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
@@ -122,10 +108,10 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
                     parts[extension] = part
                 if row := _row(file, parts, f"{key} in {path.name}", oddities):
                     rows.append(row)
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        return np.array(rows, ROW)
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(f"{printable(path)}: cannot be read as a tar file ({printable(why)})") from None
-    return np.array(rows, ROW)
 
 
 def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, str, Part]]:
