@@ -64,4 +64,4 @@ class Unreadable:
                 if len(self.skipped) <= _LOGGED:
                     log.warning("%s: %s (DATASET.ON_ERROR skip)", printable(error.path), error.reason)
         if read < asked and (self.on_error == "replace" or (read == 0 and asked >= WHOLE_BATCH)):
-            raise storage_gone(next(reversed(self.skipped)))
+            raise storage_gone(getattr(errors[-1], "path", ""))

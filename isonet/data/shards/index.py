@@ -28,7 +28,7 @@ WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
 INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
 VERIFY_COMMAND = "python -m isonet.tools.shards verify FOLDER"
 
-_SHARD_NAME = re.compile(r"[^/\0.][^/\0]*\.tar")  # of a file in the folder itself, not hidden
+SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # of a file in the folder itself, not hidden
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     """The index, if all of it makes sense: its names and numbers come from files, and lead to others."""
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
     for shard in shards:
-        if not _SHARD_NAME.fullmatch(shard.name):
+        if not SHARD_NAME.fullmatch(shard.name):
             raise ValueError(f"{shard.name!a:.60} is not the name of a shard")
         if not all(type(n) is int and 0 <= n < 2**53 for n in (shard.images, shard.bytes)):
             raise ValueError(f"the size of {shard.name!a:.60} is not a number")

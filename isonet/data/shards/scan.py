@@ -21,7 +21,18 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isonet.data.shards.index import INDEX, ROW, ROWS, SUMS, Shard, ShardIndex, check_complete, read_head, read_sums
+from isonet.data.shards.index import (
+    INDEX,
+    ROW,
+    ROWS,
+    SHARD_NAME,
+    SUMS,
+    Shard,
+    ShardIndex,
+    check_complete,
+    read_head,
+    read_sums,
+)
 from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
@@ -89,7 +100,7 @@ def shard_files(folder: Path) -> list[Path]:
     files = sorted(folder.iterdir())
     if compressed := [file for file in files if _COMPRESSED.fullmatch(file.name)]:
         raise _compressed(compressed[0])
-    shards = [file for file in files if file.suffix == ".tar" and not file.name.startswith(".")]
+    shards = [file for file in files if SHARD_NAME.fullmatch(file.name)]
     if not shards:
         raise DataError(f"{printable(folder)}: there are no shards (*.tar)")
     return shards
@@ -169,7 +180,7 @@ def read_classes(path: Path) -> list[str]:
     names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     if not all(names) or len(set(names)) < len(names):
         line = next(n for n, name in enumerate(names) if not name or name in names[:n])
-        raise DataError(f"{printable(path)}: line {line + 1} is not the name of another class")
+        raise DataError(f"{printable(path)}: line {line + 1} is empty, or repeats the name of a class")
     return names
 
 
@@ -192,9 +203,9 @@ def damage(folder: Path, index: ShardIndex, progress: Callable[[Sequence[Shard]]
             elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
                 yield f"{path}: its images or labels are not those of {INDEX}"
         except (OSError, DataError) as error:
-            yield f"{path}: {getattr(error, 'strerror', None) or error}"
+            yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
     names = {shard.name for shard in index.shards}
-    yield from (f"{path}: is not in {INDEX}" for path in folder.glob("*.tar") if path.name not in names)
+    yield from (f"{path}: is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
     for name in (ROWS, INDEX):
         if sha256_of(folder / name) != sums.get(name):
             yield f"{folder / name}: its SHA-256 is not that of {SUMS}"
