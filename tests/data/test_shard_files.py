@@ -16,10 +16,12 @@ import pytest
 import torch
 import webdataset
 import webdataset.writer
+from PIL import Image
 from sharded import command, epoch, loader, make_folder, png, write_tar
 
 from conftest import REPO
 from isonet.data import build
+from isonet.data.folders import IMG_EXTENSIONS
 from isonet.data.shards.index import read_index
 from isonet.data.shards.source import open_shards
 from isonet.errors import DataError, UserError, run_cli
@@ -66,6 +68,17 @@ def test_others_can_read_and_check_them(folder):
             "SHA256SUMS"
         }
         subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=folder / "shards" / split, check=True)
+
+
+def test_every_kind_of_image_is_written_and_indexed(tmp_path):
+    for extension in (*IMG_EXTENSIONS, ".JPEG"):
+        place = tmp_path / "kinds/val/a" / f"1{extension}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L" if extension == ".pgm" else "RGB", (8, 8), 99).save(place)
+    command("write", tmp_path / "kinds")
+    source = open_shards(tmp_path / "kinds/shards/val")
+    assert len(source.labels) == len(IMG_EXTENSIONS) + 1
+    assert all(source.read(number).size == (8, 8) for number in range(len(source.labels)))
 
 
 def test_training_shards_are_shuffled_and_validation_is_sorted(folder):

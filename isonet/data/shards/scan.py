@@ -1,7 +1,7 @@
 """Reads what tar shards hold, whoever wrote them: to make their index, and to compare them with it.
 
 Members of a shard with the same key, the part of the name up to the first dot of its base name, are one sample, as the
-webdataset library defines it. An image is the member with the extension ``jpg``, ``jpeg``, ``png`` or ``webp``; its
+webdataset library defines it. The image is the member with the extension of one, such as ``jpg`` or ``webp``; its
 label is the number in the member ``cls``, or the number under ``label`` or ``cls`` in the member ``json``.
 """
 
@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from isonet.data.folders import IMG_EXTENSIONS
 from isonet.data.shards.index import (
     INDEX,
     ROW,
@@ -40,7 +41,7 @@ log = logging.getLogger("isonet")
 CLASSES = "classes.txt"
 MAX_LABEL = 1_000_000
 
-_IMAGES = ("jpg", "jpeg", "png", "webp")
+_IMAGES = [extension[1:] for extension in IMG_EXTENSIONS]
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extensions, as webdataset splits them
 _METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset ignores
 _COMPRESSED = re.compile(r"[^.].*\.(tgz|tar\.(gz|bz2|xz|zst))")
