@@ -45,7 +45,7 @@ class ShardSource(EncodedSource):
     def encoded(self, index: int) -> tuple[bytes, Path]:
         number = bisect_right(self._starts, index) - 1
         path = self.folder / self.index.shards[number].name
-        offset, size = (int(self.index.rows[index][field]) for field in ("offset", "size"))
+        offset, size, _ = self.index.rows[index].item()
         try:
             data = os.pread(self._descriptor(number, path), 512 + size, offset - 512)
             header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises for what is no header
