@@ -63,7 +63,7 @@ def changed(data: bytes, **parts: bytes | None) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path, capsys, tally):
-    """Checks that the library refuses a file without a change to the model, and test.py with one line and exit code 2."""
+    """Checks that the library refuses a file and keeps the model unchanged, and that test.py prints one line."""
 
     def check(data: bytes, *words: str):
         path = tmp_path / "c.pt"
