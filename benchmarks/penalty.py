@@ -1,8 +1,10 @@
-"""How long do the penalty and its gradient take, and how far is float32 from float64?
+"""How long do the penalty and its gradient take, and how much does float32 round them?
 
 python -m benchmarks.penalty                      networks, and single kernels of many shapes
 python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a picture (needs matplotlib)
-python -m benchmarks.penalty --survey             single kernels of 168 shapes, the slowest against the baseline first
+python -m benchmarks.penalty --survey             single kernels of 168 shapes, those that gain least first
+
+Kernels of four taps and more a side without a stride are computed by the definition (``isonet.ortho``).
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ DEPTHS = (20, 56, 110, 218, 434, 1202)
 
 
 def run(penalty: Callable[[], Tensor], module: nn.Module) -> Callable[[], Tensor]:
-    """Forward and backward."""
+    """Return a function that takes one forward and backward pass."""
 
     def forward_backward() -> Tensor:
         module.zero_grad()
@@ -72,7 +74,7 @@ def compare(module: nn.Module, work: str, repeats: int, goal: float | None, devi
 
 
 def gradient(module: nn.Module, variant: Callable[[], object] | None = None) -> Tensor:
-    """Of all weights, in float64; after a call of ``variant``, if there is one."""
+    """Return the gradient of all weights, in float64, after a call of ``variant`` if there is one."""
     if variant:
         variant()
     return torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None])
@@ -84,7 +86,7 @@ def main() -> None:
     parser.add_argument("--survey", action="store_true", help="many shapes of single kernels instead")
     args = parser.parse_args()
     device = torch.device(args.device)
-    set_precision(deterministic=False, tf32=False)  # else a GPU would compute the baseline in TF32, and another sum
+    set_precision(deterministic=False, tf32=False)  # otherwise a GPU would round the baseline to TF32
     torch.manual_seed(0)
     if args.scaling:
         scaling(args.scaling, args.json, device)
@@ -104,7 +106,7 @@ def main() -> None:
 
 
 def survey(repeats: int, device: torch.device) -> list[Row]:
-    """The tenth of all shapes that gains least."""
+    """Return the tenth of all shapes that gains least."""
     widths = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (16, 256), (256, 32)]
     shapes = list(itertools.product(widths, (1, 2, 3, 4, 5, 6, 9), (1, 2, 3)))
     rows = [
@@ -116,7 +118,7 @@ def survey(repeats: int, device: torch.device) -> list[Row]:
 
 
 def scaling(picture: Path, file: Path | None, device: torch.device) -> None:
-    """Single 3x3 kernels by width, CIFAR networks by depth."""
+    """Draw the times of single 3x3 kernels by width, and of CIFAR networks by depth."""
     kernels = {width: nn.Conv2d(width, width, 3, bias=False) for width in WIDTHS}
     by_width = [compare(k, f"width {w}", 3 if w > 256 else 7, None, device) for w, k in kernels.items()]
     by_depth = []

@@ -1,10 +1,10 @@
-"""How long does the penalty with its gradient take each of several processes that share it out?
+"""How long does each of several ranks take for its share of the penalty and its gradient?
 
 python -m benchmarks.penalty_shares
 
-The shares are timed one after another, each by itself on the whole machine, as if it had one of its own, in turn
-with the whole penalty, which is the baseline. The note tells how evenly the costs are dealt out, also to more
-processes than are timed: the costliest share over the mean.
+The shares are timed one after another on the whole machine, as if each rank had its own, and interleaved with the whole
+penalty, which is the baseline. The note says how evenly the costs are divided, also among more ranks than are timed:
+the most expensive share over the mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEALT = (2, 4, 8, 64)
 
 
 def unevenness(module: nn.Module, parts: int) -> float:
-    """The costliest share over the mean, by the costs that decide who computes what."""
+    """Return the most expensive share over the mean, by the costs that decide which rank computes what."""
     costs = [sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
     return max(costs) * parts / sum(costs)
 
