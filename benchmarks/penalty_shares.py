@@ -1,10 +1,10 @@
-"""How long does each of several ranks take for its share of the penalty and its gradient?
+"""Time the share of each rank when several ranks share the penalty and its gradient.
 
 python -m benchmarks.penalty_shares
 
-The shares are timed one after another on the whole machine, as if each rank had its own, and interleaved with the whole
-penalty, which is the baseline. The note says how evenly the costs are divided, also among more ranks than are timed:
-the most expensive share over the mean.
+The baseline is the whole penalty. The shares are timed one after another, each with the whole machine to itself, as
+if its rank had a machine of its own. The note says how evenly the costs are distributed, also over more ranks than
+are timed: the costliest share over the mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEALT = (2, 4, 8, 64)
 
 
 def unevenness(module: nn.Module, parts: int) -> float:
-    """Return the most expensive share over the mean, by the costs that decide which rank computes what."""
+    """The costliest share over the mean, by the costs that determine which rank computes which layer."""
     costs = [sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
     return max(costs) * parts / sum(costs)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -22,15 +21,6 @@ def transforms_active() -> bool:
     2, forward over forward, is 0). No public function returns this. Test: tests/models/test_transforms.py.
     """
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def default_store() -> dist.Store:
-    """Return the key-value store of the default process group.
-
-    ``torch.distributed`` returns stores that the caller made, but not the one that ``init_process_group`` made from the
-    launcher's environment. Test: tests/processes.
-    """
-    return dist.distributed_c10d._get_default_store()
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:

@@ -16,7 +16,7 @@ from conftest import NUMERICS, REFERENCE, REPO, options, reference_batch, refere
 from isonet import SReLU, build_model, load_cfg, load_weights, ortho_penalty, ortho_penalty_per_conv
 from isonet.models import ResMultiplier
 from isonet.training import TrainStep, build_optimizer, learning_rate_at, set_learning_rate
-from isonet.training.evaluate import evaluate
+from isonet.training.metrics import evaluate
 
 INIT = json.loads((REFERENCE / "init.json").read_text())
 FLOAT64 = json.loads((REFERENCE / "float64.json").read_text())
@@ -27,7 +27,7 @@ def plain_float32():
     """Convolutions without oneDNN, whose kernels round differently.
 
     The difference is within float32, but in the plain ResNet it moves exactly one ReLU input (of s2.b2.relu, 7e-7 from
-    zero) across zero. Gradient norms of some batch norms then differ by 3e-3. In float64 they agree to 1e-5 (below).
+    zero) across zero. The gradient norms of some batch norms then differ by 3e-3; in float64 they agree to 1e-5 (below)
     """
     return torch.backends.mkldnn.flags(enabled=False)
 
