@@ -65,11 +65,12 @@ def changed(data: bytes, **parts: bytes | None) -> bytes:
 def refused(tmp_path, capsys, tally):
     """Checks that the library refuses a file and keeps the model unchanged, and that test.py prints one line."""
 
+    path, model = tmp_path / "c.pt", build_model(CFG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = ["--ckpt", str(path), "--cfg", str(REPO / "configs/digits_ISO20.yaml"), *map(str, TINY)]
+
     def check(data: bytes, *words: str):
-        path = tmp_path / "c.pt"
         path.write_bytes(data)
-        model = build_model(CFG)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(CheckpointError) as error:
             load_weights(model, path)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -77,14 +78,13 @@ def refused(tmp_path, capsys, tally):
         for word in words:
             assert word in str(error.value), error.value
         capsys.readouterr()
-        args = ["--ckpt", str(path), "--cfg", str(REPO / "configs/digits_ISO20.yaml"), *map(str, TINY)]
         assert run_cli(test_script.main, test_script.parse_args(args)) == 2
-        found = capsys.readouterr()
-        (line,) = found.err.splitlines()
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
         assert line.startswith(f"error: {path}: ")
         assert len(line) < 700
         assert line.isprintable()
-        assert "Traceback" not in found.out
+        assert "Traceback" not in output.out
         tally("refused")
 
     return check
@@ -361,17 +361,17 @@ def test_one_bit_flipped_at_200_places(refused, tmp_path, tally, make):
         directory = archive.start_dir
     places = rng.sample(range(len(data)), 100) + rng.sample(range(directory, len(data)), 60)
     places += rng.sample(range(offset, offset + 2000), 40)
-    loaded = 0
+    model, expected, loaded = build_model(CFG), weights(), 0
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << rng.randrange(8)
         (tmp_path / "f.pt").write_bytes(flipped)
         try:
-            model = load_weights(build_model(CFG), tmp_path / "f.pt")
+            load_weights(model, tmp_path / "f.pt")
         except CheckpointError:
             refused(bytes(flipped))
         else:  # a bit without a meaning, such as one in the space between two parts
-            assert all(torch.equal(value, weights()[name]) for name, value in model.state_dict().items())
+            assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
             tally("survived")
             loaded += place < len(data) - 71
     assert make is not own or loaded == 0  # the checksum covers everything but the word "sha256:"

@@ -312,7 +312,7 @@ def test_google_drives_pages_are_handled(published, server, tmp_path, monkeypatc
 
 
 _CLEAN = multiprocessing.get_context("forkserver")
-_CLEAN.set_forkserver_preload(["isonet", "gdown", "pytest", "PIL.Image"])
+_CLEAN.set_forkserver_preload(["isonet.builders", "gdown", "pytest", "PIL.Image"])
 
 
 def fetch_in_child(environment, results=None):
