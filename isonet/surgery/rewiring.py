@@ -40,8 +40,9 @@ def rewire(
     unread: dict[str, str] = {}
     for name in reversed(names):  # children before their parents
         owner = model.get_submodule(name)
-        if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, nn.Sequential):
-            continue
+        forward = getattr(type(owner), "forward", None)  # a ScriptModule has none
+        if getattr(forward, "__module__", "").startswith("torch.nn."):
+            continue  # torch's own layers call one function, and a Sequential each child once
         children = {key for key, _ in owner.named_modules() if _join(name, key) not in left_out}
         try:
             draft = _Draft(owner)

@@ -22,6 +22,15 @@ from isonet.surgery import ModelError, UnchangedNetworkWarning
 from isonet.surgery.replacing import Copied
 from isonet.surgery.running import same
 
+
+@pytest.fixture(autouse=True)
+def _no_denormals():
+    """Signals and gradients that fade become denormal numbers, which are slow."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
 # By torchvision's name: the numbers of activations, norms, residual blocks and convolutions
 EXPECTED = {
     "resnet18": (17, 20, 8, 20),
@@ -463,3 +472,26 @@ def test_a_network_that_does_not_run_and_parametrised_layers_are_refused():
         net = nn.Sequential(normed(nn.Conv2d(4, 4, 3)), nn.ReLU())
         with pytest.raises(ValueError, match=r"^0 .*parametrised"):
             isometrize(net, torch.randn(1, 4, 8, 8))
+
+
+def test_a_sequential_with_hooks_and_a_subclass_of_relu():
+    class Rectifier(nn.ReLU):
+        pass
+
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), Rectifier(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    calls = []
+    net.register_forward_hook(lambda module, inputs, output: calls.append(module))
+    new, report = isometrize(net, torch.randn(2, 4, 8, 8))
+    assert report.activations == {"1": "Rectifier", "3": "ReLU"}
+    assert not report.left
+    new(torch.randn(2, 4, 8, 8))
+    assert calls[-1] is new
+
+
+def test_a_network_that_refuses_hooks_is_refused():
+    class Scripted(nn.ReLU):
+        def register_forward_pre_hook(self, *args, **kwargs):
+            raise RuntimeError("hooks are not supported on scripted modules")
+
+    with pytest.raises(ModelError, match="hooks"):
+        isometrize(nn.Sequential(nn.Conv2d(3, 4, 3), Scripted()), torch.randn(2, 3, 8, 8))
