@@ -33,6 +33,11 @@ class Launch:
     restart: int
 
     @property
+    def launcher(self) -> str:
+        """The launcher's process: the name of its run, this machine, and its number."""
+        return f"{self.run_id} {socket.gethostname()} {os.getppid()}"
+
+    @property
     def where(self) -> str:
         """The process in words, for messages."""
         return f"rank {self.rank} on {socket.gethostname()}"

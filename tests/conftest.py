@@ -7,16 +7,13 @@ import json
 import logging
 import math
 import os
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 # The suite is about the CPU, where results are equal to the bit; test_gpu.py brings the GPUs back
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: one core each
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and a process of a test beside the test
 
 import numpy as np
 import pytest
@@ -24,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from isonet import build_model, load_cfg
+from launch import REPO, end_all, run_script
 
-REPO = Path(__file__).parent.parent
+__all__ = ["REPO", "run_script"]
+
 REFERENCE = Path(__file__).parent / "reference"
 SHARED_DATA = REPO.parent / "shared" / "data"
 NUMERICS = json.loads((REFERENCE / "numerics.json").read_text())
@@ -36,8 +35,9 @@ TINY = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "S
 
 @pytest.fixture(autouse=True)
 def _no_leaks():
-    """Logging handlers and determinism of a run inside the test process do not reach the next test."""
+    """Logging handlers, determinism and scripts of a test do not reach the next one."""
     yield
+    end_all()
     log = logging.getLogger("isonet")
     for handler in list(log.handlers):
         log.removeHandler(handler)
@@ -48,7 +48,15 @@ def _no_leaks():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--torture", action="store_true", help="the long form of the fault tests (make torture)")
+    text = "also run the long tests, and the long form of others (make torture)"
+    parser.addoption("--torture", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--torture"):
+        for item in items:
+            if item.get_closest_marker("torture"):
+                item.add_marker(pytest.mark.skip(reason="a long test: make torture"))
 
 
 @pytest.fixture(scope="session")
@@ -139,16 +147,3 @@ def assert_same(a, b):
             assert_same(x, y)
     else:
         assert a == b
-
-
-def run_script(script: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project from ``cwd`` as a user does."""
-    command = [sys.executable, str(REPO / script), *map(str, args)]
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(REPO), **env},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )

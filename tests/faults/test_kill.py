@@ -1,15 +1,16 @@
-"""Processes that are really killed with SIGKILL: what is left goes on to the very run that would have been."""
+"""Processes that are really killed with SIGKILL: the run that is resumed is, to the bit, the run without a kill."""
 
 from __future__ import annotations
 
-import gc
+import functools
+import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -17,26 +18,21 @@ import pytest
 from conftest import REPO, assert_same
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
-from isonet.training.stop import StopSignals
+from launch import Script, start, wait_until
+from victim import die_at, never_end_a_step, swallow_an_interrupt
 
-VICTIM = Path(__file__).parent / "victim.py"
 # 11 steps and 2 batches of validation in each of 3 epochs; dropout draws from a stream that each step names
-ARGS = [
-    "--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run", "ISON.DEPTH", 8, "ISON.DROPOUT", True,
-    "ISON.DROPOUT_RATE", 0.3, "SOLVER.TRAIN_BATCH_SIZE", 128, "SOLVER.TEST_BATCH_SIZE", 200, "SOLVER.MAX_EPOCHS", 3,
-    "RUNTIME.SAVE_EVERY", 5,
+KEYS = [
+    "ISON.DEPTH", 8, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3, "SOLVER.TRAIN_BATCH_SIZE", 128,
+    "SOLVER.TEST_BATCH_SIZE", 200, "SOLVER.MAX_EPOCHS", 3, "RUNTIME.SAVE_EVERY", 5,
 ]  # fmt: skip
-# How often each moment comes in a whole run, about: a number to draw from
+CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
+# About how often each moment comes in a whole run: a number to draw from
 MOMENTS = {"step": 12, "validation": 3, "part": 10, "fsync": 12, "rename": 10, "link": 5, "append": 3}
 
 
-def start(cwd: Path, *options: str, keys=(), before=(), script: Path = REPO / "train.py", moment: tuple = ()):
-    arguments = [*moment, *ARGS[:4], *options, *ARGS[4:], *keys]
-    command = [*before, sys.executable, str(script), *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
+def train(cwd: Path, *options: str, first=None) -> Script:
+    return start("train.py", *CFG, *options, *KEYS, cwd=cwd, first=first)
 
 
 def folder(cwd: Path) -> RunFolder:
@@ -44,21 +40,12 @@ def folder(cwd: Path) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The run that nothing disturbed, and the seconds it took to train."""
+def whole(tmp_path_factory) -> RunFolder:
+    """The run that nothing disturbed."""
     cwd = tmp_path_factory.mktemp("whole")
-    process = start(cwd)
-    begun = wait_for_training(process)
-    process.communicate(timeout=300)
-    assert process.returncode == 0
-    return folder(cwd), time.monotonic() - begun
-
-
-def wait_for_training(process: subprocess.Popen) -> float:
-    for line in process.stdout:
-        if "images for training" in line:
-            return time.monotonic()
-    raise AssertionError("the run ended before it had begun")
+    process = train(cwd).wait()
+    assert process.returncode == 0, process.output
+    return folder(cwd)
 
 
 def assert_same_run(found: RunFolder, expected: RunFolder):
@@ -77,114 +64,118 @@ def draw_moment(rng: random.Random, seconds: float) -> tuple[str, float]:
     return kind, rng.uniform(0, seconds) if kind == "time" else rng.randint(1, MOMENTS[kind])
 
 
-def killed(cwd: Path, moment: tuple[str, float]) -> bool:
-    """Start or resume the run; returns whether it was killed at ``moment``, or ended before that."""
-    kind, count = moment
-    resume = ["--resume"] if any(folder(cwd).resumable()) else ["--overwrite"]
+def killed(cwd: Path, kind: str, count: float) -> bool:
+    """Start or resume the run; returns whether it was killed at that moment, or ended before it."""
+    resume = "--resume" if any(folder(cwd).resumable()) else "--overwrite"
     if kind == "time":
-        process = start(cwd, *resume)
-        time.sleep(max(0, wait_for_training(process) + count - time.monotonic()))
+        process = train(cwd, resume)
+        wait_until(lambda: "images for training" in process.stdout, process)
+        time.sleep(count)
         process.send_signal(signal.SIGKILL)
     else:
-        process = start(cwd, *resume, script=VICTIM, moment=moment)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode in (0, -signal.SIGKILL), output
-    assert "Traceback" not in output
+        process = train(cwd, resume, first=functools.partial(die_at, kind, count))
+    process.wait()
+    assert process.returncode in (0, -signal.SIGKILL), process.output
+    assert "Traceback" not in process.output
     return process.returncode != 0
 
 
-def test_kill_9_at_random_moments_costs_nothing(whole, tmp_path, torture, tally):
-    expected, seconds = whole
+def finish(cwd: Path) -> None:
+    process = train(cwd, "--resume").wait()
+    assert process.returncode == 0, process.output
+    assert "Traceback" not in process.output
+
+
+@pytest.mark.torture
+def test_kill_9_at_random_moments_costs_nothing(whole, tmp_path, tally):
+    seconds = sum(json.loads(line)["seconds"] for line in whole.timing.read_text().splitlines())
     rng = random.Random(0)
-    kills, wanted, run = 0, 30 if torture else 3, 0
+    kills, wanted, run = 0, 30, 0
     while kills < wanted:
         run += 1
         cwd = tmp_path / f"run{run}"
         cwd.mkdir()
-        while killed(cwd, draw_moment(rng, seconds) if kills < wanted else ("step", 10**6)):
+        while killed(cwd, *(draw_moment(rng, seconds) if kills < wanted else ("step", 10**6))):
             kills += 1
             tally("survived")
-        assert_same_run(folder(cwd), expected)
+        assert_same_run(folder(cwd), whole)
     print(f"{kills} kills in {run} runs")
 
 
-@pytest.mark.parametrize("moment", [("part", 8), ("rename", 11), ("link", 4), ("append", 1), ("validation", 1)])
-def test_kill_9_at_the_worst_moments(whole, tmp_path, torture, tally, moment):
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [
+        ("part", 8),
+        pytest.param("rename", 11, marks=pytest.mark.torture),
+        ("link", 4),
+        ("append", 1),
+        pytest.param("validation", 1, marks=pytest.mark.torture),
+    ],
+)
+def test_kill_9_at_the_worst_moments(whole, tmp_path, tally, kind, count):
     """Half a checkpoint written; written and not named; named and not the latest; saved and not in the metrics."""
-    if not torture and moment[0] in ("rename", "validation"):
-        pytest.skip("one of the long form's: make torture")
-    assert killed(tmp_path, moment)
-    assert not killed(tmp_path, ("step", 10**6))
-    assert_same_run(folder(tmp_path), whole[0])
+    assert killed(tmp_path, kind, count)
+    finish(tmp_path)
+    assert_same_run(folder(tmp_path), whole)
     tally("survived")
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"])
-def test_a_polite_signal_saves_within_the_epoch_and_says_how_to_go_on(whole, tmp_path, torture, tally, name):
-    if not torture and name in ("SIGUSR1", "SIGHUP"):
-        pytest.skip("one of the long form's: make torture")
-    process = start(tmp_path)
-    while not (folder(tmp_path).path / "epoch0001-step000005.pt").exists():
-        time.sleep(0.001)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SIGTERM",
+        "SIGINT",
+        pytest.param("SIGUSR1", marks=pytest.mark.torture),
+        pytest.param("SIGHUP", marks=pytest.mark.torture),
+    ],
+)
+def test_a_signal_stops_the_run_within_the_epoch_and_it_resumes_with_the_next_batch(whole, tmp_path, tally, name):
+    process = train(tmp_path)
+    wait_until((folder(tmp_path).path / "epoch0001-step000005.pt").exists, process)
     process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 75, output
-    assert f"{name}: stopping after this step" in output
-    assert f"stopped: by {name}" in output
-    assert "the same command with --resume (or --resume auto) goes on" in output
-    assert "Traceback" not in output
+    process.wait()
+    assert process.returncode == 75, process.output
+    noted, stopped = [line for line in process.stderr.splitlines() if line]
+    assert noted.startswith(f"{name}: ")
+    assert re.match(rf"stopped: by {name} in epoch \d after step \d+; .*latest\.pt.*--resume", stopped)
     assert f"by {name}" in folder(tmp_path).log.read_text()
-    assert not killed(tmp_path, ("step", 10**6))
-    assert_same_run(folder(tmp_path), whole[0])
-    tally("survived")
-
-
-def test_an_interrupt_that_a_destructor_swallows_comes_again(tally):
-    """Python prints an exception that a destructor raises, and goes on as if there were none."""
-
-    class Swallows:
-        def __del__(self):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)  # here it is raised
-
-    stop = StopSignals()
-
-    def interrupted():
-        with stop, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pytest's, of the exception that was lost
-            os.kill(os.getpid(), signal.SIGTERM)
-            Swallows()
-            gc.collect()
-            time.sleep(10)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert stop.received == "SIGTERM"
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
-    tally("survived")
-
-
-def test_nohup_is_obeyed(tmp_path, tally):
-    process = start(tmp_path, before=("nohup",))
-    wait_for_training(process)
-    process.send_signal(signal.SIGHUP)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    finish(tmp_path)
+    assert_same_run(folder(tmp_path), whole)
     tally("survived")
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path, tally):
-    """In a step of many seconds."""
-    process = start(tmp_path, keys=("DATASET.IMAGE_SIZE", 64, "ISON.DEPTH", 110, "SOLVER.TRAIN_BATCH_SIZE", 256))
-    begun = wait_for_training(process)
-    time.sleep(1)
+    """In a step that would take for ever."""
+    process = train(tmp_path, first=never_end_a_step)
+    wait_until(lambda: "in the step" in process.stdout, process)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None, "the step was too short to test this"
+    wait_until(lambda: "SIGINT: " in process.stderr, process)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, output
-    assert time.monotonic() - begun < 20
-    assert "Traceback" not in output
+    process.wait()
+    assert process.returncode == 130, process.output
+    assert "Traceback" not in process.output
     assert not list(tmp_path.rglob("*.pt"))
+    tally("survived")
+
+
+def test_a_second_ctrl_c_that_a_destructor_swallows_comes_again(tmp_path, tally):
+    """Python prints an exception that a destructor raises, and continues."""
+    process = train(tmp_path, first=swallow_an_interrupt).wait()
+    assert process.returncode == 130, process.output
+    assert not list(tmp_path.rglob("*.pt"))
+    tally("survived")
+
+
+def test_nohup_is_obeyed(tmp_path, tally):
+    """By a new interpreter, which finds the signal ignored."""
+    (tmp_path / "out").touch()
+    command = ["nohup", sys.executable, REPO / "train.py", *CFG, *KEYS[:-4], "SOLVER.MAX_EPOCHS", 1]
+    with (tmp_path / "out").open("w") as out:
+        process = subprocess.Popen(
+            [*map(str, command)], cwd=tmp_path, stdout=out, stderr=out, env={**os.environ, "PYTHONPATH": str(REPO)}
+        )
+    wait_until(lambda: "images for training" in (tmp_path / "out").read_text(), process)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(120) == 0, (tmp_path / "out").read_text()
+    assert folder(tmp_path).latest.exists()
     tally("survived")

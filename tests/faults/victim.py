@@ -1,74 +1,97 @@
-"""Runs train.py, and kills its own process with SIGKILL at one moment: ``victim.py KIND COUNT <train.py's arguments>``.
-
-KIND: step (after a training step), validation (before a batch of it), part (a write is half done), fsync,
-rename, link (before the system's call), append (before a line of metrics). COUNT: at which one, from 1.
-"""
+"""What happens to a run, from within its process: SIGKILL at one moment, a step without end, a lost interrupt."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
+import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
-import isonet.training.trainer
-import train
 from isonet.data.memory import MemoryLoader
-from isonet.errors import run_cli
-from isonet.files import storage
-from isonet.training.step import TrainStep
-
-kind, left = sys.argv[1], int(sys.argv[2])
+from isonet.training import TrainStep
 
 
-def die_now(this: str) -> bool:
-    global left
-    left -= this == kind
-    return this == kind and left == 0
+def die_at(kind: str, count: int) -> None:
+    """Let this process die at the ``count``-th moment of a kind, from 1.
 
+    kind: step (after a training step), validation (before one of its batches), part (a write is half done),
+    fsync, rename, link (before the system's call), append (before a line of metrics).
+    """
+    left = count
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    def now(this: str) -> bool:
+        nonlocal left
+        left -= this == kind
+        return this == kind and left == 0
 
+    def before(this: str, function):
+        def wrapped(*args, **kwargs):
+            if now(this):
+                _die()
+            return function(*args, **kwargs)
 
-def before(this: str, function):
-    def wrapped(*args, **kwargs):
-        if die_now(this):
-            die()
-        return function(*args, **kwargs)
+        return wrapped
 
-    return wrapped
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        output = real(self, *args, **kwargs)
+        if now("step"):
+            _die()
+        return output
 
+    def batches(self, real=MemoryLoader.__iter__):
+        for batch in real(self):
+            if self.augment is None and now("validation"):
+                _die()
+            yield batch
 
-def step(self, *args, real=TrainStep.__call__):
-    output = real(self, *args)
-    if die_now("step"):
-        die()
-    return output
-
-
-def batches(self, real=MemoryLoader.__iter__):
-    for batch in real(self):
-        if self.augment is None and die_now("validation"):
-            die()
-        yield batch
-
-
-def opened(handle, mode, real=os.fdopen):
-    file = real(handle, mode)
-    if not die_now("part"):
+    def half_written(handle, mode, real=os.fdopen):
+        file = real(handle, mode)
+        if now("part"):
+            os.write(handle, os.urandom(5000))  # as much of a write as had reached the disk
+            os.fsync(handle)
+            _die()
         return file
-    os.write(handle, os.urandom(5000))  # as much of a write as had reached the disk
-    os.fsync(handle)
-    die()
+
+    def opened(self, mode="r", *args, real=Path.open, **kwargs):
+        if mode == "a" and self.name == "metrics.jsonl" and now("append"):
+            _die()
+        return real(self, mode, *args, **kwargs)
+
+    TrainStep.__call__ = step
+    MemoryLoader.__iter__ = batches
+    os.fdopen = half_written
+    os.fsync, os.replace, os.link = before("fsync", os.fsync), before("rename", os.replace), before("link", os.link)
+    Path.open = opened
 
 
-TrainStep.__call__ = step
-MemoryLoader.__iter__ = batches
-os.fdopen = opened
-os.fsync, os.replace, os.link = before("fsync", os.fsync), before("rename", os.replace), before("link", os.link)
-isonet.training.trainer.append_line = before("append", storage.append_line)
+def never_end_a_step() -> None:
+    """Let the first training step of this process take for ever; its work does go on."""
 
-sys.exit(run_cli(train.main, train.parse_args(sys.argv[3:])))
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        print("in the step", flush=True)
+        while True:
+            real(self, *args, **kwargs)
+
+    TrainStep.__call__ = step
+
+
+class _Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # here Python raises the exception
+
+
+def swallow_an_interrupt() -> None:
+    """Let this process receive SIGINT twice in its first step, the second time in a destructor."""
+
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        os.kill(os.getpid(), signal.SIGINT)
+        _Swallows()
+        while True:
+            real(self, *args, **kwargs)
+
+    TrainStep.__call__ = step
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

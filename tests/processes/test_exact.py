@@ -10,8 +10,9 @@ import torch
 from conftest import TINY
 from isonet import load_cfg
 from isonet.files.checkpoint import read_checkpoint
-from isonet.training.run import LATEST, run_training
-from isonet.training.trainer import TrainStep
+from isonet.files.run_folder import LATEST
+from isonet.training.run import run_training
+from isonet.training.step import TrainStep
 from launch import forked
 
 BATCH, RATE, STEPS = 72, 0.02, 20  # 1,437 images: 19 whole steps, and one of 69, which no number of processes divides
@@ -90,7 +91,7 @@ def test_dropout_is_drawn_for_pieces_of_the_batch_wherever_they_are(tmp_path):
         torch.testing.assert_close(losses, ways[0][0], rtol=1e-5, atol=0)
 
 
-def test_batch_norm_takes_the_leading_processs_statistics(tmp_path):
+def test_batch_norm_takes_the_statistics_of_rank_0(tmp_path):
     """They are each process's own in training, as they are each GPU's under DataParallel; evaluation must agree."""
     _, rows, state = run(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
     config = cfg(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
@@ -158,30 +159,42 @@ def step_of_overflowing_penalty(rank):
     from isonet.fast_penalty.plan import deal_out
     from isonet.ortho import penalised_convs
     from isonet.training import build_optimizer
-    from isonet.training.peers import processes
+    from isonet.training.distributed import connected
 
     config = load_cfg(None, [*TINY, "ISON.HAS_ST", True])
-    with processes(None) as (world, (device,)):
+    with connected(None) as (world, (device,)):
         model = build_model(config)
         _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of the second process alone
         with torch.no_grad():
             first[1].weight *= 1e12  # whose Gram matrix float32 holds, and its square not
         before = [parameter.clone() for parameter in model.parameters()]
-        step = TrainStep(world.synchronised(model, device), model, build_optimizer(model, config), 1e-30, world=world)
+        step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-30, world=world)
         output = step(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 8)
         assert torch.isfinite(output.penalty) == (rank == 0)
         return bool(output.finite), all(map(torch.equal, before, model.parameters()))
 
 
-def test_batch_norm_learns_nothing_from_an_image_that_does_not_count(tmp_path):
+def test_a_rank_without_an_image_changes_nothing(tmp_path):
+    """Of a batch of one image the second rank has none: weights and batch norm are those of one process."""
+    (alone,) = [step_of_one_image(0, 1)]
+    for weights in forked(2, step_of_one_image, tmp_path, 2):
+        for name, value in alone.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8)
+
+
+def step_of_one_image(rank, ranks):
     from isonet import build_model
     from isonet.training import build_optimizer
+    from isonet.training.distributed import connected
 
     config = load_cfg(None, [*TINY, "ISON.HAS_BN", True, "ISON.SReLU", False])
-    model = build_model(config)
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    TrainStep(model, model, build_optimizer(model, config), 1e-4)(
-        torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), 8
-    )
-    for name, value in model.named_buffers():
-        assert torch.equal(value, before[name])
+    images, labels = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8), torch.tensor([4])
+    with connected(None) as (world, (device,)):
+        torch.manual_seed(0)
+        model = build_model(config)
+        step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-4, world=world)
+        mine = world.share.of(1)
+        for _ in range(2):  # the second step reads what the first has left of batch norm
+            step(images[mine], labels[mine], 1)
+        world.broadcast(model.buffers())
+        return {name: value.clone() for name, value in model.state_dict().items()}

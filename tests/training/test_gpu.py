@@ -77,15 +77,15 @@ import sys, torch
 from isonet import build_model, load_cfg
 from isonet.data import build_loader
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.amp import Amp
+from isonet.training.optim import Amp
 from isonet.training.devices import place
-from isonet.training.sums import EpochSums
+from isonet.training.metrics import EpochSums
 
 device = torch.device("cuda", 0)
 cfg = load_cfg(sys.argv[1], ["RUNTIME.AMP", sys.argv[2]])
 model = build_model(cfg)
 forward = place(model, [device])
-step = TrainStep(forward, model, build_optimizer(model, cfg), 1e-4, Amp(cfg.RUNTIME.AMP, device))
+step = TrainStep(forward, model, build_optimizer(model, cfg), 1e-4, amp=Amp(cfg.RUNTIME.AMP, device))
 batches, sums = list(build_loader(cfg, "train", [device])), EpochSums(device)
 step(*batches[0])  # what is made once may wait
 torch.cuda.set_sync_debug_mode("error")

@@ -1,0 +1,240 @@
+"""Processes for tests: forked from a server that has imported the project, or started by a new interpreter.
+
+A new interpreter takes seconds to import torch. The server does it once, and computes nothing: after a backward pass
+torch cannot be forked.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+import pickle
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).parent.parent
+SECONDS = 300.0  # after which a process hangs
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([
+    "pytest", "torchvision.transforms", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "matplotlib.backends.backend_agg",
+    "matplotlib.figure", "torch.distributed.elastic.agent.server.api", "isonet.training.run", "isonet.tools.evaluate",
+])  # fmt: skip
+_running: set[Script] = set()
+_numbers = itertools.count()
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Where the scripts' output lies until this process ends."""
+    return tempfile.TemporaryDirectory(prefix="isonet-tests-")
+
+
+class Script:
+    """A script of the project, or a module, in a process forked from the server: what ``subprocess.Popen`` has.
+
+    The process has its own standard streams, folder, environment and process group, and the signal handlers of a new
+    interpreter. ``stdout`` and ``stderr`` are what it has printed so far. first: runs in the process before the script.
+    out: a file or a named pipe to be its standard output.
+    """
+
+    def __init__(
+        self, name: str, args: tuple[object, ...], cwd: Path, env: dict[str, str],
+        first: Callable[[], object] | None, out: Path | None,
+    ) -> None:  # fmt: skip
+        number = next(_numbers)
+        self._out = out or Path(_folder().name) / f"{number}.out"
+        self._err = Path(_folder().name) / f"{number}.err"
+        env = {**os.environ, "PYTHONPATH": str(REPO), **env}
+        streams = str(self._out), str(self._err)
+        self._process = _SERVER.Process(
+            target=_run_script, args=(name, [str(arg) for arg in args], str(cwd), env, streams, first)
+        )
+        self._process.start()
+        _running.add(self)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the number of the signal that killed it."""
+        return self._process.exitcode
+
+    @property
+    def stdout(self) -> str:
+        return _text(self._out)
+
+    @property
+    def stderr(self) -> str:
+        return _text(self._err)
+
+    @property
+    def output(self) -> str:
+        """Both, errors last."""
+        return self.stdout + self.stderr
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, seconds: float = SECONDS) -> Script:
+        """Wait for its end."""
+        self._process.join(seconds)
+        if self.returncode is None:
+            self.kill()
+            raise AssertionError(f"it did not end in {seconds:.0f} s: {self.output}")
+        _running.discard(self)
+        return self
+
+    def kill(self) -> None:
+        """Kill it, if it still runs, and its process group."""
+        if self.returncode is None:
+            try:
+                os.killpg(self.pid, signal.SIGKILL)
+            except ProcessLookupError:  # not a group yet
+                self._process.kill()
+            self._process.join()
+        _running.discard(self)
+
+
+def start(
+    name: str, *args: object, cwd: Path, first: Callable[[], object] | None = None, out: Path | None = None, **env: str
+) -> Script:
+    """Start a script such as ``train.py``, or a module such as ``isonet.tools.sweep``, from ``cwd``."""
+    return Script(name, args, cwd, env, first, out)
+
+
+def run_script(name: str, *args: object, cwd: Path, out: Path | None = None, **env: str) -> Script:
+    """Run a script of the project from ``cwd`` as a user does, but for the start of an interpreter."""
+    return start(name, *args, cwd=cwd, out=out, **env).wait()
+
+
+def run_new_interpreter(name: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of the project by a new interpreter: for tests of what an interpreter imports or does at its end."""
+    command = [sys.executable, str(REPO / name), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(REPO), **env}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
+
+
+def torchrun(*args: object, cwd: Path, **env: str) -> Script:
+    """Start a script of the project under torchrun: its options, the script, the script's arguments.
+
+    Torchrun itself is forked. Its workers are new interpreters.
+    """
+    at = next(i for i, arg in enumerate(args) if str(arg).endswith(".py"))
+    options = args[:at] or ("--standalone",)
+    return start("torch.distributed.run", *options, REPO / str(args[at]), *args[at + 1 :], cwd=cwd, **env)
+
+
+def wait_until(condition: Callable[[], object], process: Script | subprocess.Popen, seconds: float = SECONDS) -> None:
+    """Return as soon as ``condition`` holds, which must be before the process ends."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if process.poll() is not None and not condition():
+            raise AssertionError(f"it ended before that, with {process.poll()}: {getattr(process, 'output', '')}")
+        assert time.monotonic() < end, f"not within {seconds:.0f} s: {getattr(process, 'output', '')}"
+        time.sleep(0.002)
+
+
+def end_all() -> None:
+    """Kill the scripts that still run: a test that failed does not leave any."""
+    for script in list(_running):
+        script.kill()
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def _run_script(
+    name: str, args: list[str], cwd: str, env: dict[str, str], streams: tuple[str, str], first: Callable | None
+) -> None:
+    """Make this process what a new interpreter would be, and run the script."""
+    os.setsid()
+    for handle, path in enumerate(streams, start=1):
+        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        os.dup2(file, handle)
+        os.close(file)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # the default of the platform
+    os.environ.clear()
+    os.environ.update(env)
+    os.chdir(cwd)
+    sys.path.insert(0, str(REPO))
+    sys.argv = [str(REPO / name), *args]
+    if first:
+        first()
+    try:
+        if name.endswith(".py"):
+            runpy.run_path(str(REPO / name), run_name="__main__")
+        else:
+            runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:  # as an interpreter ends
+        traceback.print_exc()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Exit with 120 if the output cannot be written, as an interpreter does."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(120)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def forked(processes: int, function: Callable[..., Any], tmp_path: Path, *args: Any) -> list[Any]:
+    """Return ``function(rank, *args)`` of each rank. The environment is the one that torchrun makes."""
+    port, folder = free_port(), tmp_path / f"forked{processes}-{os.urandom(4).hex()}"
+    folder.mkdir(parents=True)
+    children = [
+        _SERVER.Process(target=_run, args=(rank, processes, port, folder, function, args)) for rank in range(processes)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    found = [pickle.loads((folder / str(rank)).read_bytes()) for rank in range(processes)]
+    assert all(ok for ok, _ in found), "\n".join(text for ok, text in found if not ok)
+    return [result for _, result in found]
+
+
+def _run(rank: int, processes: int, port: int, folder: Path, function: Callable[..., Any], args: tuple) -> None:
+    try:
+        os.environ.update(environment(rank, processes, port))
+        result = True, function(rank, *args)
+    except BaseException:
+        result = False, traceback.format_exc()
+    (folder / str(rank)).write_bytes(pickle.dumps(result))
+
+
+def environment(rank: int, processes: int, port: int) -> dict[str, str]:
+    names = {"RANK": rank, "WORLD_SIZE": processes, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": processes}
+    return {**{name: str(value) for name, value in names.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
