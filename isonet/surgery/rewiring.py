@@ -64,10 +64,9 @@ def rewire(
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put ``new`` wherever ``old`` is in ``model``; returns the model, which is ``new`` if it was ``old``."""
     new.training = old.training
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old and name:
+            model.set_submodule(name, new)
     return new if model is old else model
 
 
@@ -181,10 +180,9 @@ def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
 
 def _give_each_name_a_module(model: nn.Module, kinds: Kinds, left_out: Collection[str]) -> None:
     """Copy each activation that has several names, so that every name has its own."""
-    for parent_name, parent in list(model.named_modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, kinds) and _join(parent_name, name) not in left_out:
-                parent._modules[name] = copy.deepcopy(child)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, kinds) and name and name not in left_out:
+            model.set_submodule(name, copy.deepcopy(module))
 
 
 def _join(owner: str, name: str) -> str:

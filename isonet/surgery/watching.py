@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
-from isonet.surgery.kinds import ATTENTION, GATES, NORMS, is_activation, kind_of
+from isonet.surgery.kinds import ATTENTION, DROPOUTS, GATES, NORMS, is_activation, kind_of
 from isonet.surgery.running import ModelError, eight_images, run, tensors
 
-_PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the output has the channels of the input
+_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the output has the channels of the input
 
 
 @dataclass(frozen=True)
