@@ -16,9 +16,9 @@ from isonet.config import load_cfg, uses_small_images
 from isonet.config.keys import KEYS
 from isonet.config.load import check_overrides
 from isonet.depths import stage_depths
-from isonet.errors import EXIT_USER_ERROR, DataError, DeviceError, UserError
+from isonet.errors import EXIT_USER_ERROR, DataError, UserError
 from isonet.files.run_folder import find_checkpoint
-from isonet.launch import is_main
+from isonet.launch import is_main, parse_gpu_ids
 from isonet.published import PREFIX, published
 
 GPUS_HELP = (
@@ -90,16 +90,6 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     key = re.compile(rf"(?:{'|'.join(nodes)})\.\w+|{'|'.join(leaves)}")
     first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
     return words[:first], words[first:]
-
-
-def parse_gpu_ids(text: str) -> list[int]:
-    """``"7,1"`` -> [7, 1]; the weights are on the first. Raises ``DeviceError`` for anything but distinct ids."""
-    ids = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in ids):
-        raise DeviceError(f"--gpus takes ids separated by commas, such as 0,1; got {text!r}")
-    if len(set(map(int, ids))) < len(ids):
-        raise DeviceError(f"--gpus {text} names a GPU twice")
-    return [int(part) for part in ids]
 
 
 def check_gpu_ids(gpus: str | None) -> None:

@@ -99,12 +99,11 @@ def _other_batch(then: CfgNode, gpus_then: int, cfg: CfgNode, num_gpus: int) -> 
     images = global_batch(then, gpus_then), global_batch(cfg, num_gpus)
     if images[0] == images[1]:
         return
-    factors = [
-        f"{gpus} GPU{'s' if gpus > 1 else ''} x {c.SOLVER.TRAIN_BATCH_SIZE} x SOLVER.ACCUMULATE {c.SOLVER.ACCUMULATE}"
-        for c, gpus in ((then, gpus_then), (cfg, num_gpus))
-    ]
-    rates = [c.SOLVER.BASE_LR * c.SOLVER.ACCUMULATE * gpus for c, gpus in ((then, gpus_then), (cfg, num_gpus))]
+    factors, rates = [], []
+    for solver, gpus in ((then.SOLVER, gpus_then), (cfg.SOLVER, num_gpus)):
+        factors.append(f"{gpus} GPUs x {solver.TRAIN_BATCH_SIZE} x SOLVER.ACCUMULATE {solver.ACCUMULATE}")
+        rates.append(f"{solver.BASE_LR * solver.ACCUMULATE * gpus:g}")
     yield (
-        f"the global batch {images[0]} -> {images[1]} images ({factors[0]} -> {factors[1]}), "
-        f"and with it the rate {rates[0]:g} -> {rates[1]:g}"
+        f"the global batch {images[0]} -> {images[1]} images ({' -> '.join(factors)}), and with it the rate "
+        f"{' -> '.join(rates)}"
     )

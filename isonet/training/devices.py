@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from isonet.errors import DeviceError
+from isonet.launch import parse_gpu_ids
 from isonet.models import ISONet
 from isonet.models.layers import work_in_place_
-from isonet.tools.cli import parse_gpu_ids
 
 log = logging.getLogger("isonet")
 

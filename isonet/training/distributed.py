@@ -31,6 +31,7 @@ T = TypeVar("T")
 _BUCKET_MB = 25.0  # of gradients that are averaged while the backward pass computes others: torch's default
 _RENDEZVOUS_SECONDS = 300.0  # the machines of a job do not start at the same moment
 _POLL_SECONDS = 0.01
+_QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the store: of a rank, of what it has drawn
 
 
 @dataclass(frozen=True)
@@ -210,10 +211,11 @@ def _hand_out_prefix(store: dist.Store, size: int) -> str:
     waiting, answered, end = set(range(1, size)), set(), time.monotonic() + _RENDEZVOUS_SECONDS
     while waiting:
         for rank in sorted(waiting):
+            question = _QUESTION.format(rank)
             if store.check([f"{prefix}/confirmed/{rank}"]):
                 waiting.remove(rank)
-            elif store.check([_question(rank)]) and (token := store.get(_question(rank)).decode()) not in answered:
-                store.set(_answer(token), prefix)
+            elif store.check([question]) and (token := store.get(question).decode()) not in answered:
+                store.set(_ANSWER.format(token), prefix)
                 answered.add(token)
         if time.monotonic() > end:
             raise TimeoutError(f"rank {min(waiting)} has not come in {_RENDEZVOUS_SECONDS:.0f} s")
@@ -223,20 +225,12 @@ def _hand_out_prefix(store: dist.Store, size: int) -> str:
 
 def _ask_for_prefix(store: dist.Store, rank: int) -> str:
     token = str(uuid.uuid4())
-    store.set(_question(rank), token)
-    prefix = read_store(store, _answer(token), _RENDEZVOUS_SECONDS)
+    store.set(_QUESTION.format(rank), token)
+    prefix = read_store(store, _ANSWER.format(token), _RENDEZVOUS_SECONDS)
     if prefix is None:
         raise TimeoutError(f"rank 0 has not answered in {_RENDEZVOUS_SECONDS:.0f} s")
     store.set(f"{prefix}/confirmed/{rank}", "yes")
     return prefix
-
-
-def _question(rank: int) -> str:
-    return f"isonet/question/{rank}"
-
-
-def _answer(token: str) -> str:
-    return f"isonet/answer/{token}"
 
 
 def read_store(store: dist.Store, key: str, seconds: float) -> str | None:

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from isonet import build_model, load_cfg
 from isonet.errors import ConfigError
-from isonet.training.optim import Amp
 from isonet.training.failure import first_non_finite
 from isonet.training.finetune import freeze
+from isonet.training.optim import Amp
 
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
 RISO = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.3]

@@ -17,11 +17,11 @@ from isonet.config import read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
-from isonet.launch import is_launched
+from isonet.launch import is_launched, parse_gpu_ids
 from isonet.plots import MISSING, have_matplotlib
 from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
-from isonet.tools.cli import check_gpu_ids, make_parser, parse_gpu_ids
+from isonet.tools.cli import check_gpu_ids, make_parser
 from isonet.tools.sweep.grid import Run, make_grid
 from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
