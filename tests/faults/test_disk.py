@@ -27,6 +27,8 @@ from launch import REPO, Script, run_script, start, wait_until
 
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])

@@ -29,6 +29,8 @@ RUN = [
 ]  # fmt: skip
 CFG = ("--cfg", REPO / "configs" / "digits_ISO20.yaml", "--output", "run")
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def train(_rank, tmp_path, resume=None, *opts):
     run_training(load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), *opts]), "run", resume=resume)

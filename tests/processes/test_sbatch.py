@@ -17,6 +17,8 @@ from conftest import REPO
 from isonet.files.checkpoint import read_checkpoint
 from launch import forked, wait_until
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 # The programs of Slurm that the script calls, on a cluster of one node. Like the real one, srun passes SIGTERM on as
 # SIGKILL; scancel signals the processes of the step
 SRUN = """#!/bin/bash
