@@ -15,4 +15,4 @@ from isonet.builders import (  # noqa: F401 - entry points
     r_isonet101,
 )
 
-dependencies = ["torch", "numpy", "yacs", "yaml", "tqdm"]
+dependencies = ["torch", "numpy", "yacs", "yaml", "tqdm", "filelock"]

@@ -6,11 +6,18 @@ from __future__ import annotations
 import argparse
 import sys
 
+from isonet.config import check_overrides
 from isonet.errors import run_cli
-from isonet.tools.cli import make_parser
-from isonet.tools.evaluate import check_writable, evaluate_checkpoint, report
+from isonet.launch import is_launched
+from isonet.tools.cli import (
+    check_gpu_ids,
+    look_for_checkpoint,
+    look_for_folder_of,
+    look_for_images,
+    make_parser,
+    read_network,
+)
 from isonet.training.log import log_to_terminal
-from isonet.training.peers import processes
 
 EXAMPLES = """\
   python test.py --cfg configs/IN1k-RISO18.yaml --ckpt RISO18.pt
@@ -28,20 +35,36 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CKPT",
         help="a checkpoint file, a run folder (its best.pt), the name of a run of this config, or zoo: and a name of "
         "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg may be "
-        "left out where the checkpoint carries its config, and with zoo:",
+        "left out if the checkpoint carries its config, and with zoo:",
     )
-    parser.add_argument("--json", metavar="FILE", help="write the figures to FILE as well, e.g. --json result.json")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    with processes(args.gpus) as (world, _):
-        if world.leads:
-            check_writable(args.json)
-        result, path = evaluate_checkpoint(args.ckpt, args.cfg, args.gpus, args.opts)
-        if world.leads:
+    if not is_launched():
+        look(args)
+    from isonet.tools.evaluate import evaluate_on_ranks, report  # these import torch
+    from isonet.training.failure import ranks
+
+    with ranks(args.gpus) as (world, devices):
+        if world.is_main:
+            look_for_folder_of("--json", args.json)
+        result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
+        if world.is_main:
             report(result, path, args.json)
+
+
+def look(args: argparse.Namespace) -> None:
+    """Raise for wrong options, configs and files before torch is imported, which takes seconds."""
+    check_gpu_ids(args.gpus)
+    look_for_folder_of("--json", args.json)
+    check_overrides(args.opts)
+    cfg = read_network(args.cfg, args.opts) if args.cfg else None
+    look_for_checkpoint(cfg, args.ckpt)
+    if cfg is not None:
+        look_for_images(cfg, ["val"])
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ import itertools
 import sys
 from pathlib import Path
 
-from isonet.config import default_cfg, flat, load_cfg
+from yacs.config import CfgNode
+
+from isonet.config.keys import KEYS
 from isonet.errors import run_cli
-from isonet.tools.cli import make_parser
-from isonet.training.log import log_to_terminal
-from isonet.training.peers import processes
-from isonet.training.run import LATEST, run_training
+from isonet.files.run_folder import LATEST, checkpoints_to_resume, run_folder
+from isonet.launch import is_launched
+from isonet.tools.cli import check_gpu_ids, look_for_checkpoint, look_for_images, make_parser, read_network
+from isonet.training.log import keep_for_file, log_to_terminal
 
 EXAMPLES = """\
   python train.py --cfg configs/digits_ISO20.yaml
@@ -28,32 +30,55 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output",
         metavar="NAME",
-        help="the run lies in OUTPUT_DIR/DATASET.NAME/NAME/, e.g. --output first-try (default: the config's name)",
+        help="the name of the run, whose folder is OUTPUT_DIR/DATASET.NAME/NAME/, e.g. --output first-try "
+        "(default: the config's name)",
     )
     parser.add_argument(
         "--resume",
         nargs="?",
         const=LATEST,
         metavar="CKPT",
-        help="go on with the next batch after the last save: of this run, or of a checkpoint or run folder, "
-        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt; auto: of this run, which is started if it is not there",
+        help="resume with the batch after the last save: of this run, or of a checkpoint or run folder, "
+        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt; auto: resume this run, or start it if it saved nothing",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run of this name, e.g. --output first-try --overwrite"
     )
     argv = list(sys.argv[1:] if argv is None else argv)
-    for i, (option, key) in enumerate(itertools.pairwise(argv)):
-        if option == "--resume" and key in flat(default_cfg()):  # "--resume KEY VALUE": the key is no checkpoint
+    for i, (option, word) in enumerate(itertools.pairwise(argv)):
+        if option == "--resume" and word in KEYS:  # in "--resume KEY VALUE" the key is no checkpoint
             argv[i] = f"--resume={LATEST}"
     return parser.parse(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     log_to_terminal()
-    with processes(args.gpus):  # first, so that of many that find the same mistake one tells of it
-        cfg = load_cfg(args.cfg, args.opts)
-        output = Path(args.cfg).stem if args.output is None else args.output
-        run_training(cfg, output, args.gpus, args.resume, args.overwrite)
+    keep_for_file()
+    if not is_launched():
+        look(args)
+    from isonet.training.failure import ranks  # these import torch
+    from isonet.training.run import train_on_ranks
+
+    with ranks(args.gpus) as (world, devices):  # first, so that rank 0 alone prints a mistake that all ranks make
+        cfg, output = read(args)
+        train_on_ranks(cfg, output, world, devices, args.resume, args.overwrite)
+
+
+def look(args: argparse.Namespace) -> None:
+    """Raise for wrong options, configs and files before torch is imported, which takes seconds.
+
+    Not under a launcher: it may restart a run by the same command, and some of its machines may lack the files.
+    """
+    check_gpu_ids(args.gpus)
+    cfg, output = read(args)
+    if not checkpoints_to_resume(run_folder(cfg, output), args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
+        look_for_checkpoint(cfg, cfg.MODEL.INIT_FROM)
+    look_for_images(cfg, ["train", "val"])
+
+
+def read(args: argparse.Namespace) -> tuple[CfgNode, str]:
+    """Return the config and the name of the run."""
+    return read_network(args.cfg, args.opts), Path(args.cfg).stem if args.output is None else args.output
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Speed against the published formulation: one command per question, each prints a table and writes JSON."""
+"""Benchmarks against the published formulation; each command prints a table and can write JSON."""

@@ -1,4 +1,4 @@
-"""Interleaved timing, tables, JSON: what the four benchmarks share."""
+"""What the benchmarks share: interleaved timing, tables, JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torchvision
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table. ``value`` and ``baseline`` are medians; ``ratio`` is in favour of the project if above 1."""
+    """One line of a table. ``value`` and ``baseline`` are medians; a ``ratio`` above 1 favours this code."""
 
     work: str
     baseline: float | None
@@ -31,15 +31,15 @@ class Row:
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions, a minute or so")
-    parser.add_argument("--repeats", type=int, help="counted runs of each variant (default: chosen by the case)")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions, about a minute")
+    parser.add_argument("--repeats", type=int, help="timed runs of each variant (default: depends on the case)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the table with machine and settings")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table with machine and settings to FILE")
     return parser
 
 
 def interleave(variants: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each variant, run in turn after one run each that does not count: A B A B ..."""
+    """Median seconds of each variant. The variants run alternately (A B A B ...), after one warm-up run each."""
     for variant in variants:
         variant()
     seconds: list[list[float]] = [[] for _ in variants]
@@ -64,20 +64,20 @@ def wait_for(device: torch.device) -> None:
 
 
 def faster(work: str, seconds: Sequence[float], goal: float | None, note: str = "") -> Row:
-    """A row of milliseconds: the baseline's and ours."""
+    """A row in milliseconds. ``seconds`` are those of the baseline and of this code."""
     baseline, ours = seconds
     return Row(work, 1e3 * baseline, 1e3 * ours, baseline / ours, goal, "ms", note)
 
 
 def check_equal(work: str, baseline: Sequence[float], ours: Sequence[float], tolerance: float) -> None:
-    """Both must have computed the same: relative to the baseline's figures."""
+    """Exit if a result differs from the baseline by more than ``tolerance``, relative to the baseline."""
     for a, b in zip(baseline, ours, strict=True):
-        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # nor may one be NaN
+        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # also false for NaN
             raise SystemExit(f"{work}: the results differ by more than {tolerance}: baseline {baseline}, ours {ours}")
 
 
 def report(title: str, rows: Sequence[Row], file: Path | None, **settings: object) -> None:
-    """Print the table; write it, with the machine and the settings, to ``file``."""
+    """Print the table, and write it to ``file`` with the machine and the settings."""
     facts = {**machine(), **settings}
     print(f"\n{title}\n" + ", ".join(f"{key} {value}" for key, value in facts.items()))
     print(table(rows))
@@ -88,7 +88,7 @@ def report(title: str, rows: Sequence[Row], file: Path | None, **settings: objec
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """Format ``rows`` as a Markdown table."""
     lines = ["| work | baseline | ours | unit | ratio | goal | |", "|---|---:|---:|---|---:|---:|---|"]
     for row in rows:
         baseline, value = (format_number(x) for x in (row.baseline, row.value))

@@ -1,4 +1,4 @@
-"""Do the near-zero residual branches of R-ISONet compute with denormal numbers, which are slow on a CPU?
+"""Count denormal numbers, which are slow on a CPU, in the near-zero residual branches of R-ISONet.
 
 python -m benchmarks.denormals
 """
@@ -17,15 +17,15 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def count(tensor: Tensor) -> tuple[int, int]:
-    """Denormals, and numbers in all."""
+    """The number of denormals in ``tensor``, and its size."""
     return int(((tensor != 0) & (tensor.abs() < SMALLEST_NORMAL)).sum()), tensor.numel()
 
 
 def main() -> None:
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--depth", type=int, default=20, help="of the CIFAR R-ISONet")
+    parser.add_argument("--depth", type=int, default=20, help="depth of the CIFAR R-ISONet (default: 20)")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # flushing is a setting of the calling thread alone
+    torch.set_num_threads(1)  # flushing is a setting of the calling thread only
     torch.manual_seed(0)
     cfg = load_cfg(None, ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", args.depth, "ISON.HAS_ST",
                           True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0])  # fmt: skip
@@ -44,7 +44,7 @@ def main() -> None:
     for hook in hooks:
         hook.remove()
     gradients = [count(p.grad) for p in model.parameters() if p.grad is not None]
-    found = {
+    denormals = {
         kind: f"{sum(d for d, _ in counts):,} of {sum(n for _, n in counts):,}"
         for kind, counts in (("activations", activations), ("gradients", gradients))
     }
@@ -56,7 +56,7 @@ def main() -> None:
 
     seconds = interleave([lambda: with_flush(False), lambda: with_flush(True)], args.repeats or 7, torch.device("cpu"))
     rows: list[Row] = [faster(f"R-ISONet-{args.depth}, as it is and with denormals flushed", seconds, None)]
-    report("denormals", rows, args.json, **found)
+    report("denormals", rows, args.json, **denormals)
 
 
 if __name__ == "__main__":

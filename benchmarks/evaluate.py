@@ -1,4 +1,4 @@
-"""How long does evaluation take?
+"""Time evaluation.
 
 python -m benchmarks.evaluate
 """
@@ -15,8 +15,8 @@ from benchmarks.baseline import baseline_evaluation, published_form_
 from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
 from isonet import build_model, load_cfg
 from isonet.training import evaluate
-from isonet.training.amp import Amp
 from isonet.training.devices import place
+from isonet.training.optim import Amp
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 BATCH = 50
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def _ours(forward: torch.nn.Module, batches: list, device: torch.device, amp: Amp) -> tuple[float, float]:
-    found = evaluate(forward, batches, device, amp)
-    return found.loss, found.top1 / 100
+    result = evaluate(forward, batches, device, amp)
+    return result.loss, result.top1 / 100
 
 
 if __name__ == "__main__":

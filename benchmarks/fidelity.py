@@ -1,6 +1,6 @@
-"""Figures of docs/fidelity.md: what TF32 does to the penalty, and how far the two ways to compute it differ.
+"""Print the numbers of docs/fidelity.md: the effect of TF32 on the penalty, and how far its two formulations differ.
 
-python -m benchmarks.fidelity    some seconds on a CPU
+python -m benchmarks.fidelity    a few seconds on a CPU
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.baseline import penalty_of_weight
 from isonet import ortho_penalty
 from isonet.ortho import penalised_convs
 
-TF32_BITS = 10  # of mantissa, without the leading one; float32 has 23
+TF32_BITS = 10  # of the mantissa, without the leading one; float32 has 23
 
 
 def as_tf32(x: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def as_tf32(x: Tensor) -> Tensor:
 
 
 def value_and_gradient(net: nn.Module) -> tuple[float, Tensor]:
-    """The penalty, and its gradient by all weights in one vector."""
+    """The penalty, and its gradient with respect to all weights as one vector."""
     weights = [conv.weight for _, conv in penalised_convs(net)]
     penalty = ortho_penalty(net)
     return penalty.item(), torch.cat([g.flatten() for g in torch.autograd.grad(penalty, weights)])

@@ -1,9 +1,10 @@
-"""How many images a second reach the network?
+"""Measure the images per second that reach the network.
 
   python -m benchmarks.input --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-CIFAR: ``FOLDER/train/<class>/``, or, without it, random pixels of the same size. ImageNet:
-``FOLDER/val/<wnid>/``, read as training images in this process and one thread: what one core gives.
+CIFAR images come from ``FOLDER/train/<class>/``, or are random pixels of the same size without a folder. ImageNet
+images come from ``FOLDER/val/<wnid>/`` and are read as training images in this process and one thread: the speed of
+one core.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ BATCH = 128
 
 
 def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: int) -> list[Row]:
-    """Both start from decoded images, as CIFAR comes: PIL with 2 workers against whole batches of bytes."""
+    """PIL with 2 workers against whole batches of bytes. Both start from decoded images, the form of CIFAR."""
     source = _cifar(folder, images)
     mean, std = statistics(load_cfg(None, ["DATASET.NAME", "CIFAR10"]))
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
@@ -43,9 +44,9 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
 
 
 def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
-    """Images a second per core: decoding, augmentation and normalisation in one thread of one process."""
-    found = image_folder(folder, "val")
-    source = FolderSource(list(found.paths) * 2, list(found.labels) * 2, found.classes)
+    """Images per second and core: decoding, augmentation and normalisation in one thread of one process."""
+    photographs = image_folder(folder, "val")
+    source = FolderSource(list(photographs.paths) * 2, list(photographs.labels) * 2, photographs.classes)
     mean, std = statistics(load_cfg(None))
     normalise = Normalise(mean, std, device, channels_last=True)
     published = baseline_loader(PilImages(source, imagenet_transform(mean, std)), 50, num_workers=0)
@@ -53,7 +54,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     rows = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(found))):
+    for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(photographs))):
         images = SourceImages(source, Augment(transform, seed=0), as_tensor=decoder == "torch")
         batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
         loader = WorkerLoader(images, batches, source.classes, 224, normalise, num_workers=0)
@@ -64,7 +65,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
 
 
 def _difference(source: FolderSource) -> str:
-    """Pixels after the same crops and flips: torchvision's decoder and resizing against Pillow's."""
+    """Mean difference of pixels after the same crops and flips, torchvision's decoder and resizing against Pillow's."""
     transform = _image_transforms(224, False, CropFlip(0, True))
     mean = []
     for index in range(len(source.labels)):
@@ -80,10 +81,10 @@ def _cifar(folder: Path | None, images: int) -> ArraySource:
     if folder is None:
         pixels = np.random.RandomState(0).randint(0, 256, (images, 32, 32, 3), dtype=np.uint8)
         return ArraySource(pixels, [0] * images, ["none"])
-    found = image_folder(folder, "train")
-    chosen = np.linspace(0, len(found.labels) - 1, images).astype(int)
-    pixels = np.stack([np.asarray(found.read(i)) for i in chosen])
-    return ArraySource(pixels, [found.labels[i] for i in chosen], found.classes)
+    stored = image_folder(folder, "train")
+    chosen = np.linspace(0, len(stored.labels) - 1, images).astype(int)
+    pixels = np.stack([np.asarray(stored.read(i)) for i in chosen])
+    return ArraySource(pixels, [stored.labels[i] for i in chosen], stored.classes)
 
 
 def _drain(loader: Iterable) -> None:

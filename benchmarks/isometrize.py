@@ -1,11 +1,11 @@
-"""Which of torchvision's classifiers learn after isometrize, and does it know? Prints the table of docs/isometrize.md.
+"""Compare isometrize's criterion with training on torchvision's classifiers. Prints the table of docs/isometrize.md.
 
 python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, an hour on a shared CPU core
-python -m benchmarks.isometrize resnet18 efficientnet_b0        some, on random images
+python -m benchmarks.isometrize resnet18 efficientnet_b0        some families, on random images
 
-Each family starts at random, once for each set of arguments. A network learns if it halves the cross entropy of eight
-images in five classes within 30 steps of SGD (momentum 0.9, gradients clipped to norm 1) at a rate of 0.1, 0.01 or
-0.001. Where isometrize warns, the arguments that it advises are tried as well.
+Each family is initialised at random for each set of arguments. A network learns if it halves the cross entropy of
+eight images in five classes within 30 steps of SGD (momentum 0.9, gradients clipped to norm 1) at a learning rate of
+0.1, 0.01 or 0.001. If isometrize warns, the arguments that it advises are tried as well.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from torchvision.io import ImageReadMode, read_image
 from torchvision.transforms.v2 import functional as TF
 
 from isonet import isometrize
-from isonet.surgery.health import DeadNetworkWarning, measure_health
-from isonet.surgery.watching import ModelError
+from isonet.surgery import DeadNetworkWarning, ModelError, measure_health
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 RATES = (0.01, 0.1, 0.001)
@@ -51,7 +50,7 @@ SIZES = {"inception_v3": 96, "maxvit_t": 128}  # pixels; else 64
 
 
 def network(name: str) -> nn.Module:
-    """As torchvision initialises it; ViT and MaxViT are smaller and take smaller images."""
+    """The network as initialised by torchvision; ViT and MaxViT are smaller and take smaller images."""
     torch.manual_seed(0)
     made: dict[str, Callable[..., nn.Module]] = {"vit_b_16": zoo.VisionTransformer, "maxvit_t": zoo.MaxVit}
     return made.get(name, getattr(zoo, name))(num_classes=5, **SPECIAL.get(name, {}))
@@ -60,16 +59,16 @@ def network(name: str) -> nn.Module:
 def images(folder: Path | None, size: int) -> Tensor:
     if folder is None:
         return torch.randn(len(LABELS), 3, size, size, generator=torch.Generator().manual_seed(0))
-    found = []
+    photographs = []
     for file in sorted(folder.glob("*/*.JPEG"))[: len(LABELS)]:
         image = TF.center_crop(TF.resize(read_image(str(file), ImageReadMode.RGB), [size + size // 8]), [size, size])
-        found.append(TF.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    return torch.stack(found)
+        photographs.append(TF.normalize(image / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    return torch.stack(photographs)
 
 
 def losses(model: nn.Module, batch: Tensor, rate: float) -> Iterator[float]:
-    """Those of each step, as long as they are finite and the last three are not all below half of the first."""
-    torch.manual_seed(0)  # of dropout
+    """Yield the loss of each of ``STEPS`` steps of SGD on ``batch`` at the learning rate ``rate``."""
+    torch.manual_seed(0)  # for dropout
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
     for _ in range(STEPS):
@@ -82,7 +81,7 @@ def losses(model: nn.Module, batch: Tensor, rate: float) -> Iterator[float]:
 
 
 def learns(model: nn.Module, batch: Tensor) -> tuple[bool, str]:
-    """Whether a rate halves the loss, and the loss that the best rate reaches."""
+    """Whether any learning rate halves the loss, and a description of the best one."""
     best = (math.inf, "no finite loss")
     for rate in RATES:
         seen: list[float] = []
@@ -99,11 +98,11 @@ def learns(model: nn.Module, batch: Tensor) -> tuple[bool, str]:
 
 
 def row(name: str, batch: Tensor, arguments: dict[str, Any] | None) -> tuple[list[str], dict[str, Any] | None]:
-    """Cells of the table, and the arguments that a warning advises. None: the network as torchvision makes it."""
+    """Cells of the table, and the arguments that a warning advises. ``arguments`` None: the original network."""
     model, advised = network(name), None
     if arguments is not None:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeadNetworkWarning)  # the table says so
+            warnings.simplefilter("ignore", DeadNetworkWarning)  # the table has the verdict
             try:
                 model, report = isometrize(model, batch[:1], **arguments)
             except ModelError as error:
@@ -130,7 +129,7 @@ def rows(name: str, folder: Path | None) -> Iterator[list[str]]:
     stays = tuple(kind for kind in ALSO if any(isinstance(module, kind) for module in network(name).modules()))
     sets: list[dict[str, Any] | None] = [None, {}, {"normalisation": False, "delta": False}]
     sets += [{"normalisation": True, "delta": True}]
-    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # the first is the default for ReLUs alone
+    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # without such activations: the defaults
     tried: list[dict[str, Any] | None] = []
     while sets:
         tried.append(sets.pop(0))

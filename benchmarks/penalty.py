@@ -1,8 +1,8 @@
-"""How long do the penalty and its gradient take, and how far is float32 from float64?
+"""Time the penalty with its gradient, and measure the distance of float32 from float64.
 
 python -m benchmarks.penalty                      networks, and single kernels of many shapes
-python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a picture (needs matplotlib)
-python -m benchmarks.penalty --survey             single kernels of 168 shapes, the slowest against the baseline first
+python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a figure (needs matplotlib)
+python -m benchmarks.penalty --survey             single kernels of 168 shapes, the smallest speedup first
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DEPTHS = (20, 56, 110, 218, 434, 1202)
 
 
 def run(penalty: Callable[[], Tensor], module: nn.Module) -> Callable[[], Tensor]:
-    """Forward and backward."""
+    """Return a function that computes ``penalty`` and its gradient, and returns the penalty."""
 
     def forward_backward() -> Tensor:
         module.zero_grad()
@@ -63,16 +63,16 @@ def compare(module: nn.Module, work: str, repeats: int, goal: float | None, devi
     check_equal(work, [variants[0]().item()], [variants[1]().item()], 1e-5)
     exact = copy.deepcopy(module).double()
     run(lambda: baseline_penalty(exact), exact)()
-    true, found = gradient(exact), [gradient(module, variant) for variant in variants]
-    theirs, ours = (((g - true).norm() / true.norm()).item() for g in found)
-    if not (found[0] - found[1]).norm() <= 1e-5 * true.norm():
+    true, gradients = gradient(exact), [gradient(module, variant) for variant in variants]
+    theirs, ours = (((g - true).norm() / true.norm()).item() for g in gradients)
+    if not (gradients[0] - gradients[1]).norm() <= 1e-5 * true.norm():
         raise SystemExit(f"{work}: the gradients differ by more than 1e-5 of their norm")
     note = f"gradient rounded by {ours:.1e}, baseline {theirs:.1e}"
     return faster(work, interleave(variants, repeats, device), goal, note)
 
 
 def gradient(module: nn.Module, variant: Callable[[], object] | None = None) -> Tensor:
-    """Of all weights, in float64; after a call of ``variant``, if there is one."""
+    """The gradients of all parameters as one float64 vector, after a call of ``variant`` if there is one."""
     if variant:
         variant()
     return torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None])
@@ -80,11 +80,11 @@ def gradient(module: nn.Module, variant: Callable[[], object] | None = None) -> 
 
 def main() -> None:
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw time against width and depth")
-    parser.add_argument("--survey", action="store_true", help="many shapes of single kernels instead")
+    parser.add_argument("--scaling", type=Path, metavar="PNG", help="draw the time against width and depth")
+    parser.add_argument("--survey", action="store_true", help="time single kernels of many shapes instead")
     args = parser.parse_args()
     device = torch.device(args.device)
-    set_precision(deterministic=False, tf32=False)  # else a GPU would compute the baseline in TF32, and another sum
+    set_precision(deterministic=False, tf32=False)  # otherwise a GPU computes the baseline in TF32, with another result
     torch.manual_seed(0)
     if args.scaling:
         scaling(args.scaling, args.json, device)
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def survey(repeats: int, device: torch.device) -> list[Row]:
-    """The tenth of all shapes that gains least."""
+    """The tenth of all shapes with the smallest speedup."""
     widths = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (16, 256), (256, 32)]
     shapes = list(itertools.product(widths, (1, 2, 3, 4, 5, 6, 9), (1, 2, 3)))
     rows = [
@@ -116,7 +116,7 @@ def survey(repeats: int, device: torch.device) -> list[Row]:
 
 
 def scaling(picture: Path, file: Path | None, device: torch.device) -> None:
-    """Single 3x3 kernels by width, CIFAR networks by depth."""
+    """Time single 3x3 kernels by width and CIFAR networks by depth, and draw both."""
     kernels = {width: nn.Conv2d(width, width, 3, bias=False) for width in WIDTHS}
     by_width = [compare(k, f"width {w}", 3 if w > 256 else 7, None, device) for w, k in kernels.items()]
     by_depth = []

@@ -1,10 +1,10 @@
-"""How long does the penalty with its gradient take each of several processes that share it out?
+"""Time the share of each rank when several ranks share the penalty and its gradient.
 
 python -m benchmarks.penalty_shares
 
-The shares are timed one after another, each by itself on the whole machine, as if it had one of its own, in turn
-with the whole penalty, which is the baseline. The note tells how evenly the costs are dealt out, also to more
-processes than are timed: the costliest share over the mean.
+The baseline is the whole penalty. The shares are timed one after another, each with the whole machine to itself, as
+if its rank had a machine of its own. The note says how evenly the costs are distributed, also over more ranks than
+are timed: the costliest share over the mean.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DEALT = (2, 4, 8, 64)
 
 
 def unevenness(module: nn.Module, parts: int) -> float:
-    """The costliest share over the mean, by the costs that decide who computes what."""
+    """The costliest share over the mean, by the costs that determine which rank computes which layer."""
     costs = [sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
     return max(costs) * parts / sum(costs)
 

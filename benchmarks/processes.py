@@ -1,9 +1,10 @@
-"""Do 1, 2 and 4 processes, or one that accumulates, have the same losses and the same accuracy?
+"""Compare losses and accuracy of 1, 2 and 4 processes, with and without accumulation.
 
 python -m benchmarks.processes
 
-An epoch of configs/digits_ISO20.yaml with a global batch of 72, 20 steps, the last one of 69 images. Prints the cross
-entropy of some steps, the largest difference of any to one process, relative, and the accuracy. On the CPU.
+Trains an epoch of configs/digits_ISO20.yaml with a global batch of 72 on the CPU: 20 steps, the last one with 69
+images. Prints the cross entropy of some steps, the largest relative difference of any step from one process, and the
+accuracy.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import torch
 
 from benchmarks.common import machine, make_parser
 from isonet import load_cfg
+from isonet.launch import launch
 from isonet.training import TrainStep
 from isonet.training.run import run_training
 from isonet.training.step import StepOutput
-from isonet.training.world import world_of_environment
 
 CONFIG = Path(__file__).parent.parent / "configs" / "digits_ISO20.yaml"
 BATCH, RATE = 72, 0.02
@@ -32,7 +33,7 @@ SHOWN = (1, 5, 10, 15, 20)
 
 
 class _Recorded(TrainStep):
-    """Keeps each step's losses, of which each process has a part."""
+    """Records the losses of each step; every process has its part of them."""
 
     losses: list[tuple[float, float]]
 
@@ -43,21 +44,22 @@ class _Recorded(TrainStep):
 
 
 def train(folder: Path, accumulate: int) -> None:
-    """What each process does: a run, whose losses it leaves in ``folder``."""
-    import isonet.training.trainer
+    """Train in one process of a launcher, and write its losses to ``folder``."""
+    import isonet.training.loop
 
-    world, _Recorded.losses = world_of_environment(), []
-    isonet.training.trainer.TrainStep = _Recorded  # type: ignore[misc]
-    shares = world.size * accumulate
+    process, _Recorded.losses = launch(), []
+    assert process
+    isonet.training.loop.TrainStep = _Recorded  # type: ignore[misc]
+    shares = process.size * accumulate
     opts = ["SOLVER.TRAIN_BATCH_SIZE", BATCH // shares, "SOLVER.ACCUMULATE", accumulate, "SOLVER.MAX_EPOCHS", 1,
             "SOLVER.BASE_LR", RATE / shares, "SOLVER.TEST_BATCH_SIZE", 50, "SOLVER.DROP_LAST", False,
             "OUTPUT_DIR", str(folder)]  # fmt: skip
     run_training(load_cfg(CONFIG, opts), "run")
-    (folder / f"{world.rank}.json").write_text(json.dumps(_Recorded.losses))
+    (folder / f"{process.rank}.json").write_text(json.dumps(_Recorded.losses))
 
 
 def start(processes: int, accumulate: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """Losses of each step over all processes, (steps, 2), and the row of metrics."""
+    """Losses of each step summed over the processes, (steps, 2), and the row of metrics."""
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
         command += ["-m", "benchmarks.processes", "--train", place, "--accumulate", accumulate]

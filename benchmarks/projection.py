@@ -1,11 +1,11 @@
-"""How long would a run of IN1k-RISO50 take on many GPUs? A projection, not a measurement.
+"""Project the time of a run of IN1k-RISO50 on many GPUs. This is a projection, not a measurement.
 
-python -m benchmarks.projection                      the tables of docs/scaling.md
-python -m benchmarks.projection --measure            with the speed of the GPU at hand in place of the assumed one
-python -m benchmarks.projection --node-gbs 100       with your network: --help lists what is assumed
+python -m benchmarks.projection                      print the tables of docs/scaling.md
+python -m benchmarks.projection --measure            use the speed of the GPU at hand instead of the assumed one
+python -m benchmarks.projection --node-gbs 100       use the bandwidth of your network; --help lists all assumptions
 
-Counted: multiply-accumulates of a step and of each process's share of the penalty, and the bytes of gradients that
-torch sends. Measured, on CPU cores: images a core decodes. All else is assumed, and printed with the table.
+Multiply-accumulates of a step and of each rank's share of the penalty are counted, and so are the bytes of gradients
+that torch sends. The images that a CPU core decodes per second are measured. Everything else is assumed, and printed.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from isonet import build_model, load_cfg
 from isonet.convs import shape_of
 from isonet.fast_penalty.gram import Grams
 from isonet.fast_penalty.plan import deal_out
+from isonet.launch import Launch
 from isonet.ortho import penalised_convs
 from isonet.tools.flops import count_flops
-from isonet.training.world import World
+from isonet.training.distributed import World
 
 CONFIG = Path(__file__).parent.parent / "configs" / "IN1k-RISO50.yaml"
 IMAGES, VAL_IMAGES = 1_281_167, 50_000
@@ -38,23 +39,27 @@ INPUT_ROW = "ImageNet training images, DECODER torch"
 
 @dataclass(frozen=True)
 class Assumed:
-    """What a cluster is taken to be. The defaults are an H100's, of float32 without TF32 and of bf16."""
+    """Assumptions about a cluster. The default speeds are those of an H100 in float32 without TF32 and in bf16."""
 
-    tflops: float = 40.0  # 10^12 FLOPs a second that a GPU sustains in float32, of 67 at its peak
-    tflops_bf16: float = 200.0  # likewise in bf16, of 989
+    tflops: float = 40.0  # 10^12 FLOPs per second that a GPU sustains in float32; its peak is 67
+    tflops_bf16: float = 200.0  # the same in bf16; its peak is 989
     gpus_per_node: int = 8
     nvlink_gbs: float = 200.0  # GB/s between the GPUs of a node
-    node_gbs: float = 25.0  # GB/s of a node's network
+    node_gbs: float = 25.0  # GB/s of the network of a node
     latency_us: float = 20.0  # of a message between two nodes
-    hidden: float = 0.6  # share of a step's computing under which gradients can travel: the backward pass
+    hidden: float = 0.6  # share of the computation that overlaps with communication: the backward pass
     cores_per_gpu: int = 8
     image_kb: float = 110.0  # of a JPEG file
 
 
 @dataclass(frozen=True)
 class Counted:
-    """flop_image: of a step, forward and backward, for one image. shares: FLOPs of the penalty's costliest share by
-    number of processes. gradient_bytes: that a process sends in a step. core: images a second that a core decodes."""
+    """Counted and measured quantities.
+
+    ``flop_image`` is the FLOPs of a step per image, forward and backward. ``shares`` maps the number of processes to
+    the FLOPs of the costliest share of the penalty. A process sends ``gradient_bytes`` per step, and a CPU core
+    decodes ``core`` images per second.
+    """
 
     batch: int
     epochs: int
@@ -67,7 +72,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Projection:
-    """Milliseconds of a step's parts, and what comes of them. sending: what the backward pass does not hide."""
+    """The parts of a step in milliseconds. ``sending`` is the communication that the backward pass does not hide."""
 
     gpus: int
     computing: float
@@ -75,7 +80,7 @@ class Projection:
     sending: float
     input: float
     minutes: float
-    efficiency: float  # of images a second, against as many times one GPU
+    efficiency: float  # images per second of one GPU, relative to a GPU that works alone
 
     @property
     def step(self) -> float:
@@ -83,7 +88,7 @@ class Projection:
 
 
 def count(gpus: tuple[int, ...] = GPUS) -> Counted:
-    """The parts that need no GPU."""
+    """Count the quantities that need no GPU."""
     cfg = load_cfg(CONFIG)
     model, flops = build_model(cfg), count_flops(cfg)
     convs = list(penalised_convs(model))
@@ -100,10 +105,10 @@ def count(gpus: tuple[int, ...] = GPUS) -> Counted:
 
 
 def sent_bytes(model: nn.Module) -> int:
-    """Bytes of gradients that torch hands to the network in a step, by a look at every bucket."""
+    """Bytes of gradients that torch all-reduces in a step, summed over its buckets by a communication hook."""
     sent = []
 
-    def look(_, bucket):  # type: ignore[no-untyped-def]  # torch takes no annotations that are text
+    def look(_, bucket):  # type: ignore[no-untyped-def]  # torch rejects annotations that are strings
         sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
         answer: torch.futures.Future[torch.Tensor] = torch.futures.Future()
         answer.set_result(bucket.buffer())
@@ -111,7 +116,7 @@ def sent_bytes(model: nn.Module) -> int:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        synchronised = World(launched=True).synchronised(model, torch.device("cpu"))
+        synchronised = World(launch=Launch(0, 1, 0, 1, "", "", 0)).data_parallel(model, torch.device("cpu"))
         synchronised.register_comm_hook(None, look)  # type: ignore[operator]
         synchronised(torch.randn(1, 3, 64, 64)).sum().backward()
     finally:
@@ -120,7 +125,7 @@ def sent_bytes(model: nn.Module) -> int:
 
 
 def project(gpus: int, counted: Counted, assumed: Assumed, bf16: bool = False) -> Projection:
-    """The time of a step and of a run. The penalty is float32 in either case."""
+    """Project the time of a step and of a run. The penalty is always float32."""
     computing = counted.batch * counted.flop_image / ((assumed.tflops_bf16 if bf16 else assumed.tflops) * 1e9)
     penalty = counted.shares[gpus] / (assumed.tflops * 1e9)
     input_ = 1e3 * counted.batch / (assumed.cores_per_gpu * counted.core)
@@ -134,7 +139,7 @@ def project(gpus: int, counted: Counted, assumed: Assumed, bf16: bool = False) -
 
 
 def _all_reduce(gpus: int, counted: Counted, assumed: Assumed) -> float:
-    """Milliseconds of summing up the gradients: within nodes, and between them, where each node sends as one."""
+    """Milliseconds of the all-reduce of the gradients: within nodes, then between nodes."""
     local = min(gpus, assumed.gpus_per_node)
     nodes = -(-gpus // assumed.gpus_per_node)
     within = 2 * (local - 1) / local * counted.gradient_bytes / (assumed.nvlink_gbs * 1e6)
@@ -161,25 +166,25 @@ def parts(counted: Counted, assumed: Assumed) -> str:
     rate = 1e3 / project(8, counted, assumed).computing * counted.batch
     read = counted.batch * assumed.image_kb / 1e3
     rows = [
-        ("network, forward and backward", f"{counted.flop_image / 1e9:.1f} GFLOP an image", "counted"),
-        ("penalty, with gradient", f"{counted.shares[1] / 1e9:.1f} GFLOP a step", "counted"),
-        *((f"its costliest share of {n}", f"{share / 1e9:.2f} GFLOP", "counted")
+        ("network, forward and backward", f"{counted.flop_image / 1e9:.1f} GFLOP per image", "counted"),
+        ("penalty, with gradient", f"{counted.shares[1] / 1e9:.1f} GFLOP per step", "counted"),
+        *((f"its costliest share, {n} processes", f"{share / 1e9:.2f} GFLOP", "counted")
           for n, share in counted.shares.items() if n > 1),
-        ("gradients that a process sends", f"{counted.gradient_bytes / 1e6:.1f} MB", "measured at torch's buckets"),
-        ("decoding and augmenting", f"{counted.core:.0f} images/s a core", "measured: results/cpu-input.json"),
+        ("gradients sent per process", f"{counted.gradient_bytes / 1e6:.1f} MB", "measured in torch's buckets"),
+        ("decoding and augmenting", f"{counted.core:.0f} images/s per core", "measured: results/cpu-input.json"),
         ("float32 on a GPU", f"{assumed.tflops:g} TFLOP/s", f"assumed: {rate:,.0f} images/s"),
         ("bf16 on a GPU", f"{assumed.tflops_bf16:g} TFLOP/s", "assumed"),
         (f"between the {assumed.gpus_per_node} GPUs of a node", f"{assumed.nvlink_gbs:g} GB/s", "assumed"),
-        ("between nodes", f"{assumed.node_gbs:g} GB/s a node, {assumed.latency_us:g} us a message", "assumed"),
-        ("computing that hides the all-reduce", f"{100 * assumed.hidden:g} %", "assumed: the backward pass"),
-        ("cores that decode", f"{assumed.cores_per_gpu} a GPU", "assumed"),
-        ("bytes read", f"{read:.1f} MB a GPU and step", f"assumed: {assumed.image_kb:g} kB an image"),
+        ("between nodes", f"{assumed.node_gbs:g} GB/s per node, {assumed.latency_us:g} us per message", "assumed"),
+        ("share of computing that overlaps", f"{100 * assumed.hidden:g} %", "assumed: the backward pass"),
+        ("cores that decode", f"{assumed.cores_per_gpu} per GPU", "assumed"),
+        ("bytes read", f"{read:.1f} MB per GPU and step", f"assumed: {assumed.image_kb:g} kB per image"),
     ]  # fmt: skip
     return "\n".join(["| part | | from |", "|---|---:|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def measured(amp: str, batch: int) -> float:
-    """10^12 FLOPs a second of a step of the network and its penalty on the device at hand."""
+    """10^12 FLOPs per second of a step of the network and its penalty on the device at hand."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = ours(Case("IN1k-RISO50", batch, 224, amp, device.type == "cuda", None, 5), device)
     (seconds,) = interleave([step], 5, device)
@@ -192,7 +197,7 @@ def main() -> None:
     for field in fields(Assumed):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--measure", action="store_true", help="time a step here for the two speeds")
+    parser.add_argument("--measure", action="store_true", help="measure the two speeds by timing a step here")
     args = vars(parser.parse_args())
     if args.pop("measure"):
         batch = 64 if torch.cuda.is_available() else 8

@@ -1,10 +1,11 @@
-"""How many images a second come out of tar shards, against the image folder they were written from?
+"""Measure the images per second from tar shards, against the image folder that they were written from.
 
   python -m benchmarks.shards --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-Both are folders with ``val/<class>/``, read as training images in one process and one thread. "Bytes alone" reads the
-files and decodes nothing; "from disk" makes the system forget the files' contents before each run, though not their
-names and places, which it would have to look up as well in a folder of a million files.
+Both options are folders with ``val/<class>/``, which are read as training images in one process and one thread.
+"Bytes alone" reads the files without decoding. "From disk" evicts the contents of the files from the page cache
+before each run, but not their names and locations, which the system would also have to look up in a folder of a
+million files.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _drain(loader: Loader) -> Callable[[], None]:
 
 
 def _from_disk(variants: Sequence[Callable[[], None]], files: Sequence[Path], repeats: int) -> list[float]:
-    """Median seconds of each variant, in turn, each on files that are in no memory."""
+    """Median seconds of each variant; the variants run alternately, on files evicted from the page cache."""
     seconds: list[list[float]] = [[] for _ in variants]
     for _ in range(repeats):
         for times, variant in zip(seconds, variants, strict=True):

@@ -1,8 +1,8 @@
-"""Which share of an epoch does RUNTIME.LOG_SPECTRUM take, where it looks after each?
+"""Measure the share of an epoch that RUNTIME.LOG_SPECTRUM 1 takes.
 
 python -m benchmarks.spectrum
 
-The baseline is the epoch: the time of a training step, times the steps of the data set.
+The baseline is the epoch: the time of a training step times the number of steps per epoch.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from benchmarks.common import Row, interleave, make_parser, report
 from benchmarks.step import CONFIGS, Case, ours
 from isonet import build_model, load_cfg
-from isonet.training.spectrum import spectrum_row
+from isonet.training.report import singular_values
 
-# Network, images of its training set
+# Network, images in its training set
 CASES = [
     (Case("digits_ISO20", 32, 8, "off", False, None, 20), 1437),
     (Case("cifar10_ISO56", 128, 32, "off", False, None, 5), 50_000),
@@ -32,7 +32,7 @@ def row(case: Case, images: int, device: torch.device) -> Row:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    seconds, looking = interleave([step, lambda: spectrum_row(model, cfg, 1)], case.repeats, device)
+    seconds, looking = interleave([step, lambda: singular_values(model, cfg, 1)], case.repeats, device)
     epoch = seconds * (images // case.batch)
     share = f"{100 * looking / epoch:.2f} % of an epoch"
     return Row(case.config, 1e3 * epoch, 1e3 * looking, epoch / looking, 50, "ms", share)

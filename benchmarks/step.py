@@ -1,8 +1,8 @@
-"""How long does a training step take, and how much memory?
+"""Measure the time and memory of a training step.
 
-python -m benchmarks.step              the published form against this code, float32 and, where there is hardware, bf16
-python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's part of its step
-python -m benchmarks.step --profile    where the time of a step goes, before and after
+python -m benchmarks.step              the published formulation against this code, in float32 and, if supported, bf16
+python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's share of its step
+python -m benchmarks.step --profile    the time by operator, before and after
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, i
 from isonet import build_model, load_cfg
 from isonet.fast_penalty import OrthoPenalty
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.devices import place
-from isonet.training.profile import StepProfile
+from isonet.training.optim import Amp
+from isonet.training.report import StepProfile
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -58,7 +58,7 @@ RESNET_ON_GPU = Case("IN1k-RISO50", 64, 224, "bf16", True, 1.0, 20)
 
 
 def baseline(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
-    """The published step on a fixed batch; returns cross entropy and penalty."""
+    """Return a function that takes a published step on a fixed batch and returns cross entropy and penalty."""
     model, optimizer, (images, labels), coeff = make(case, device)
     published_form_(model)
     return lambda: baseline_step(model, optimizer, images, labels, coeff)[:2]
@@ -67,7 +67,7 @@ def baseline(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]
 def ours(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
     model, optimizer, (images, labels), coeff = make(case, device)
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
-    step = TrainStep(forward, model, optimizer, coeff, Amp(case.amp, device))
+    step = TrainStep(forward, model, optimizer, coeff, amp=Amp(case.amp, device))
     images = images.contiguous(memory_format=torch.channels_last)
 
     def run() -> tuple[float, ...]:
@@ -78,7 +78,7 @@ def ours(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
 
 
 def make(case: Case, device: torch.device) -> tuple:
-    """The same network, optimiser and batch for both."""
+    """The same network, optimizer and batch for both."""
     torch.manual_seed(0)
     cfg = load_cfg(CONFIGS / f"{case.config}.yaml", ["ISON.DROPOUT", False])
     model = build_model(cfg).to(device).train()
@@ -100,7 +100,7 @@ def compare(case: Case, repeats: int, device: torch.device) -> Row:
 
 
 def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection) -> None:
-    """Peak memory in MiB of a process that takes two steps, beyond what importing takes."""
+    """Send the peak memory in MiB of a process that takes two steps, without that of the imports."""
     device = torch.device("cpu")
     before = _high_water()
     step = {"baseline": baseline, "ours": ours}[variant](case, device)
@@ -110,7 +110,7 @@ def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection)
 
 
 def _high_water() -> float:
-    """The most memory that this process has held, in MiB, as Linux tells it."""
+    """Peak resident memory of this process in MiB, as reported by Linux."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -120,7 +120,7 @@ def _peak_of_process(variant: str, case: Case) -> float:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_peak, args=(variant, case, sender))
     process.start()
-    sender.close()  # so that a process that fails ends the wait
+    sender.close()  # so that recv() raises if the process fails
     peak = receiver.recv()
     process.join()
     return peak
@@ -135,7 +135,7 @@ def _peak_on_gpu(variant: str, case: Case, device: torch.device) -> float:
 
 
 def peak_memory(case: Case, device: torch.device) -> Row:
-    """Of a GPU by torch's count; of the CPU the median of three processes, since the heap's holes vary."""
+    """Peak memory: on a GPU torch's count, on the CPU the median of three processes, because fragmentation varies."""
     if device.type == "cuda":
         before, now = (_peak_on_gpu(variant, case, device) for variant in ("baseline", "ours"))
     else:
@@ -145,12 +145,12 @@ def peak_memory(case: Case, device: torch.device) -> Row:
 
 
 def resnet(case: Case, device: torch.device) -> Callable[[], float]:
-    """A step of torchvision's ResNet-50 with the settings of ``case``; returns its loss."""
+    """Return a function that takes a step of torchvision's ResNet-50, set up as ``case``, and returns the loss."""
     torch.manual_seed(0)
     model = torchvision.models.resnet50().train()
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
     optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4)
-    step = TrainStep(forward, model, optimizer, 0.0, Amp(case.amp, device))
+    step = TrainStep(forward, model, optimizer, 0.0, amp=Amp(case.amp, device))
     images = torch.randn(case.batch, 3, case.size, case.size, device=device).contiguous(
         memory_format=torch.channels_last
     )
@@ -159,7 +159,7 @@ def resnet(case: Case, device: torch.device) -> Callable[[], float]:
 
 
 def against_resnet(case: Case, repeats: int, device: torch.device) -> list[Row]:
-    """Both with all that makes them fast: what normalisation costs, and what the penalty costs in its place."""
+    """Time both networks with the same fast settings, and the penalty, which replaces the cost of normalisation."""
     seconds = interleave([resnet(case, device), ours(case, device)], repeats, device)
     module = make(case, device)[0].to(memory_format=torch.channels_last)
     penalty = OrthoPenalty(module)
@@ -189,8 +189,8 @@ def profile(cases: list[Case], device: torch.device) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--profile", action="store_true", help="print where the time goes instead")
-    parser.add_argument("--resnet", action="store_true", help="against torchvision's ResNet-50 instead")
+    parser.add_argument("--profile", action="store_true", help="print the time by operator instead")
+    parser.add_argument("--resnet", action="store_true", help="compare with torchvision's ResNet-50 instead")
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.profile:

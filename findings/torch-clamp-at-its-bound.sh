@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# torch 2.13.0 and 2.15.0: clamp has another gradient where its input equals the bound.
+# torch 2.13.0 and 2.15.0: the gradient of clamp differs between the versions where its input equals the bound.
 #
-# Of a number as bound, the input's gradient was 1 and is 0. Of a tensor as bound, the input had all of the gradient and the
-# bound none; now each has half, as in torch.maximum. threshold and hardtanh, which compute the same values, kept theirs.
-# An activation max(x, b) trains another network by each of these, wherever many inputs equal the bound exactly.
+# With a number as the bound, the gradient of the input was 1 and is now 0. With a tensor as the bound, the input received the
+# whole gradient and the bound none; now each receives half, as in torch.maximum. threshold and hardtanh compute the same values
+# and did not change. An activation max(x, b) trains differently with each of them if many inputs equal the bound exactly.
 #
 # Output:
 #   torch 2.13.0: clamp by a number 1, by a tensor (1, 0), maximum (0.5, 0.5), threshold 0, hardtanh 0

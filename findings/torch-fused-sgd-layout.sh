@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # torch 2.15.0 (also 2.11.0): on a CPU, SGD(fused=True) reads a gradient in the memory order of its parameter.
 #
-# The parameter is channels_last, the gradient has the same shape and is contiguous: both are dense and legal. The default
-# SGD gives the right weights. The fused one pairs the k-th number in memory of the one with the k-th of the other,
-# so that weights move by other weights' gradients, without an error. Autograd itself hands over gradients
-# that lie as their parameters do; whoever writes to .grad (clipping by hand, hooks, averaging over processes) may not.
+# The parameter is channels_last; the gradient has the same shape and is contiguous. Both are dense and legal. The default SGD
+# gives the right weights. The fused one pairs the k-th number in the memory of the parameter with the k-th of the gradient, so
+# weights are updated with the gradients of other weights, without an error. Autograd itself produces gradients in the layout of
+# their parameters, but code that writes to .grad (manual clipping, hooks, averaging over processes) may not.
 #
 # Output:
 #   torch 2.15.0: default SGD is off by 0.00, fused SGD by 0.50; with a gradient laid out like the parameter, 0.00

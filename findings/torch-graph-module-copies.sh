@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # torch 2.15.0 (also 2.11.0): copy.deepcopy and pickle of a torch.fx.GraphModule lose opposite halves of it.
 #
-# A subclass of GraphModule with a method and a plain attribute: deepcopy keeps the class and drops the attribute; pickle keeps
-# the attribute and drops the class, so that the method is gone. A deepcopy of what was unpickled has neither. nn.Module keeps
-# both each time. Code that gives a traced network a method (an optimizer factory's no_weight_decay, say) loses it in a
-# checkpoint, and code that sets an attribute loses it in an averaged copy of the weights.
+# The script copies a subclass of GraphModule with a method and a plain attribute. deepcopy keeps the class and drops the
+# attribute. pickle keeps the attribute and drops the class, and with it the method. A deepcopy of the unpickled module has
+# neither. nn.Module keeps both in all cases. So a traced network loses an added method (e.g. no_weight_decay for an optimizer
+# factory) in a checkpoint, and an added attribute in an averaged copy of the weights.
 #
 # Output:
 #   torch 2.15.0: deepcopy: class True, attribute False; pickle: class False, attribute True; both: class False, attribute False

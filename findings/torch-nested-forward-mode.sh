@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # torch 2.15.0 (also 2.11.0): torch.func.jvp of torch.func.jvp drops the second derivative of a custom autograd.Function.
 #
-# The function below is x^3, with the jvp rule that torch's documentation describes; at x = 2 its second derivative is 12.
-# Reverse over reverse, forward over reverse and reverse over forward give 12. Forward over forward gives 0, without an
-# error or a warning: while torch runs the function's own jvp rule, forward-mode differentiation is switched off. The same
-# holds for a linear rule that only passes a tangent on, so every composition with such a function loses terms.
-# jacfwd(jacfwd(f)), a common way to a Hessian, does the same.
+# The function below is x^3 with a jvp rule as described in torch's documentation; at x = 2 its second derivative is 12.
+# Reverse over reverse, forward over reverse and reverse over forward give 12. Forward over forward gives 0, without an error
+# or a warning, because torch disables forward-mode differentiation while it runs the jvp rule of the function. The same
+# happens with a linear rule that only passes a tangent on, so every composition with such a function loses terms.
+# jacfwd(jacfwd(f)), a common way to compute a Hessian, is affected as well.
 #
 # Output:
 #   torch 2.15.0: first 12, reverse/reverse 12, forward/reverse 12, reverse/forward 12, forward/forward 0 (true: 12)

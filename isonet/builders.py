@@ -1,100 +1,64 @@
 """The networks by name, from plain arguments: what the configs in ``configs/`` build, without a config.
 
-Each takes images (N, 3, H, W) to (N, num_classes), and is initialised as its config says, in float32 on the CPU. The
-ImageNet networks have, with ``pretrained``, the authors' weights: ``True`` those trained with dropout, else a name of
-the zoo such as ``"IN1k-ISO18-nodropout"``. Weights for 1,000 classes: for another number the last layer is fresh.
+Each takes images (N, 3, H, W) to (N, num_classes), and is initialised as in its config, in float32 on the CPU. The
+ImageNet networks take ``pretrained``: ``True`` for the authors' weights trained with dropout, or a name of the zoo such
+as ``"IN1k-ISO18-nodropout"``. Those are weights for 1,000 classes; for another number the last layer is initialised.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from isonet.errors import ConfigError
 from isonet.files.checkpoint import load_state
-from isonet.files.zoo import DROPOUT_RATE, NUM_CLASSES, ZOO, zoo_entry, zoo_weights
-from isonet.models.build import CIFAR_BLOCK_LAYERS, architecture, init_network_
+from isonet.files.zoo import zoo_file, zoo_weights
+from isonet.models.build import architecture, init_network_
 from isonet.models.isonet import ISONet
 from isonet.models.layers import LayerFactory
-
-_BASIC, _BOTTLENECK = "basic_transform", "bottleneck_transform"
-
-
-def isonet18(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[False]
-) -> ISONet:
-    """ISONet-18 for ImageNet; ``dropout`` is its rate before the last layer."""
-    return _imagenet(18, False, num_classes, pretrained, dropout)
+from isonet.published import NUM_CLASSES, ZOO, PublishedNetwork, published
 
 
-def isonet34(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[False]
-) -> ISONet:
-    """ISONet-34 for ImageNet; ``dropout`` is its rate before the last layer."""
-    return _imagenet(34, False, num_classes, pretrained, dropout)
+class ImageNetBuilder(Protocol):
+    """Builds one of the ImageNet networks; ``dropout`` is its rate before the last layer."""
+
+    def __call__(self, num_classes: int = ..., pretrained: bool | str = ..., dropout: float = ...) -> ISONet: ...
 
 
-def isonet50(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[False]
-) -> ISONet:
-    """ISONet-50 for ImageNet, of bottlenecks; ``dropout`` is its rate before the last layer."""
-    return _imagenet(50, False, num_classes, pretrained, dropout)
+def _imagenet(name: str, entry: PublishedNetwork) -> ImageNetBuilder:
+    def build(
+        num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = entry.dropout_rate
+    ) -> ISONet:
+        model = _network(entry.depth, entry.transform, True, entry.residual, num_classes, dropout)
+        if pretrained:
+            _load_published(model, entry, published(pretrained) if isinstance(pretrained, str) else entry)
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    kind = f"{', with shortcuts' * entry.residual}{', of bottlenecks' * (entry.transform == 'bottleneck_transform')}"
+    build.__doc__ = f"{entry.network} for ImageNet{kind}; ``dropout`` is its rate before the last layer."
+    return build
 
 
-def isonet101(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[False]
-) -> ISONet:
-    """ISONet-101 for ImageNet, of bottlenecks; ``dropout`` is its rate before the last layer."""
-    return _imagenet(101, False, num_classes, pretrained, dropout)
-
-
-def r_isonet18(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[True]
-) -> ISONet:
-    """R-ISONet-18 for ImageNet, with shortcuts; ``dropout`` is its rate before the last layer."""
-    return _imagenet(18, True, num_classes, pretrained, dropout)
-
-
-def r_isonet34(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[True]
-) -> ISONet:
-    """R-ISONet-34 for ImageNet, with shortcuts; ``dropout`` is its rate before the last layer."""
-    return _imagenet(34, True, num_classes, pretrained, dropout)
-
-
-def r_isonet50(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[True]
-) -> ISONet:
-    """R-ISONet-50 for ImageNet, with shortcuts, of bottlenecks; ``dropout`` is its rate before the last layer."""
-    return _imagenet(50, True, num_classes, pretrained, dropout)
-
-
-def r_isonet101(
-    num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = DROPOUT_RATE[True]
-) -> ISONet:
-    """R-ISONet-101 for ImageNet, with shortcuts, of bottlenecks; ``dropout`` is its rate before the last layer."""
-    return _imagenet(101, True, num_classes, pretrained, dropout)
+isonet18 = _imagenet("isonet18", ZOO["IN1k-ISO18"])
+isonet34 = _imagenet("isonet34", ZOO["IN1k-ISO34"])
+isonet50 = _imagenet("isonet50", ZOO["IN1k-ISO50"])
+isonet101 = _imagenet("isonet101", ZOO["IN1k-ISO101"])
+r_isonet18 = _imagenet("r_isonet18", ZOO["IN1k-RISO18"])
+r_isonet34 = _imagenet("r_isonet34", ZOO["IN1k-RISO34"])
+r_isonet50 = _imagenet("r_isonet50", ZOO["IN1k-RISO50"])
+r_isonet101 = _imagenet("r_isonet101", ZOO["IN1k-RISO101"])
 
 
 def cifar_isonet(
     depth: int, num_classes: int = 10, shortcuts: bool = False, bottleneck: bool = False, dropout: float = 0.0
 ) -> ISONet:
     """ISONet for images of 32 pixels, of depth 6n+2, or 9n+2 with ``bottleneck``; with ``shortcuts`` R-ISONet."""
-    transform = _BOTTLENECK if bottleneck else _BASIC
-    per_n = 3 * CIFAR_BLOCK_LAYERS[transform]
-    if depth < per_n + 2 or depth % per_n != 2:
-        kind = "with" if bottleneck else "without"
-        raise ConfigError(
-            f"cifar_isonet: depth must be {per_n}n+2 {kind} bottleneck, such as {6 * per_n + 2}, got {depth}"
-        )
+    transform = "bottleneck_transform" if bottleneck else "basic_transform"
     return _network(depth, transform, False, shortcuts, num_classes, dropout)
 
 
-def _imagenet(depth: int, residual: bool, num_classes: int, pretrained: bool | str, dropout: float) -> ISONet:
-    transform = _BOTTLENECK if depth >= 50 else _BASIC
-    model = _network(depth, transform, True, residual, num_classes, dropout)
-    return _with_published_weights(model, depth, residual, pretrained) if pretrained else model
-
-
 def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_classes: int, dropout: float) -> ISONet:
-    """The network with its initial weights; the scalars on the branches of R-ISONet start at 0."""
+    """Return the network with its initial weights. The multipliers of R-ISONet start at 0."""
     if num_classes < 1 or not 0 <= dropout < 1:
         raise ConfigError(
             f"num_classes must be 1 or more and dropout at least 0 and below 1, got {num_classes} and {dropout}"
@@ -105,16 +69,11 @@ def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_cl
     return model
 
 
-def _with_published_weights(model: ISONet, depth: int, residual: bool, pretrained: str | bool) -> ISONet:
-    """``model`` filled from the zoo, but for a last layer of another number of classes."""
-    entry = next(e for e in ZOO.values() if (e.depth, e.residual, e.dropout) == (depth, residual, True))
-    if isinstance(pretrained, str):
-        named = zoo_entry(pretrained)
-        if (named.depth, named.residual) != (depth, residual):
-            raise ConfigError(f"pretrained={pretrained!r} are weights of {named.network}, not of {entry.network}")
-        entry = named
+def _load_published(model: ISONet, own: PublishedNetwork, entry: PublishedNetwork) -> None:
+    """Load the weights of ``entry`` into ``model``, except a last layer for another number of classes."""
+    if entry.network != own.network:
+        raise ConfigError(f"pretrained={entry.name!r} has the weights of {entry.network}, not of {own.network}")
     weights = zoo_weights(entry)
     if model.head.fc.out_features != NUM_CLASSES:
         weights.update({f"head.fc.{name}": value for name, value in model.head.fc.state_dict().items()})
-    load_state(model, weights, entry.path)
-    return model
+    load_state(model, weights, zoo_file(entry))

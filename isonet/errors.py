@@ -1,4 +1,4 @@
-"""Mistakes and faults that a user can put right, as one family of exceptions with one place that prints them."""
+"""The errors that a user can correct, as one family of exceptions, and the one place that prints them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import sys
 import traceback
 from collections.abc import Callable
 
-# Exit codes of the scripts, listed in README. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
+# Exit codes of the scripts. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 
 class UserError(Exception):
-    """Something the user can put right. The message says what was wrong, where, and what to do.
+    """An error that the user can correct. The message says in one line what was wrong, where, and what to do.
 
-    where: which process of several it was, to print before the message.
+    where: the rank that raised it, to print before the message; "" for rank 0 or a process on its own.
     """
 
     where = ""
 
 
 class ConfigError(UserError, ValueError):
-    """A config file, an override, or a network that the config describes."""
+    """A config file, an override, or a network that does not exist."""
 
 
 class CheckpointError(UserError):
@@ -30,7 +30,7 @@ class CheckpointError(UserError):
 
 
 class StorageError(UserError, OSError):
-    """A file that could not be written: no space, no permission, a folder that is gone."""
+    """A file that cannot be written: no space, no permission, a folder that is gone."""
 
 
 class DataError(UserError):
@@ -38,26 +38,26 @@ class DataError(UserError):
 
 
 class WorkerError(UserError):
-    """A process that reads images and died."""
+    """A process that read images has died."""
 
 
 class DeviceError(UserError, ValueError):
-    """A device that was asked for and does not exist, or has too little memory."""
+    """A device that does not exist, or has too little memory."""
 
 
 class NonFiniteError(UserError):
-    """A loss or a gradient that became infinite or not a number."""
+    """A non-finite loss, gradient or output."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A run that a signal stopped and that saved where it was. The message says how to go on."""
+    """A signal stopped the run, which has saved its state. The message says how to resume it."""
 
 
 def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a script's ``main`` and return its exit code.
 
-    A ``UserError``, and what the system refuses, is printed as one line on standard error; with
-    ``--debug`` its traceback is shown as well. Every other exception is a defect of ours and keeps its traceback.
+    A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after its traceback.
+    Every other exception is a bug and keeps its traceback.
     """
     try:
         main(args)
@@ -72,10 +72,10 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # who read our output has gone, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at exit
+    except BrokenPipeError:  # the reader of the output has ended, as with "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again at exit
         return EXIT_INTERRUPTED
-    except OSError as error:  # the machine's fault, such as an output on a full disk
+    except OSError as error:  # from the system, such as a full disk
         if args.debug:
             traceback.print_exc()
         what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or error
@@ -85,5 +85,5 @@ def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace
 
 
 def printable(message: object) -> str:
-    """``message`` as one line without control characters: names in hostile files could else command the terminal."""
+    """Return ``message`` as one line without control characters, which names in hostile files may contain."""
     return "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in str(message))

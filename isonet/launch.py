@@ -1,4 +1,4 @@
-"""The environment that torchrun sets for each process of a run: read here, and nowhere else. Needs no torch."""
+"""Where a process runs: what torchrun says in its environment, read here and nowhere else, and ``--gpus``. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from isonet.errors import UserError
+from isonet.errors import DeviceError, UserError
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
 
@@ -31,6 +31,11 @@ class Launch:
     address: str
     run_id: str
     restart: int
+
+    @property
+    def launcher(self) -> str:
+        """The launcher's process: the name of its run, this machine, and its number."""
+        return f"{self.run_id} {socket.gethostname()} {os.getppid()}"
 
     @property
     def where(self) -> str:
@@ -73,3 +78,13 @@ def is_main() -> bool:
 def processes_here() -> int:
     """How many processes of the run share this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def parse_gpu_ids(text: str) -> list[int]:
+    """``"7,1"`` -> [7, 1]; the weights are on the first. Raises ``DeviceError`` for anything but distinct ids."""
+    ids = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in ids):
+        raise DeviceError(f"--gpus takes ids separated by commas, such as 0,1; got {text!r}")
+    if len(set(map(int, ids))) < len(ids):
+        raise DeviceError(f"--gpus {text} names a GPU twice")
+    return [int(part) for part in ids]

@@ -1,4 +1,4 @@
-"""Float32 matrix products in full, whatever the process allows elsewhere."""
+"""Float32 matrix products in full precision, whatever the process allows elsewhere."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no float32 matrix product in TF32 (GPUs) or bfloat16 (CPUs).
+    """Disable autocast, and TF32 (GPUs) or bfloat16 (CPUs) in float32 matrix products.
 
-    A compiled graph cannot change the latter: there the setting of the process holds.
+    A compiled graph cannot change the precision of products: there, the setting of the process applies.
     """
-    no_autocast: AbstractContextManager = nullcontext()  # the meta device has none
+    no_autocast: AbstractContextManager = nullcontext()  # the meta device has no autocast
     if device.type != "meta":
         no_autocast = torch.autocast(device.type, enabled=False)
     if torch.compiler.is_compiling():
@@ -25,7 +25,8 @@ def full_precision(device: torch.device) -> Iterator[None]:
     backends: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     backend = backends.matmul
     before = backend.fp32_precision
-    if rounds := before not in ("none", "ieee"):  # else leave it: what is written no longer follows the global setting
+    # If it is exact already, leave it alone: once written, it no longer follows the global setting
+    if rounds := before not in ("none", "ieee"):
         backend.fp32_precision = "ieee"
     try:
         with no_autocast:

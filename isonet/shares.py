@@ -1,4 +1,4 @@
-"""Work dealt out to several processes: equal parts of a list, and jobs of unequal cost."""
+"""Work divided among ranks: equal parts of a list, and jobs of unequal cost."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """The ``index``-th of ``parts`` parts; as it stands, the whole."""
+    """The ``index``-th of ``parts`` parts; by default, the whole."""
 
     index: int = 0
     parts: int = 1
 
     def of(self, count: int) -> slice:
-        """Its piece of ``count`` items. Pieces follow each other; the first ones have an item more where they must."""
+        """Return this part of ``count`` items. Parts follow one another, and the first may have one item more."""
         each, rest = divmod(count, self.parts)
         start, stop = (i * each + min(i, rest) for i in (self.index, self.index + 1))
         return slice(start, stop)
 
     def size(self, count: int) -> int:
-        """How many of ``count`` items it has."""
+        """Return the number of items in this part of ``count``."""
         piece = self.of(count)
         return piece.stop - piece.start
 
@@ -29,10 +29,10 @@ WHOLE = Share()
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """Deal jobs out so that the costliest part is as cheap as it easily gets: indices of ``costs`` for each part.
+    """Divide jobs among ``parts`` parts so that the most expensive part costs little: indices of ``costs`` per part.
 
-    The costliest job that is left goes to the part that has least, which is at most 4/3 of the best there is
-    (Graham 1969). The same costs are always dealt out alike.
+    Greedy: the most expensive job that is left goes to the cheapest part. The most expensive part costs at most 4/3 of
+    the optimum (Graham 1969). The same costs always give the same parts.
     """
     dealt: list[list[int]] = [[] for _ in range(parts)]
     sums = [0.0] * parts

@@ -1,4 +1,4 @@
-"""The benchmarks' baseline is the published method: it gives the same penalty, activation and gradients."""
+"""The baseline of the benchmarks computes the same penalty, activation and gradients as this code."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def model():
     return model
 
 
-def test_its_penalty_is_the_same_sum(model):
+def test_the_baseline_has_the_same_penalty(model):
     assert baseline_penalty(model).item() == pytest.approx(ortho_penalty(model).item(), rel=1e-5)
 
 
-def test_its_srelu_agrees_at_ties_too():
+def test_the_baseline_srelu_has_the_same_gradients_at_ties():
     layer = SReLU(3)
     x = torch.randn(2, 3, 4, 4).round().requires_grad_()
     grads = []
@@ -41,7 +41,7 @@ def test_its_srelu_agrees_at_ties_too():
         torch.testing.assert_close(ours, published)
 
 
-def test_its_steps_have_the_same_losses(model):
+def test_baseline_steps_have_the_same_losses(model):
     twin = published_form_(copy.deepcopy(model))
     assert not any(isinstance(module, SReLU) for module in twin.modules())
     images, labels = torch.randn(8, 3, 8, 8), torch.randint(10, (8,))
@@ -53,22 +53,22 @@ def test_its_steps_have_the_same_losses(model):
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)
-def test_the_tables_of_the_readme_are_the_stored_results(file):
+def test_the_tables_of_the_readme_match_the_stored_results(file):
     assert stored_table(file) in (RESULTS.parent / "README.md").read_text()
 
 
-def test_other_results_end_a_benchmark():
+def test_different_results_end_a_benchmark():
     with pytest.raises(SystemExit, match="differ"):
         check_equal("work", [1.0], [1.1], 1e-2)
 
 
-def test_variants_take_turns():
+def test_variants_run_alternately():
     order = []
     interleave([lambda: order.append("a"), lambda: order.append("b")], 3, torch.device("cpu"))
-    assert order == ["a", "b"] * 4  # the first pair does not count
+    assert order == ["a", "b"] * 4  # the first pair is the warm-up
 
 
-def test_a_row_that_was_not_run_says_so_instead_of_a_figure():
+def test_a_row_that_did_not_run_has_a_reason_instead_of_numbers():
     assert table([Row("x", None, None, None, 2.0, "", "not run: why")]).endswith("| x |  |  |  |  | 2 | not run: why |")
 
 

@@ -1,4 +1,4 @@
-"""Networks by name: the configs' own, the authors' weights in them, torch.hub, features of stages, a detector."""
+"""Networks by name: those of the configs, the authors' weights, torch.hub, features of stages, a detector."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import isonet
 from conftest import REPO
 from isonet import build_model, load_cfg
 from isonet.errors import CheckpointError, ConfigError, UserError
-from isonet.files.zoo import ZOO
+from isonet.files.zoo import zoo_file
+from isonet.published import ZOO
 
 IMAGENET = {
     f"{'r_' * residual}isonet{depth}": f"IN1k-{'R' * residual}ISO{depth}"
@@ -32,10 +33,6 @@ CIFAR = {
 }
 
 
-def built(name, **arguments):
-    return getattr(isonet, name)(**arguments)
-
-
 @pytest.mark.parametrize(
     ("builder", "arguments", "config"),
     [
@@ -44,10 +41,10 @@ def built(name, **arguments):
     ],
 )
 def test_a_builder_makes_the_network_of_its_config(builder, arguments, config):
-    large = builder.endswith(("34", "101"))  # takes long to fill: shapes only
+    large = builder.endswith(("34", "101"))  # takes long to initialise: only shapes
     with torch.device("meta" if large else "cpu"):
         torch.manual_seed(3)
-        ours = built(builder, **arguments)
+        ours = getattr(isonet, builder)(**arguments)
         torch.manual_seed(3)
         theirs = build_model(load_cfg(REPO / f"configs/{config}.yaml"))
     assert repr(ours) == repr(theirs)  # with the rates of dropout
@@ -67,26 +64,26 @@ def test_arguments_change_what_they_say():
 @pytest.mark.parametrize(
     ("builder", "arguments", "words"),
     [
-        ("cifar_isonet", {"depth": 57}, "6n\\+2 without bottleneck, .* got 57"),
-        ("cifar_isonet", {"depth": 32, "bottleneck": True}, "9n\\+2 with bottleneck, .* got 32"),
+        ("cifar_isonet", {"depth": 57}, "57 .*6n\\+2 .* 56 and 62"),
+        ("cifar_isonet", {"depth": 32, "bottleneck": True}, "32 .*9n\\+2 .* 29 and 38"),
         ("cifar_isonet", {"depth": 2}, "6n\\+2"),
         ("isonet18", {"num_classes": 0}, "num_classes must be 1 or more"),
         ("isonet18", {"dropout": 1.0}, "below 1"),
-        ("isonet18", {"pretrained": "IN1k-RISO18"}, "weights of R-ISONet-18, not of ISONet-18"),
+        ("isonet18", {"pretrained": "IN1k-RISO18"}, "R-ISONet-18, not of ISONet-18"),
     ],
 )
 def test_a_mistake_is_explained(builder, arguments, words):
     with pytest.raises(ConfigError, match=words):
-        built(builder, **arguments)
+        getattr(isonet, builder)(**arguments)
 
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """A hub cache with the file of R-ISONet-18 as its authors write it: random weights, names as of DataParallel."""
+    """A hub cache with a file of R-ISONet-18 in the authors' format: random weights, and DataParallel's names."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     torch.manual_seed(5)
     weights = {name: torch.randn_like(value) for name, value in isonet.r_isonet18().state_dict().items()}
-    path = ZOO["IN1k-RISO18"].path
+    path = zoo_file(ZOO["IN1k-RISO18"])
     path.parent.mkdir(parents=True)
     assert tmp_path in path.parents
     torch.save({"net": {f"module.{name}": value for name, value in weights.items()}, "epoch": 100}, path)
@@ -105,7 +102,7 @@ def test_pretrained_weights_and_a_fresh_head(cached):
     for name, value in other.items():
         assert torch.equal(value, fresh[name] if name.startswith("head.") else weights[name]), name
 
-    shutil.copy(path, ZOO["IN1k-ISO18"].path)
+    shutil.copy(path, zoo_file(ZOO["IN1k-ISO18"]))
     with pytest.raises(CheckpointError, match=r"belongs to another network .* remove the file"):
         isonet.isonet18(pretrained=True)
     with pytest.raises(UserError, match="did you mean zoo:IN1k-RISO18"):
@@ -144,7 +141,7 @@ def test_every_builder_is_exported_explained_and_an_entry_of_torch_hub():
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("family", ["isonet18", "r_isonet18", "cifar ISONet", "cifar R-ISONet", "ResNet"])
 def test_features_of_every_stage_are_those_of_the_stages(family, training):
-    """torchvision's extractor, by torch.fx, against the modules called one after the other; gradients, too."""
+    """torchvision's extractor, which uses torch.fx, against the modules called one after another; gradients, too."""
     torch.manual_seed(7)
     cifar = family.startswith("cifar")
     if family == "ResNet":
@@ -152,9 +149,9 @@ def test_features_of_every_stage_are_those_of_the_stages(family, training):
     elif cifar:
         model = isonet.cifar_isonet(20, shortcuts="R-" in family, bottleneck=True)
     else:
-        model = built(family)
+        model = getattr(isonet, family)()
     for name, parameter in model.named_parameters():
-        if "shared_scalar" in name:  # else the branches of R-ISONet give nothing
+        if "shared_scalar" in name:  # otherwise the branches of R-ISONet would be 0
             nn.init.constant_(parameter, 0.3)
     model.train(training)
     stages = {name: f"c{i}" for i, name in enumerate(model.stage_names, start=2)}
@@ -180,7 +177,7 @@ def test_features_of_every_stage_are_those_of_the_stages(family, training):
 
 
 class Pyramid(nn.Module):
-    """A detector's backbone: the four stages, and torchvision's feature pyramid on them."""
+    """A detector's backbone: the four stages and torchvision's feature pyramid."""
 
     def __init__(self, body: nn.Module, widths: list[int], out_channels: int = 32) -> None:
         super().__init__()

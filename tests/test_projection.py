@@ -1,4 +1,4 @@
-"""The projection: its parts against counts of their own, its sums against closed forms, the tables of the docs."""
+"""The projection: its parts against independent counts, its times against closed forms, its tables in the docs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def counted():
     return count()
 
 
-def test_the_parts_are_those_of_the_network(counted):
+def test_the_counts_match_the_network(counted):
     model = build_model(load_cfg(CONFIG))
     assert counted.gradient_bytes == 4 * sum(p.numel() for p in model.parameters())
     assert counted.flop_image == pytest.approx(6 * 4.09e9, rel=0.02)  # three products of ResNet-50's 4.09 GMACs
@@ -26,18 +26,18 @@ def test_the_parts_are_those_of_the_network(counted):
     assert counted.shares[8] >= counted.shares[1] / 8
 
 
-def test_where_nothing_has_to_be_sent_twice_as_many_gpus_take_half_the_steps(counted):
+def test_without_communication_the_time_is_inversely_proportional_to_the_gpus(counted):
     free = replace(counted, gradient_bytes=0, shares=dict.fromkeys((1, 8, 64, 512), 0.0))
     eight, many = project(8, free, EASY), project(64, free, EASY)
     assert eight.computing == pytest.approx(64 * counted.flop_image / 1e9)
     assert eight.step == many.step == eight.computing
     assert many.efficiency == 1.0
-    steps = 1_281_167 // (64 * 64)  # of 64 GPUs; 8 GPUs train on up to a step's images more, which 64 leave out
+    steps = 1_281_167 // (64 * 64)  # with 64 GPUs, which leave out up to one step of images more than 8 GPUs
     assert eight.minutes == pytest.approx(8 * many.minutes, rel=1 / steps)
     assert project(8, free, EASY, bf16=True).step == pytest.approx(eight.step / 4)
 
 
-def test_gradients_take_what_the_backward_pass_does_not_hide(counted):
+def test_communication_costs_what_the_backward_pass_does_not_hide(counted):
     sending = 2 * 7 / 8 * counted.gradient_bytes / 1e9 * 1e3  # 8 nodes at 1 GB/s
     slow = replace(EASY, node_gbs=1.0, hidden=0.0, gpus_per_node=8)
     assert project(64, counted, slow).sending == pytest.approx(sending, rel=1e-3)
@@ -48,13 +48,13 @@ def test_gradients_take_what_the_backward_pass_does_not_hide(counted):
     assert found.step == pytest.approx(found.computing + found.penalty + found.sending)
 
 
-def test_a_slow_input_is_the_pace_of_all(counted):
+def test_a_slow_input_determines_the_time_of_a_step(counted):
     few = replace(EASY, cores_per_gpu=1, tflops=1e4)
     found = project(8, counted, few)
     assert found.step == found.input == pytest.approx(1e3 * 64 / counted.core)
 
 
-def test_the_tables_of_the_docs_are_what_the_command_prints(counted):
+def test_the_docs_have_the_tables_that_the_command_prints(counted):
     text = (REPO / "docs" / "scaling.md").read_text()
     assert parts(counted, Assumed()) in text
     assert table(counted, Assumed()) in text

@@ -1,4 +1,4 @@
-"""Work dealt out: everything once, evenly, and alike on all processes."""
+"""Work divided among ranks: everything once, evenly, and in the same way on all ranks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_pieces_follow_each_other_and_differ_by_one_at_most(count, parts):
 
 @settings(max_examples=60, deadline=None)
 @given(costs=st.lists(st.integers(1, 20), min_size=1, max_size=7), parts=st.integers(1, 3))
-def test_the_costliest_part_is_at_most_a_third_above_the_best_there_is(costs, parts):
+def test_the_most_expensive_part_is_at_most_a_third_above_the_optimum(costs, parts):
     dealt = balance(costs, parts)
     assert sorted(itertools.chain(*dealt)) == list(range(len(costs)))
     best = min(
@@ -97,7 +97,6 @@ def test_each_convolution_is_in_one_share_as_it_is_in_the_whole(network):
 
 @pytest.mark.parametrize(("config", "parts", "bound"), [("IN1k-RISO50", 4, 1.1), ("cifar10_ISO110", 8, 1.1)])
 def test_shares_cost_about_the_same(config, parts, bound):
-
     with torch.device("meta"):
         model = assemble(load_cfg(REPO / "configs" / f"{config}.yaml"))
     costs = [sum(Grams(shape_of(c)).cost() for _, c in part) for part in deal_out(penalised_convs(model), parts)]

@@ -1,1 +1,1 @@
-"""The CIFAR-10 study: its rows, their runs, and the tables of RESULTS.md that are made of what the runs left."""
+"""The CIFAR-10 study: its rows, their runs, and the tables of RESULTS.md, which are computed from the stored runs."""

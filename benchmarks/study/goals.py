@@ -1,4 +1,4 @@
-"""What the study was to reach, and how far it came: a line for each goal, computed from results/."""
+"""The goals of the study and what was measured: one line per goal, computed from results/."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from benchmarks.study.rows import Row
 from benchmarks.study.stored import Stored
 
 NOT_RUN = "not run"
-TIMING_ERROR = 0.04  # standard deviation of a ratio over four timings: within it neither "met" nor "missed" is true
+TIMING_ERROR = 0.04  # standard deviation of a ratio over four timings; within it a goal is neither met nor missed
 Line = tuple[str, str, str]  # goal, measured, whether it is met
 
 
 def goals() -> Iterator[Line]:
-    """Each goal, what was measured, and whether it was met, missed, or not run."""
-    woken, resnet = sections.ORTHOGONAL, sections.RES20
-    yield _accuracy("R-ISONet-20 as published level with ResNet-20 in equal epochs", sections.RISO20, resnet, 0.0)
-    yield _accuracy("R-ISONet-20 started at work level with ResNet-20 in equal epochs", woken, resnet, 0.0)
-    yield _accuracy("and ahead of it in no more time", woken, resnet, 0.0, 1.0)
+    """Yield each goal, what was measured, and whether it was met, missed, or not run."""
+    non_zero, resnet = sections.ORTHOGONAL, sections.RES20
+    yield _accuracy("R-ISONet-20 as published matches ResNet-20 in equal epochs", sections.RISO20, resnet, 0.0)
+    yield _accuracy("R-ISONet-20 with non-zero branches matches ResNet-20 in equal epochs", non_zero, resnet, 0.0)
+    yield _accuracy("and is ahead of it in no more time", non_zero, resnet, 0.0, 1.0)
     yield _accuracy(
-        "by the better recipe level with its ten epochs, in half the time", sections.RECIPE5, woken, 0.0, 0.5
+        "with the better recipe it matches these ten epochs in half the time", sections.RECIPE5, non_zero, 0.0, 0.5
     )
-    yield _accuracy("and 2 points more in no more time", sections.RECIPE10, woken, 2.0, 1.0)
+    yield _accuracy("and gains 2 points in no more time", sections.RECIPE10, non_zero, 2.0, 1.0)
     yield _accuracy(
-        "R-ISONet-20 level with ResNet-20 in equal epochs, both by the better recipe",
+        "R-ISONet-20 matches ResNet-20 in equal epochs, both with the better recipe",
         sections.RECIPE10,
         sections.RES20_RECIPE10,
         0.0,
     )
     yield from _very_deep()
-    yield "on GPUs: R-ISONet-56 level with ResNet-56, ISONet-110 within 2 points of ResNet-110", NOT_RUN, NOT_RUN
+    yield "on GPUs: R-ISONet-56 matches ResNet-56, ISONet-110 is within 2 points of ResNet-110", NOT_RUN, NOT_RUN
 
 
 def _accuracy(goal: str, row: Row, other: Row, points: float, time: float | None = None) -> Line:
-    """Whether ``row`` is so many ``points`` ahead of ``other``, in at most ``time`` of its minutes."""
+    """Check whether ``row`` is ``points`` ahead of ``other``, in at most the fraction ``time`` of its minutes."""
     goal = f"{goal} (`{row.config}`, `{other.config}`)"
-    found, others = row.found(), other.found()
-    if not found or not others:
+    runs, others = row.finished(), other.finished()
+    if not runs or not others:
         return goal, NOT_RUN, NOT_RUN
-    if any(run.diverged for run in found):
+    if any(run.diverged for run in runs):
         return goal, "diverged", "missed"
     if any(run.diverged for run in others):
         return goal, "the other diverged", "met"
-    ahead = _mean(found) - _mean(others)
-    measured, met = f"{ahead:+.2f} points, {seeds(len(found), len(others))}", ahead >= points
+    ahead = _mean(runs) - _mean(others)
+    measured, met = f"{ahead:+.2f} points, {seeds(len(runs), len(others))}", ahead >= points
     if time is not None:
         ratio = _time_ratio(row, other)
         if ratio is None:
@@ -59,16 +59,16 @@ def _accuracy(goal: str, row: Row, other: Row, points: float, time: float | None
 
 
 def seeds(one: int, other: int) -> str:
-    """What two means are of."""
+    """The number of seeds behind two means, as text."""
     return f"{one} seed{'s' * (one > 1)}" if one == other else f"{one} against {other} seeds"
 
 
-def _mean(found: list[Stored]) -> float:
-    return statistics.mean(run.top1 for run in found)
+def _mean(runs: list[Stored]) -> float:
+    return statistics.mean(run.top1 for run in runs)
 
 
 def _time_ratio(row: Row, other: Row) -> float | None:
-    """Of all epochs, where both rows were timed in the same call: others would compare two machines, or two moods."""
+    """Ratio of the times of all epochs; None unless both rows were timed in one call and so under the same load."""
     one, two = (speed.read().get(each.config, {}) for each in (row, other))
     if "call" not in one or one["call"] != two.get("call"):
         return None
@@ -76,25 +76,25 @@ def _time_ratio(row: Row, other: Row) -> float | None:
 
 
 def _very_deep() -> Iterator[Line]:
-    found = very_deep.read()
-    goal = "ISONet-1202 at its start: norms within a factor of 10"
-    if norms := found.get("norms"):
+    results = very_deep.read()
+    goal = "ISONet-1202 at initialisation: norms within a factor of 10"
+    if norms := results.get("norms"):
         factors = [very_deep.spread(norms["SReLU, delta"][key]) for key in ("forward", "backward")]
         measured = f"{factors[0]:.2f} forward, {factors[1]:.2f} backward"
         yield goal, measured, "met" if max(factors) <= 10 else "missed"
     else:
         yield goal, NOT_RUN, NOT_RUN
-    goal = "a training step of it at batch 32 within 8 GB"
-    if memory := found.get("memory"):
+    goal = "its training step at batch 32 fits into 8 GB"
+    if memory := results.get("memory"):
         gigabytes = memory["with"]["peak"] / 1024
         yield goal, f"{gigabytes:.2f} GiB", "met" if gigabytes <= 8 else "missed"
     else:
         yield goal, NOT_RUN, NOT_RUN
     goal = f"its loss falls steadily over {very_deep.STEPS} steps"
-    if steps := found.get("steps"):
+    if steps := results.get("steps"):
         means = very_deep.means(steps["cross_entropy"])
         rises = sum(later >= earlier for earlier, later in itertools.pairwise(means))
-        measured = f"{means[0]:.3f} to {means[-1]:.3f}, {rises} of {len(means) - 1} means above the one before"
+        measured = f"{means[0]:.3f} to {means[-1]:.3f}, {rises} of {len(means) - 1} means higher than the one before"
         yield goal, measured, "met" if means[-1] < means[0] and rises <= len(means) // 4 else "missed"
     else:
         yield goal, NOT_RUN, NOT_RUN

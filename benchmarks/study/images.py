@@ -1,6 +1,6 @@
-"""The study's images from CIFAR-10's own: JPEG of Pillow's default quality, 75 with halved colour, in class folders.
+"""Write the images of the study: CIFAR-10 as JPEG of Pillow's default quality (75, colours at half the resolution).
 
-python -m benchmarks.study.images             fetch CIFAR-10 into data/ if need be, write data/cifar10-jpg/
+python -m benchmarks.study.images             download CIFAR-10 into data/ if needed, write data/cifar10-jpg/
 python -m benchmarks.study.images --root DIR  the same in DIR, for DATASET.ROOT DIR
 """
 
@@ -20,21 +20,21 @@ NAME = "cifar10-jpg"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Where."""
+    """Parse the options."""
     parser = Parser(
         prog="python -m benchmarks.study.images", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="(default: data)")
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="of data sets (default: data)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write ``ROOT/cifar10-jpg/{train,val}/<class>/<number>.jpg``; val is CIFAR-10's test part."""
+    """Write ``ROOT/cifar10-jpg/{train,val}/<class>/<number>.jpg``; val is the test set of CIFAR-10."""
     folder = args.root / NAME
     if folder.exists():
-        raise UserError(f"{folder} is there already: remove it to make it anew")
+        raise UserError(f"{folder} exists already: remove it to write it again")
     unfinished = folder.with_name(f"{NAME}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     for split in ("train", "val"):
@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
             written[name] += 1
         print(f"{split}: {sum(written.values())} images", flush=True)
     unfinished.rename(folder)
-    print(f"in {folder}")
+    print(f"written to {folder}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The rows of the study: which configs run at which rates and with which seeds."""
+"""The rows of the study: each config with its learning rates and seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONFIGS = REPO / "configs" / "study"
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a config, its base rate and its seed."""
+    """One training run: a config, its base learning rate and its seed."""
 
     config: str
     rate: float
@@ -30,7 +30,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """Of ``train.py``."""
+        """Arguments of ``train.py``."""
         return ["--cfg", f"configs/study/{self.config}.yaml", "--output", self.name, *self.opts]
 
     @property
@@ -52,7 +52,8 @@ class Run:
 class Row:
     """A config of configs/study/, whose BASE_LR is the best of ``rates``.
 
-    rates: tried with seed 0, besides the config's own. seeds: of the runs at the config's own rate.
+    ``rates`` are the base learning rates that run with seed 0, in addition to that of the config. ``seeds`` are those
+    of the runs at the rate of the config.
     """
 
     config: str
@@ -73,15 +74,15 @@ class Row:
         return self.cfg.SOLVER.BASE_LR
 
     def searched(self) -> list[Run]:
-        """A run at each rate, lowest first, all of seed 0."""
+        """One run with seed 0 at each rate, the lowest first."""
         return [Run(self.config, rate, 0) for rate in sorted({self.rate, *self.rates})]
 
     def repeated(self) -> list[Run]:
-        """A run with each seed at the config's own rate."""
+        """One run with each seed at the rate of the config."""
         return [Run(self.config, self.rate, seed) for seed in self.seeds]
 
-    def found(self) -> list[Stored]:
-        """Those of ``repeated`` that results/ has."""
+    def finished(self) -> list[Stored]:
+        """The runs of ``repeated`` that are stored in results/."""
         return [run for run in (stored.read(run.name) for run in self.repeated()) if run]
 
     def runs(self) -> list[Run]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from benchmarks.study.rows import Row
 
 SEEDS = (0, 1, 2)
-PARTS_RATES = (0.01, 0.02)  # at which ISONet-20 is tried without one of its parts, so that none suffers from another's
+PARTS_RATES = (0.01, 0.02)  # for ISONet-20 without one of its parts, so that none runs at the best rate of another
 
 
 @dataclass(frozen=True)
 class Section:
-    """name: of its tables' markers in RESULTS.md."""
+    """A section; ``name`` is that of its markers in RESULTS.md."""
 
     name: str
     rows: Sequence[Row]
@@ -21,7 +21,7 @@ class Section:
 
 ISO20 = Row("ISO20", "ISONet-20 as published", rates=(0.005, 0.01, 0.02, 0.05))
 RISO20 = Row("RISO20", "R-ISONet-20 as published", rates=(0.02, 0.05, 0.1, 0.2, 0.4))
-ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20 started at work", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
+ORTHOGONAL = Row("RISO20-orthogonal", "R-ISONet-20, non-zero branches", rates=(0.05, 0.1, 0.15), seeds=SEEDS)
 RES20 = Row("RES20", "ResNet-20, batch norm", rates=(0.05, 0.1, 0.2, 0.4, 0.8), seeds=SEEDS)
 RECIPE5 = Row("RISO20-recipe5", "R-ISONet-20, the better recipe, half the epochs", seeds=SEEDS)
 RECIPE10 = Row("RISO20-recipe10", "R-ISONet-20, the better recipe")
@@ -42,17 +42,17 @@ SECTIONS = [
         "ablation",
         [
             ISO20,
-            Row("ISO20-relu", "without SReLU (ReLU, biases)", rates=PARTS_RATES),
+            Row("ISO20-relu", "without SReLU (ReLU and biases)", rates=PARTS_RATES),
             Row("ISO20-normal", "without the delta initialisation (normal)", rates=PARTS_RATES),
             Row("ISO20-no-penalty", "without the penalty", rates=PARTS_RATES),
-            Row("ISO20-delta-orthogonal", "delta-orthogonal in place of delta", rates=PARTS_RATES),
+            Row("ISO20-delta-orthogonal", "delta-orthogonal instead of delta", rates=PARTS_RATES),
         ],
     ),
     Section(
         "deeper",
         [
             Row("ISO56", "ISONet-56 as published"),
-            Row("ISO56-relu", "without SReLU (ReLU, biases)"),
+            Row("ISO56-relu", "without SReLU (ReLU and biases)"),
             Row("ISO56-normal", "without the delta initialisation (normal)"),
             Row("ISO56-no-penalty", "without the penalty"),
         ],
@@ -69,7 +69,7 @@ SECTIONS = [
         "start",
         [
             ORTHOGONAL,
-            Row("RISO20-orthogonal-delta", "the identity in place of orthogonal convolutions"),
+            Row("RISO20-orthogonal-delta", "the identity instead of orthogonal convolutions"),
             Row("RISO20-orthogonal-stem1", "`STEM_GAIN` 1"),
             Row("RISO20-orthogonal-multiplier0", "`RES_MULTIPLIER` 0"),
             RISO20,
@@ -88,14 +88,14 @@ SECTIONS = [
         "recipe-ablation",
         [
             RECIPE5,
-            Row("RISO20-recipe5-steps", "steps in place of the linear rise and fall"),
-            Row("RISO20-recipe5-batch128", "batch 128 in place of 64"),
-            Row("RISO20-recipe5-momentum", "plain momentum in place of Nesterov's"),
-            Row("RISO20-recipe5-padding4", "crops out of 40 pixels in place of 36"),
+            Row("RISO20-recipe5-steps", "steps instead of the linear rise and fall"),
+            Row("RISO20-recipe5-batch128", "batch 128 instead of 64"),
+            Row("RISO20-recipe5-momentum", "plain momentum instead of Nesterov's"),
+            Row("RISO20-recipe5-padding4", "crops from 40 pixels instead of 36"),
         ],
     ),
 ]
 
-# In the picture of accuracy against epochs and minutes
+# Rows in the figure of accuracy against epochs and minutes
 DRAWN = [row for section in SECTIONS if section.name in ("depth20", "recipe") for row in section.rows]
 ROWS = list({row.config: row for section in SECTIONS for row in section.rows}.values())

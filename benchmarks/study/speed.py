@@ -1,8 +1,9 @@
-"""How long an epoch takes: steps and evaluation of each config, on a machine that does nothing else.
+"""The time of an epoch: steps and evaluation of each config, on an idle machine.
 
-Without what happens once (the compiler, some 20 s) and without the input, which an epoch waits for half a second.
-All configs of a call take turns, so that they compare: timings minutes apart differ by up to 12 % on a shared machine.
-A turn is several steps in a row, as in training: the first finds the caches full of another network.
+It excludes compilation, which takes about 20 s once, and the input, for which an epoch waits half a second. All
+configs of one call are timed alternately so that they compare: timings minutes apart differ by up to 12 % on a shared
+machine. Each turn takes several steps in a row, as in training, because the first one finds the data of another
+network in the caches.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from isonet import build_model
 from isonet.config import load_cfg
 from isonet.files.storage import write_file
 from isonet.training import build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.devices import place
 from isonet.training.log import versions
+from isonet.training.optim import Amp
 from isonet.training.step import TrainStep
 
 FILE = RESULTS / "speed.json"
@@ -36,25 +37,25 @@ CPU = torch.device("cpu")
 
 
 def measure(rows: Sequence[Row]) -> None:
-    """Write seconds of an epoch for each config of ``rows`` into results/speed.json, beside those that it holds."""
+    """Time an epoch of each config of ``rows``, and add the seconds to results/speed.json."""
     cfgs = {row.config: load_cfg(row.path) for row in rows}
     parts = [part for cfg in cfgs.values() for part in _step_and_evaluation(cfg)]
-    with torch._dynamo.config.patch(recompile_limit=len(parts)):  # else the compiler refuses the ninth network
+    with torch._dynamo.config.patch(recompile_limit=len(parts)):  # the default stops compiling at the ninth network
         seconds = iter(interleave(parts, REPEATS, CPU))
     call = datetime.now(UTC).isoformat(timespec="seconds")
-    found, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
+    timings, facts = read(), {"call": call, **machine(), "commit": versions()["commit"]}
     for name, cfg in cfgs.items():
         step, evaluation = next(seconds) / IN_A_ROW, next(seconds) / IN_A_ROW
         steps = IMAGES["train"] / cfg.SOLVER.TRAIN_BATCH_SIZE
         batches = IMAGES["val"] / cfg.SOLVER.TEST_BATCH_SIZE
         epoch = steps * step + batches * evaluation
-        found[name] = {"step": step, "evaluation": evaluation, "epoch": epoch, **facts}
+        timings[name] = {"step": step, "evaluation": evaluation, "epoch": epoch, **facts}
         print(f"{name}: step {1e3 * step:.1f} ms, epoch {epoch:.1f} s")
-    write_file(FILE, json.dumps(found, indent=1) + "\n")
+    write_file(FILE, json.dumps(timings, indent=1) + "\n")
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """Of each config the seconds of a training step, of the evaluation of a batch, and of an epoch; when and where."""
+    """For each config, the seconds of a training step, of evaluating a batch and of an epoch, with time and machine."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
@@ -62,7 +63,7 @@ def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[
     model = build_model(cfg)
     forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
     amp = Amp(cfg.RUNTIME.AMP, CPU)
-    step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp)
+    step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp=amp)
     images, tests = _images(cfg.SOLVER.TRAIN_BATCH_SIZE), _images(cfg.SOLVER.TEST_BATCH_SIZE)
     labels = torch.arange(len(images)) % cfg.DATASET.NUM_CLASSES
 

@@ -1,4 +1,4 @@
-"""What a run left, as one JSON file of results/: its command, its config, versions, and a row of figures an epoch."""
+"""A run as one JSON file in results/: its command, config, versions, and a row of metrics per epoch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ RESULTS = REPO / "results"
 
 @dataclass(frozen=True)
 class Stored:
-    """metrics, timing: a row an epoch, from 1, as in the run's ``metrics.jsonl`` and ``timing.jsonl``.
+    """A stored run. ``metrics`` and ``timing`` have one row per epoch, as ``metrics.jsonl`` and ``timing.jsonl``.
 
-    diverged: what the trainer said where the numbers were no longer finite; the rows are those before. Empty: finite.
+    ``diverged`` is the error message if a number became non-finite, and the rows are those of the epochs before; it is
+    empty for a finite run.
     """
 
     command: str
@@ -34,30 +35,30 @@ class Stored:
 
     @property
     def top1(self) -> float:
-        """After the last epoch, in percent: not the best epoch's, which would be chosen by the validation images.
+        """Top-1 in percent after the last epoch; NaN if the run diverged.
 
-        nan where the run diverged.
+        It is not that of the best epoch, which would be selected on the validation images.
         """
         return math.nan if self.diverged else self.metrics[-1]["top1"]
 
 
 def collect(command: str, folder: RunFolder) -> Stored:
-    """A finished run as it lies in its folder."""
+    """Read a finished run from its folder."""
     versions = json.loads(folder.versions.read_text(encoding="utf-8"))
-    kept = {**machine(), "commit": versions["commit"]}  # with the threads, which the result depends on in its last bits
+    kept = {**machine(), "commit": versions["commit"]}  # with the threads: their number changes the last bits
     metrics, timing = (read_rows(file)[0] if file.exists() else [] for file in (folder.metrics, folder.timing))
     return Stored(command, folder.config.read_text(encoding="utf-8"), kept, metrics, timing, divergence(folder.log))
 
 
 def divergence(log: Path) -> str:
-    """What the last line of a run's log says, if the run ended because its numbers were not finite; else empty."""
+    """The message in the last line of a log if the run ended because of a non-finite number, otherwise empty."""
     last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.exists() else ""
-    found = re.fullmatch(r".*? NonFiniteError: (.*?);.*", last)
-    return found[1] if found else ""
+    match = re.fullmatch(r".*? NonFiniteError: ([^;]*).*", last)
+    return match[1] if match else ""
 
 
 def write(name: str, stored: Stored) -> Path:
-    """Write ``results/<name>.json``, a line for each epoch."""
+    """Write ``results/<name>.json`` with one line per epoch, and return its path."""
     head = {"command": stored.command, "config": stored.config, "versions": stored.versions}
     if stored.diverged:
         head["diverged"] = stored.diverged
@@ -72,6 +73,6 @@ def write(name: str, stored: Stored) -> Path:
 
 
 def read(name: str) -> Stored | None:
-    """The stored run of this name; None where it was not made yet."""
+    """Read the stored run with this name; None if there is none."""
     file = RESULTS / f"{name}.json"
     return Stored(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None

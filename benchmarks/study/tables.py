@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md, made of results/ and written between its markers."""
+"""The tables of RESULTS.md, computed from results/ and written between the markers of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.study.rows import Row
 from benchmarks.study.sections import DRAWN, SECTIONS
 from benchmarks.study.stored import REPO, RESULTS, Stored
 from isonet.errors import UserError
-from isonet.files.zoo import ZOO
+from isonet.published import ZOO
 
 PAGE = REPO / "RESULTS.md"
 NOT_MEASURED = "not measured yet"
@@ -21,16 +21,22 @@ _TABLE = re.compile(r"(<!-- table (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.
 
 
 def write() -> None:
-    """Write every table of the page anew, and its pictures."""
+    """Write every table of RESULTS.md, its figures, and the figure of README.md."""
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     if norms := very_deep.read().get("norms"):
         picture = pictures.norms_picture({name: norms[name] for name in very_deep.VARIANTS})
         (RESULTS / "very-deep.png").write_bytes(picture)
+        deeper = next(section.rows for section in SECTIONS if section.name == "deeper")
+        top1 = {row.title.partition(" (")[0]: [epoch["top1"] for epoch in row.finished()[0].metrics] for row in deeper}
+        shown = {"SReLU, delta": "SReLU, delta initialisation", "SReLU, Kaiming": "SReLU, Kaiming initialisation",
+                 "ReLU, Kaiming": "ReLU, Kaiming initialisation"}  # fmt: skip
+        picture = pictures.vanilla_picture(top1, {title: norms[name]["backward"] for name, title in shown.items()})
+        (REPO / "docs" / "vanilla.png").write_bytes(picture)
     times, curves = speed.read(), {}
     for row in DRAWN:
-        found = row.found()
-        if found and row.config in times:
-            curves[row] = [mean_top1(found, epoch + 1) for epoch in range(min(len(run.metrics) for run in found))]
+        runs = row.finished()
+        if runs and row.config in times:
+            curves[row] = [mean_top1(runs, epoch + 1) for epoch in range(min(len(run.metrics) for run in runs))]
     if curves:
         named = {row.title: top1 for row, top1 in curves.items()}
         picture = pictures.curves_picture(named, {row.title: times[row.config]["epoch"] for row in curves})
@@ -38,14 +44,14 @@ def write() -> None:
 
 
 def filled(page: str) -> str:
-    """``page`` with the tables that its markers name, as results/ has them now; ``UserError`` for one of no table."""
-    if unknown := {found["name"] for found in _TABLE.finditer(page)} - TABLES.keys():
+    """Return ``page`` with the current table between each pair of markers; raises ``UserError`` for an unknown name."""
+    if unknown := {marker["name"] for marker in _TABLE.finditer(page)} - TABLES.keys():
         raise UserError(f"{PAGE.name} names no table of the study: {', '.join(sorted(unknown))}; remove its markers")
-    return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found['name']]()}\n{found[3]}", page)
+    return _TABLE.sub(lambda marker: f"{marker[1]}{TABLES[marker['name']]()}\n{marker[3]}", page)
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
-    """A line for each row: top-1 on the way and at the end, of how many seeds, and the minutes that it takes."""
+    """One line per row: top-1 after the first and the middle epoch and at the end, the number of seeds, the minutes."""
     seconds = speed.read()
     lines = [[row.title, f"`{row.config}`", *_accuracy(row, seconds.get(row.config, {}).get("epoch"))] for row in rows]
     head = ["network", "config", "base rate", "epochs", "after 1", "after half", "top-1 (seeds)", "minutes"]
@@ -53,25 +59,25 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 
 
 def _accuracy(row: Row, seconds: float | None) -> list[str]:
-    """The cells of ``row``; seconds: of an epoch, if they were measured."""
-    found, epochs = row.found(), row.cfg.SOLVER.MAX_EPOCHS
-    if not found:
+    """The cells of ``row``. ``seconds`` of one epoch, or None if they were not measured."""
+    runs, epochs = row.finished(), row.cfg.SOLVER.MAX_EPOCHS
+    if not runs:
         return ["not run"] * 6
     head, minutes = [f"{row.rate:g}", str(epochs)], f"{epochs * seconds / 60:.1f}" if seconds else ""
-    if diverged := [run for run in found if run.diverged]:
+    if diverged := [run for run in runs if run.diverged]:
         return [*head, "", "", f"diverged in epoch {len(diverged[0].metrics) + 1} ({len(diverged)})", ""]
-    on_the_way = [mean_top1(found, epoch) for epoch in (1, (epochs + 1) // 2)]
-    return [*head, *(f"{top1:.1f}" for top1 in on_the_way), result(found), minutes]
+    on_the_way = [mean_top1(runs, epoch) for epoch in (1, (epochs + 1) // 2)]
+    return [*head, *(f"{top1:.1f}" for top1 in on_the_way), result(runs), minutes]
 
 
 def rate_table(rows: Sequence[Row]) -> str:
-    """A line for each row with the top-1 of each of its rates; the best in bold."""
+    """One line per row with the top-1 of each learning rate; the best one in bold."""
     lines = []
     for row in rows:
-        found = {run.rate: stored.read(run.name) for run in row.searched()}
-        best = max((run.top1 for run in found.values() if run and not run.diverged), default=None)
+        runs = {run.rate: stored.read(run.name) for run in row.searched()}
+        best = max((run.top1 for run in runs.values() if run and not run.diverged), default=None)
         cells = []
-        for rate, run in found.items():
+        for rate, run in runs.items():
             top1 = "not run" if run is None else "diverged" if run.diverged else f"{run.top1:.2f}"
             cells.append(f"{rate:g}: **{top1}**" if run and run.top1 == best else f"{rate:g}: {top1}")
         lines.append([row.title, f"`{row.config}`", ", ".join(cells)])
@@ -79,47 +85,47 @@ def rate_table(rows: Sequence[Row]) -> str:
 
 
 def paper_table() -> str:
-    """What the authors report of their ImageNet networks."""
-    found = {(entry.residual, entry.dropout, entry.depth): entry.top1 for entry in ZOO.values()}
-    depths = sorted({depth for _, _, depth in found})
+    """The accuracies that the authors report for their ImageNet networks."""
+    accuracies = {(entry.residual, entry.dropout, entry.depth): entry.top1 for entry in ZOO.values()}
+    depths = sorted({depth for _, _, depth in accuracies})
     lines = [
         [f"{'R-ISONet' if residual else 'ISONet'}{', dropout' if dropout else ''}",
-         *(f"{found[residual, dropout, depth]:.2f}" for depth in depths)]
+         *(f"{accuracies[residual, dropout, depth]:.2f}" for depth in depths)]
         for residual in (False, True) for dropout in (False, True)
     ]  # fmt: skip
-    return markdown(["ImageNet top-1, the paper's", *(f"depth {depth}" for depth in depths)], lines, left=1)
+    return markdown(["ImageNet top-1 of the paper", *(f"depth {depth}" for depth in depths)], lines, left=1)
 
 
 def norms_table() -> str:
-    """At the start, over all activations: the largest norm over the smallest."""
-    found = very_deep.read().get("norms")
-    if not found:
+    """The largest norm of any activation over the smallest, at initialisation."""
+    norms = very_deep.read().get("norms")
+    if not norms:
         return NOT_MEASURED
     lines = []
     for name in very_deep.VARIANTS:
-        ratios = [very_deep.spread(found[name][key]) for key in ("forward", "backward")]
+        ratios = [very_deep.spread(norms[name][key]) for key in ("forward", "backward")]
         lines.append([name, *("infinite" if math.isinf(ratio) else f"{ratio:,.3g}" for ratio in ratios)])
     return markdown(["largest norm / smallest", "signal, forward", "gradient, backward"], lines, left=1)
 
 
 def memory_table() -> str:
-    """Of a training step at batch 32."""
-    found = very_deep.read().get("memory")
-    if not found:
+    """Memory and time of a training step at batch 32."""
+    memory = very_deep.read().get("memory")
+    if not memory:
         return NOT_MEASURED
     lines = []
     for how, title in (("without", "kept"), ("with", "recomputed (`RUNTIME.CHECKPOINT_ACTIVATIONS`)")):
-        before, peak, seconds = (found[how][key] for key in ("before", "peak", "seconds"))
+        before, peak, seconds = (memory[how][key] for key in ("before", "peak", "seconds"))
         lines.append([title, f"{before:,.0f}", f"{peak:,.0f}", f"{seconds:.2f}"])
-    return markdown(["activations", "MiB before the step", "MiB at most", "seconds a step"], lines, left=1)
+    return markdown(["activations", "MiB before the step", "peak MiB", "seconds per step"], lines, left=1)
 
 
 def steps_table() -> str:
-    """The losses of the first training steps, in means."""
-    found, size = very_deep.read().get("steps"), very_deep.SHOWN
-    if not found:
+    """Means of the losses of the first training steps."""
+    losses, size = very_deep.read().get("steps"), very_deep.SHOWN
+    if not losses:
         return NOT_MEASURED
-    rows = zip(very_deep.means(found["cross_entropy"]), very_deep.means(found["penalty"]), strict=True)
+    rows = zip(very_deep.means(losses["cross_entropy"]), very_deep.means(losses["penalty"]), strict=True)
     lines = [
         [f"{number * size + 1} to {(number + 1) * size}", f"{loss:.4f}", f"{penalty:.3g}"]
         for number, (loss, penalty) in enumerate(rows)
@@ -128,7 +134,7 @@ def steps_table() -> str:
 
 
 def goals_table() -> str:
-    """Every goal of the study."""
+    """All goals of the study."""
     return markdown(["goal", "measured", ""], [list(line) for line in goals.goals()], left=3)
 
 
@@ -137,20 +143,20 @@ def mean_top1(runs: Sequence[Stored], epoch: int) -> float:
 
 
 def result(runs: Sequence[Stored]) -> str:
-    """Mean and standard deviation over the seeds, after the last epoch."""
+    """Mean and standard deviation over the seeds after the last epoch, as text."""
     top1 = [run.top1 for run in runs]
     spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
     return f"{statistics.mean(top1):.2f}{spread} ({len(top1)})"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """A table whose first ``left`` columns lean to the left."""
+    """A Markdown table; the first ``left`` columns are aligned to the left, the others to the right."""
     rule = ["---" if column < left else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
 
 
 def _tables() -> Iterator[tuple[str, Callable[[], str]]]:
-    shown: set[str] = set()  # a section whose rates others have shown has no table of them
+    shown: set[str] = set()  # rates are shown once, in the first section that has the row
     for section in SECTIONS:
         yield section.name, functools.partial(accuracy_table, section.rows)
         searched = [row for row in section.rows if row.rates]

@@ -1,8 +1,8 @@
-"""ISONet-1202 on CIFAR-10: norms over its layers at the start, the memory of a training step, and 300 of them.
+"""ISONet-1202 on CIFAR-10: norms over its layers at initialisation, memory of a training step, the first 300 steps.
 
-python -m benchmarks.study.very_deep              all three, into results/very-deep.json
-python -m benchmarks.study.very_deep norms        one of norms, memory, steps; the others stay as they were
-python -m benchmarks.study tables                 their tables and picture
+python -m benchmarks.study.very_deep              measure all three and write results/very-deep.json
+python -m benchmarks.study.very_deep norms        measure one of norms, memory and steps, and keep the others
+python -m benchmarks.study tables                 write their tables and figure
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from isonet.training.step import TrainStep
 
 FILE = RESULTS / "very-deep.json"
 CONFIG = CONFIGS / "ISO1202.yaml"
-VARIANTS = {  # of the network, at its start
+VARIANTS = {  # of the network at initialisation
     "SReLU, delta": [],
     "SReLU, delta-orthogonal": ["ISON.DELTA_ORTHOGONAL", True],
     "SReLU, orthogonal": ["ISON.ORTHOGONAL_CONV", True],
@@ -45,41 +45,41 @@ VARIANTS = {  # of the network, at its start
     "ReLU, delta": ["ISON.SReLU", False],
     "ReLU, Kaiming": ["ISON.SReLU", False, "ISON.DIRAC_INIT", False],
 }
-STEPS, SHOWN = 300, 25  # training steps, and over how many each figure of the loss is a mean
+STEPS, SHOWN = 300, 25  # training steps, and how many of them each mean covers
 MIB = 1 << 20
 CPU = torch.device("cpu")
 
 
 def norms(images: int = 16) -> dict[str, Any]:
-    """Of each variant the mean norm after each activation and of the loss's gradient there, on validation images.
+    """For each variant, the mean norm of each activation and of the gradient there, on validation images.
 
-    None: not finite.
+    A norm is None if it is non-finite.
     """
-    found = {}
+    result = {}
     for name, opts in VARIANTS.items():
         cfg = load_cfg(CONFIG, ["RUNTIME.CHECKPOINT_ACTIVATIONS", False, *opts])
         seed_everything(cfg.RUNTIME.SEED)
         batch, labels = next(iter(build_loader(cfg, "val")))
         rows = signal_norms(build_model(cfg), batch[:images], labels[:images])
-        found[name] = {
+        result[name] = {
             key: [value if math.isfinite(value) else None for value in (asdict(row)[key] for row in rows)]
             for key in ("forward", "backward")
         }
-    return {"images": images, **found}
+    return {"images": images, **result}
 
 
 def memory() -> dict[str, Any]:
-    """Peak resident memory in MiB of a process that takes two training steps, without and with recomputing."""
-    found = {}
+    """Peak resident memory in MiB of a process that takes two training steps, without and with recomputation."""
+    result = {}
     for recompute in (False, True):
         command = [sys.executable, "-m", "benchmarks.study.very_deep", "two-steps", str(recompute)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        found["with" if recompute else "without"] = json.loads(output.splitlines()[-1])
-    return found
+        result["with" if recompute else "without"] = json.loads(output.splitlines()[-1])
+    return result
 
 
 def two_steps(recompute: str) -> None:
-    """What a process of ``memory`` does; prints its peak and what it had before the first step."""
+    """Take two steps in a process of ``memory``; print its memory before the first step and its peak, in MiB."""
     cfg = load_cfg(CONFIG, ["RUNTIME.CHECKPOINT_ACTIVATIONS", recompute])
     step = training_step(cfg)
     size = cfg.SOLVER.TRAIN_BATCH_SIZE
@@ -92,7 +92,7 @@ def two_steps(recompute: str) -> None:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB  # Linux reports KiB
 
 
 def steps() -> dict[str, Any]:
@@ -122,18 +122,18 @@ def training_step(cfg: CfgNode) -> TrainStep:
 
 
 def read() -> dict[str, Any]:
-    """What was measured so far."""
+    """The stored measurements; empty if there are none."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
 def spread(norms: Sequence[float | None]) -> float:
-    """The largest of norms over the smallest; infinite where one is 0 or not finite."""
+    """The largest norm over the smallest; infinite if any is 0 or non-finite."""
     finite = [norm for norm in norms if norm]
     return max(finite) / min(finite) if len(finite) == len(norms) else math.inf
 
 
 def means(values: Sequence[float]) -> list[float]:
-    """Of each ``SHOWN`` steps."""
+    """Means over ``SHOWN`` steps each."""
     return [statistics.mean(values[start : start + SHOWN]) for start in range(0, len(values), SHOWN)]
 
 
@@ -141,21 +141,21 @@ PARTS = {"norms": norms, "memory": memory, "steps": steps}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Which parts."""
+    """Parse the parts to measure."""
     parser = Parser(
         prog="python -m benchmarks.study.very_deep", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one or more of {', '.join(PARTS)} (default: all)")
     args = parser.parse_args(argv)
     if unknown := set(args.parts) - set(PARTS):
-        parser.error(f"{', '.join(sorted(unknown))}: none of {', '.join(PARTS)}")
+        parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     return args
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure what is asked for, and keep the rest of the file."""
+    """Measure the parts and keep the others in the file."""
     for part in args.parts or PARTS:
         how = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), "commit": versions()["commit"]}
         measured = {**how, **PARTS[part]()}

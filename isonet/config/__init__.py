@@ -2,6 +2,7 @@
 
 from isonet.config.keys import default_cfg
 from isonet.config.load import (
+    check_overrides,
     flat,
     global_batch,
     image_size,
@@ -12,6 +13,7 @@ from isonet.config.load import (
 )
 
 __all__ = [
+    "check_overrides",
     "default_cfg",
     "flat",
     "global_batch",

@@ -1,15 +1,14 @@
-"""The text of a config file, read strictly: plain values below keys, each key given once.
+"""The text of a config file, read strictly: text or lists of text below keys, each key given once.
 
-YAML can do more than a config needs. Tags build objects, dates and octal numbers turn a name or a depth into
-something else, and of two equal keys the last one wins silently. None of that is read here, nor an alias to a list
-or a node. Each refusal is one sentence, with its line.
+YAML can do more than a config needs. Tags make objects, and if a key is given twice, the last one wins silently. Both
+are refused, and so is an alias to a list or a node. Each refusal is one sentence with a line number. YAML's own rules
+for numbers, dates and booleans are not used: a value stays text, and its key reads it as it does on a command line.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
 import reprlib
 import stat
 from collections.abc import Iterator
@@ -21,56 +20,58 @@ import yaml  # comes with yacs
 from isonet.errors import ConfigError
 
 MAX_BYTES = 100_000  # fifty times a config with every key; PyYAML reads this much in about two seconds
-MAX_DEPTH = 10  # of brackets and nodes in each other; the tree has two levels and a list is the third
+MAX_DEPTH = 10  # of nested brackets and nodes; the tree has two levels and a list is the third
 _PATH_WIDTH, _PROBLEM_WIDTH = 200, 160  # characters in a message
 
 Pairs = list[tuple[str, Any]]
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Dotted keys and values of a YAML file; ``ConfigError`` for one that is not a plain config."""
-    _refuse_special(path)
+    """Dotted keys and values of a YAML file. Raises ``ConfigError`` for one that is not a plain config."""
+    name, data = where(path), b""
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode):  # opening a pipe would wait for its writer
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)  # no more: a file of /proc has no size to check before
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such config file{_neighbour(path)}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+        raise ConfigError(f"{name}: is {what}; a config is a .yaml file")
     if path.suffix not in (".yaml", ".yml"):
         what = f"a {_clip(path.suffix, 20)} file" if path.suffix else "a file without an ending"
-        raise ConfigError(f"{where(path)}: a config is a .yaml file, and {what} is never executed or guessed at")
+        raise ConfigError(f"{name}: is {what}, which is never executed; a config is a .yaml file")
+    _refuse_long(data, name)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)  # no more: a file of /proc has no size that could be asked for before
-    except FileNotFoundError:
-        raise ConfigError(f"{where(path)}: no such config file{_neighbour(path)}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(f"{where(path)}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    try:
-        text = data.decode("utf-8-sig")  # which drops the byte order mark that some editors write
+        return parse_pairs(data.decode(), name)
     except UnicodeDecodeError as error:
-        if len(data) <= MAX_BYTES:  # else the cut may lie within a character
-            line = data.count(b"\n", 0, error.start) + 1
-            raise ConfigError(f"{where(path)}: line {line} is not UTF-8 text; save the file as UTF-8") from None
-        text = data.decode("utf-8", "replace")
-    return parse_pairs(text, str(path))
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{name}: line {line} is not UTF-8 text; save the file as UTF-8") from None
 
 
 def parse_pairs(text: str, source: str) -> Pairs:
     """Dotted keys and values of YAML text. ``source`` names it in messages."""
     source = where(source)
-    if not isinstance(text, str):  # from a checkpoint, which can hold anything
+    if not isinstance(text, str):  # from a checkpoint, which can contain anything
         raise ConfigError(f"{source}: expected YAML text, found {type(text).__name__}")
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
-        raise ConfigError(f"{source}: longer than {MAX_BYTES:,} bytes, which no config is; is it the right file?")
+    _refuse_long(text.encode("utf-8", "surrogatepass"), source)
     try:
-        tree = yaml.load(text, _StrictLoader)
+        tree = _StrictLoader(text).get_single_node()
+        if isinstance(tree, yaml.MappingNode):
+            return list(_pairs(tree, seen=set()))
+        value = None if tree is None else _value(tree)
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: {_explained(error, text)}") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-        # PyYAML lets some of Python's own through, such as that of an escape "\UFFFFFFFF" beyond Unicode
+        # PyYAML lets some of Python's own exceptions through, such as that of an escape beyond Unicode
         raise ConfigError(f"{source}: not valid YAML: an escape or a number in it cannot be read; remove it") from None
-    if tree is None:
-        return []
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{source}: expected KEY: VALUE lines, found {_kind(tree)}")
-    pairs = list(flatten(tree))
-    _refuse_repeated(pairs, source)
-    return pairs
+    if value is not None:
+        found = "a list" if isinstance(value, list) else shown(value)
+        raise ConfigError(f"{source}: expected KEY: VALUE lines, found {found}")
+    return []
 
 
 def flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -83,23 +84,17 @@ def flatten(tree: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def shown(value: Any) -> str:
-    """``value`` as a message shows it: on one line, and short however large it is."""
+    """``value`` for a message: on one line, and short even if it is large."""
     return " ".join(_SHORT.repr(value).split())
 
 
 def where(source: str | Path) -> str:
-    """The name of a file for the head of a message; of a long one the end, which tells more."""
+    """The name of a file for the head of a message; of a long name the end, which says more."""
     text = str(source)
     return text if len(text) <= _PATH_WIDTH else "..." + text[-_PATH_WIDTH:]
 
 
 class _ShortRepr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxlevel = 2
-        self.maxlist = self.maxtuple = self.maxdict = 6
-        self.maxstring = self.maxother = 60
-
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() <= 100:
             return str(x)
@@ -110,77 +105,60 @@ class _ShortRepr(reprlib.Repr):
 
 
 _SHORT = _ShortRepr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 class _RefusedError(yaml.MarkedYAMLError):
-    """YAML that is valid, and that a config has no use for."""
+    """Valid YAML that a config does not need."""
 
 
-class _StrictLoader(yaml.SafeLoader):
+class _StrictLoader(yaml.BaseLoader):  # which reads every scalar as text
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         self.depth += 1
-        if self.depth > MAX_DEPTH:  # before Python's own limit is met, wherever that stands
+        if self.depth > MAX_DEPTH:  # well before Python's own limit
             raise _refused(f"nested more than {MAX_DEPTH} deep; a config is keys below nodes", event)
         node = super().compose_node(parent, index)
         self.depth -= 1
-        # A config needs no alias to a list or a node; one to a number or a text is as long as it reads
+        # An alias to a text is harmless, those to lists and nodes can multiply
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
             raise _refused(f"alias *{_clip(event.anchor, 40)} repeats a whole list or node; write it out", event)
+        if node.tag not in _PLAIN:
+            tag = _clip(node.tag.replace("tag:yaml.org,2002:", "!!"), 60)
+            raise _refused(f"tag {tag} makes an object, and a config has plain values; remove it", node)
         return node
 
-    def flatten_mapping(self, node: Any) -> None:
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                raise _refused("<< merges one node into another; write its keys out", key_node)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        for key_node, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _refused("a list or a node stands where a key belongs; a key is text", key_node)
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            seen = set()
-            for key_node, _ in node.value:
-                key = self.construct_object(key_node, deep=True)
-                if key in seen:
-                    raise _refused(f"key {shown(key)} is given twice in one node; keep one of them", key_node)
-                seen.add(key)
-        return mapping
-
-    def construct_yaml_number(self, node: Any) -> Any:
-        """A decimal number; YAML's octal 010 and base-60 1:30 stay text, which a key may refuse."""
-        text = self.construct_scalar(node)
-        if _INTEGER.fullmatch(text):
-            return int(text)
-        return float(text) if _FLOAT.fullmatch(text) else text
-
-    def construct_yaml_bool(self, node: Any) -> Any:
-        text = self.construct_scalar(node)
-        return self.bool_values.get(text.lower(), text)  # !!bool can stand before any text
-
-    def refuse_tag(self, node: Any) -> None:
-        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-        raise _refused(f"tag {_clip(tag, 60)} makes an object, and a config holds plain values; remove it", node)
+_PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")}
 
 
-_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,4000})")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+def _pairs(tree: yaml.MappingNode, seen: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value below ``tree`` with its dotted key. seen: all keys before it, those of nodes included."""
+    for key_node, node in tree.value:
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise _refused("a list or a node is given as a key; a key is text", key_node)
+        if key_node.value == "<<":
+            raise _refused("<< merges one node into another; write its keys out", key_node)
+        key = prefix + key_node.value
+        if key in seen:  # ISON.DEPTH may also be DEPTH below ISON
+            raise _refused(f"key {_clip(key)} is given twice; keep one of them", key_node)
+        seen.add(key)
+        if isinstance(node, yaml.MappingNode):
+            yield from _pairs(node, seen, f"{key}.") if node.value else [(key, None)]
+        else:
+            yield key, _value(node)
 
-# Plain text is read as these and nothing else. Dates stay text, such as the name of a folder
-_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "null", "merge")}
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag in _TAGS]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.yaml_constructors = {
-    f"tag:yaml.org,2002:{name}": getattr(_StrictLoader, f"construct_yaml_{reader}")
-    for name, reader in {
-        "null": "null", "bool": "bool", "int": "number", "float": "number", "str": "str", "seq": "seq", "map": "map",
-    }.items()
-} | {None: _StrictLoader.refuse_tag}  # fmt: skip
+
+def _value(node: yaml.Node) -> Any:
+    """The text of ``node``, None if it is empty, or a list of these."""
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item) for item in node.value]
+    if isinstance(node, yaml.MappingNode):
+        raise _refused("a node is given in a list; a list has plain values", node)
+    empty = node.style is None and node.value.lower() in ("", "~", "null")
+    return None if empty else node.value
 
 
 def _refused(problem: str, at: yaml.Event | yaml.Node) -> _RefusedError:
@@ -188,10 +166,10 @@ def _refused(problem: str, at: yaml.Event | yaml.Node) -> _RefusedError:
 
 
 def _explained(error: yaml.YAMLError, text: str) -> str:
-    """PyYAML's message, which shows the place over several lines, as a sentence with the number of the line."""
+    """PyYAML's message, which takes several lines, as one sentence with a line number."""
     if isinstance(error, yaml.reader.ReaderError):
         line = text.count("\n", 0, error.position) + 1
-        return f"line {line} holds the character {chr(error.character)!a}, which YAML does not allow; remove it"
+        return f"line {line} has the character {chr(error.character)!a}, which YAML does not allow; remove it"
     if not isinstance(error, yaml.MarkedYAMLError):
         return f"not valid YAML: {_clip(str(error))}"
     mark = error.problem_mark or error.context_mark
@@ -202,39 +180,19 @@ def _explained(error: yaml.YAMLError, text: str) -> str:
     return f"not valid YAML: {place}{_clip(reason)}; check the indentation, colons, quotes and brackets there"
 
 
-def _refuse_special(path: Path) -> None:
-    """Whatever can be opened and is no file: to open a pipe would wait for its writer, perhaps for ever."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError):  # explained where it is opened
-        return
-    if stat.S_ISDIR(mode):
-        raise ConfigError(f"{where(path)}: is a folder; name a .yaml file in it")
-    if not stat.S_ISREG(mode):
-        raise ConfigError(f"{where(path)}: is a pipe, a socket or a device; a config is a .yaml file")
-
-
-def _refuse_repeated(pairs: Pairs, source: str) -> None:
-    """Of a key that is written once as ISON.DEPTH and once as DEPTH below ISON the last would win in silence."""
-    seen = set()
-    for key, _ in pairs:
-        if key in seen:
-            raise ConfigError(f"{source}: key {_clip(key)} is given twice; keep one of them")
-        seen.add(key)
+def _refuse_long(data: bytes, source: str) -> None:
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{source}: longer than {MAX_BYTES:,} bytes, which no config is; is it the right file?")
 
 
 def _neighbour(path: Path) -> str:
-    """A hint at a file of a similar name, if there is one."""
+    """A hint at a file with a similar name, if there is one."""
     try:
         names = [name for name in os.listdir(path.parent) if name.endswith((".yaml", ".yml"))]
     except OSError:
         return ""
     near = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {where(path.parent / near[0])}?" if near else ""
-
-
-def _kind(tree: Any) -> str:
-    return "a list" if isinstance(tree, list) else shown(tree)
 
 
 def _clip(text: str, width: int = _PROBLEM_WIDTH) -> str:

@@ -1,100 +1,152 @@
-"""Every key of the config tree with its default.
+"""Every key of a config: one row each.
 
-The keys of the published implementation keep their names, places and defaults, so that its YAML files load unchanged.
+A row has the key, its default, what it may be, and what it means. The keys of the published implementation keep their
+names, places and defaults, so that its YAML files load unchanged. Relations between keys are in ``checks.py``.
 """
 
 from __future__ import annotations
 
+import copy
+from dataclasses import dataclass
+from typing import Any
+
 from yacs.config import CfgNode
 
-# What runs did before a key existed, if it is not the default. The configs that they wrote lack the key, and are read
-# with these values
-BEFORE_THE_KEY = {"SOLVER.DROP_LAST": False}
+from isonet.config.kinds import Bool, Float, Int, Kind, ListOf, OneOf, Text
+
+SMALL_IMAGE = 64  # pixels; images of up to this side are for CIFAR networks
+_BELOW_ONE = 1 - 1e-6
+_MANY = 1_000_000  # a larger number is a typo, or overflows somewhere
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row of the table.
+
+    may_differ: whether a resumed run may have another value than the run that it resumes.
+    before: what runs did before the key existed, if that is not the default; their configs are read with it.
+    """
+
+    name: str
+    default: Any
+    kind: Kind
+    meaning: str
+    may_differ: bool = False
+    before: Any = None
+
+
+_ROWS = (
+    # The images
+    Key("DATASET.ROOT", "./data/", Text(), "the folder that contains the data sets", may_differ=True),
+    Key("DATASET.NAME", "ILSVRC2012", Text(),
+        "CIFAR10, CIFAR100, digits (in the package), or any folder ROOT/NAME/{train,val}/<class>/"),
+    Key("DATASET.NUM_CLASSES", 1000, Int(1, _MANY), "the width of the last layer"),
+    Key("DATASET.NUM_WORKERS", 8, Int(0, 4096),
+        "processes that decode images which are not kept in memory; 0: none", may_differ=True),
+    Key("DATASET.DOWNLOAD", False, Bool(), "download CIFAR to ROOT if it is not there", may_differ=True),
+    Key("DATASET.IMAGE_SIZE", 0, Int(0, 8192),
+        "pixels a side, up to 64 for CIFAR networks; 0: the data set's own (CIFAR 32, digits 8, folders 224)"),
+    Key("DATASET.PADDING", -1, Int(-1, SMALL_IMAGE),
+        "pixels added around small images before a random crop; -1: an eighth of the side"),
+    Key("DATASET.MEAN", [], ListOf(Float(0, 1)),
+        "per channel, subtracted; empty: the data set's own (folders: ImageNet's, or up to 64 pixels CIFAR's)"),
+    Key("DATASET.STD", [], ListOf(Float(1e-4, 1e4)), "per channel, divided by; empty: as for MEAN"),
+    Key("DATASET.SHUFFLE_BUFFER", 1000, Int(1, _MANY),
+        "with shards: images from which each worker draws the next, kept as JPEG"),
+    Key("DATASET.ON_ERROR", "stop", OneOf("stop", "skip"),
+        "at an unreadable image; skip: leave it out, count it and list it at the end", may_differ=True),
+
+    # How the network is trained
+    Key("SOLVER.BASE_LR", 0.05, Float(0, 1e6), "learning rate per GPU: multiplied by the GPUs and by ACCUMULATE"),
+    Key("SOLVER.SCHEDULE", "steps", OneOf("steps", "linear", "cosine"),
+        "steps: the rate falls at milestones; linear, cosine: it falls with every step, to 0 at the end"),
+    Key("SOLVER.LR_MILESTONES", [30, 60, 90], ListOf(Int(0, _MANY)), "the rate falls after each of these epochs"),
+    Key("SOLVER.LR_GAMMA", 0.1, Float(0, 1e6), "the rate is multiplied by this at a milestone"),
+    Key("SOLVER.WEIGHT_DECAY", 1e-4, Float(0, 1e6), "of all parameters except the SReLU shifts"),
+    Key("SOLVER.MOMENTUM", 0.9, Float(0, _BELOW_ONE), "of torch's SGD"),
+    Key("SOLVER.DAMPENING", False, Bool(), "of torch's SGD; True: dampening 1"),
+    Key("SOLVER.NESTEROV", False, Bool(), "of torch's SGD"),
+    Key("SOLVER.TRAIN_BATCH_SIZE", 128, Int(1, _MANY), "training images per GPU and batch"),
+    Key("SOLVER.TEST_BATCH_SIZE", 200, Int(1, _MANY), "validation images per GPU and batch"),
+    Key("SOLVER.ACCUMULATE", 1, Int(1, 10_000), "batches whose gradients are added for one step of the optimizer"),
+    Key("SOLVER.DROP_LAST", True, Bool(),
+        "leave out the last, incomplete training batch of an epoch, unless it is the only one", before=False),
+    Key("SOLVER.MAX_EPOCHS", 100, Int(1, _MANY), "epochs to train", may_differ=True),
+    Key("SOLVER.WARMUP", False, Bool(), "raise the rate linearly at the start"),
+    Key("SOLVER.WARMUP_EPOCH", 5, Int(1, _MANY), "the first epoch at the full rate"),
+    Key("SOLVER.WARMUP_FACTOR", 0.2, Float(0, 1),
+        "with linear and cosine: the rate at the start over the full rate; with steps it is ignored, as published"),
+
+    # The network and its loss
+    Key("ISON.DEPTH", 34, Int(1, 10_000),
+        "ImageNet: 18, 34 (basic), 50, 101, 152 (bottleneck); up to 64 pixels: 6n+2 (basic), 9n+2 (bottleneck)"),
+    Key("ISON.ORTHO_COEFF", 1e-4, Float(0, 1e6), "loss = cross entropy + ORTHO_COEFF * penalty; 0: no penalty"),
+    Key("ISON.ORTHO_STRIDED", "published", OneOf("published", "operator"),
+        "the penalty of strided convolutions: as published, or that of the operator that they compute"),
+    Key("ISON.HAS_BN", False, Bool(), "batch norm after every convolution"),
+    Key("ISON.HAS_ST", False, Bool(), "shortcuts: the input of a block is added to its output"),
+    Key("ISON.SReLU", True, Bool(), "shifted ReLU, max(x, b) with a learned b per channel; False: ReLU"),
+    Key("ISON.DIRAC_INIT", True, Bool(), "delta initialisation; False: normal, fan-out"),
+    Key("ISON.DELTA_ORTHOGONAL", False, Bool(),
+        "with DIRAC_INIT: the centre tap is a random orthogonal matrix instead of the identity"),
+    Key("ISON.ORTHOGONAL_CONV", False, Bool(),
+        "with DIRAC_INIT: a random orthogonal convolution of all taps; not for hundreds of layers"),
+    Key("ISON.STEM_GAIN", 1.0, Float(1e-6, 1e6),
+        "factor on the stem's initial weights; sqrt(16 / 3): 16 channels get the energy of the 3"),
+    Key("ISON.HAS_RES_MULTIPLIER", False, Bool(), "a learned scalar on each residual branch"),
+    Key("ISON.RES_MULTIPLIER", 1.0, Float(-1e6, 1e6), "the initial value of that scalar"),
+    Key("ISON.DROPOUT", False, Bool(), "dropout before the last layer"),
+    Key("ISON.DROPOUT_RATE", 0.0, Float(0, _BELOW_ONE), "the probability of dropout"),
+    Key("ISON.TRANS_FUN", "basic_transform", OneOf("basic_transform", "bottleneck_transform"),
+        "the residual branch: two 3x3 convolutions, or 1x1, 3x3 and 1x1"),
+
+    # Fine-tuning
+    Key("MODEL.INIT_FROM", "", Text(),
+        "start from these weights: a checkpoint, a run folder, the name of a run of this config, or zoo:NAME"),
+    Key("MODEL.FREEZE", [], ListOf(OneOf("stem", "s1", "s2", "s3", "s4", "head")),  # CIFAR networks have no s4
+        "parts that are not trained: [stem, s1] in a file, stem,s1 on the command line"),
+
+    # How it is computed
+    Key("RUNTIME.SEED", 0, Int(0, 2**63 - 1), "of initialisation, order of images, augmentation and dropout"),
+    Key("RUNTIME.DETERMINISTIC", False, Bool(), "refuse GPU kernels whose results vary from run to run"),
+    Key("RUNTIME.TF32", False, Bool(),
+        "GPU convolutions with 10 bits of mantissa: faster, but not the published float32"),
+    Key("RUNTIME.AMP", "off", OneOf("off", "bf16", "fp16"),
+        "autocast to 16 bits, for fp16 with gradient scaling; the penalty stays in float32"),
+    Key("RUNTIME.CHANNELS_LAST", False, Bool(), "images and weights in NHWC memory order; rounds differently"),
+    Key("RUNTIME.COMPILE", False, Bool(),
+        "torch.compile the network: faster steps after minutes at the start; on the CPU or one GPU per process"),
+    Key("RUNTIME.CHECKPOINT_ACTIVATIONS", False, Bool(),
+        "keep sqrt(n) activations of n blocks and recompute the others: less memory, steps take a third longer",
+        may_differ=True),
+    Key("RUNTIME.INPUT", "auto", OneOf("auto", "workers", "memory", "shards"),
+        "workers: processes read files; memory: all images, up to 64 pixels, on the device; shards: tar files"),
+    Key("RUNTIME.DECODER", "pil", OneOf("pil", "torch"),
+        "torch: workers decode JPEG with torchvision, which is faster; pixels differ by about 0.1 of 255"),
+    Key("RUNTIME.PROFILE", 0, Int(0, 1000),
+        "steps of the first epoch to profile, into profile.txt; 0: none", may_differ=True),
+    Key("RUNTIME.LOG_EVERY", 50, Int(1, 10**9),
+        "steps between two reads of the loss, each of which waits for the device", may_differ=True),
+    Key("RUNTIME.LOG_SPECTRUM", 0, Int(0, _MANY),
+        "epochs between two measurements of the convolutions' extreme singular values; 0: never", may_differ=True),
+    Key("RUNTIME.SAVE_EVERY", 0, Int(0, 10**9),
+        "steps between two checkpoints within an epoch; 0: only after each epoch", may_differ=True),
+    Key("RUNTIME.TENSORBOARD", False, Bool(), "also write the metrics as TensorBoard events", may_differ=True),
+    Key("RUNTIME.KEEP", 2, Int(1, 10_000), "checkpoints to keep for --resume, the newest included", may_differ=True),
+
+    # Where runs are
+    Key("OUTPUT_DIR", "./outputs/cls", Text(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/", may_differ=True),
+)  # fmt: skip
+
+KEYS = {row.name: row for row in _ROWS}
+MAY_DIFFER = frozenset(row.name for row in _ROWS if row.may_differ)
+BEFORE_THE_KEY = {row.name: row.before for row in _ROWS if row.before is not None}
 
 
 def default_cfg() -> CfgNode:
-    """A fresh tree of the defaults; no two callers share one."""
+    """A new tree of the defaults, which the caller may change."""
     cfg = CfgNode()
-    for add_keys in (_dataset, _solver, _ison, _model, _runtime):
-        add_keys(cfg)
-    cfg.OUTPUT_DIR = "./outputs/cls"  # runs lie in OUTPUT_DIR/DATASET.NAME/<--output>/
+    for row in _ROWS:
+        node, _, leaf = row.name.rpartition(".")
+        (cfg.setdefault(node, CfgNode()) if node else cfg)[leaf] = copy.copy(row.default)
     return cfg
-
-
-def _dataset(cfg: CfgNode) -> None:
-    cfg.DATASET = CfgNode()
-    cfg.DATASET.ROOT = "./data/"  # folder that holds the data sets
-    cfg.DATASET.NAME = "ILSVRC2012"  # CIFAR10, CIFAR100, digits; else a folder ROOT/NAME/{train,val}/<class>/
-    cfg.DATASET.NUM_CLASSES = 1000  # width of the linear layer
-    cfg.DATASET.NUM_WORKERS = 8  # processes that decode images not held in memory; 0: none
-    cfg.DATASET.DOWNLOAD = False  # fetch CIFAR into ROOT where it is missing
-    cfg.DATASET.IMAGE_SIZE = 0  # pixels; 0: the set's own (CIFAR 32, digits 8, else 224); up to 64: CIFAR networks
-    cfg.DATASET.PADDING = -1  # pixels around small images out of which crops are drawn; -1: an eighth of the side
-    cfg.DATASET.MEAN = []  # per channel, in [0, 1]; empty: the set's own (folders: ImageNet's, up to 64 px CIFAR's)
-    cfg.DATASET.STD = []  # likewise
-    cfg.DATASET.SHUFFLE_BUFFER = 1000  # images of shards out of which each worker draws the next; held as JPEG
-    cfg.DATASET.ON_ERROR = "stop"  # at an image that cannot be read; skip: leave it out, count it, list it at the end
-
-
-def _solver(cfg: CfgNode) -> None:
-    cfg.SOLVER = CfgNode()
-    cfg.SOLVER.BASE_LR = 0.05  # per GPU: grows with the number of GPUs, and with ACCUMULATE
-    cfg.SOLVER.SCHEDULE = "steps"  # linear, cosine: falls with every step, to 0 at the end; milestones do nothing
-    cfg.SOLVER.LR_MILESTONES = [30, 60, 90]  # the rate falls after each of these epochs
-    cfg.SOLVER.LR_GAMMA = 0.1  # by this factor
-    cfg.SOLVER.WEIGHT_DECAY = 1e-4  # on all but the SReLU shifts
-    cfg.SOLVER.MOMENTUM = 0.9
-    cfg.SOLVER.DAMPENING = False  # True: dampening 1 in torch's SGD
-    cfg.SOLVER.NESTEROV = False
-    cfg.SOLVER.TRAIN_BATCH_SIZE = 128  # images per GPU
-    cfg.SOLVER.TEST_BATCH_SIZE = 200  # images per GPU
-    cfg.SOLVER.ACCUMULATE = 1  # batches whose gradients add up to a step's: each GPU does the work of so many
-    cfg.SOLVER.DROP_LAST = True  # leave out the last, incomplete training batch, as published; not the only one
-    cfg.SOLVER.MAX_EPOCHS = 100
-    cfg.SOLVER.WARMUP = False  # a linear ramp of the rate at the start; with steps, full rate * epoch / WARMUP_EPOCH
-    cfg.SOLVER.WARMUP_EPOCH = 5  # the first epoch at the full rate
-    cfg.SOLVER.WARMUP_FACTOR = 0.2  # share of the full rate at the start, with linear and cosine; steps ignores it
-
-
-def _ison(cfg: CfgNode) -> None:
-    cfg.ISON = CfgNode()
-    cfg.ISON.DEPTH = 34  # 18, 34, 50, 101, 152; up to 64 px: 6n+2 (basic) or 9n+2 (bottleneck)
-    cfg.ISON.ORTHO_COEFF = 1e-4  # loss = cross entropy + ORTHO_COEFF * penalty; 0: no penalty
-    cfg.ISON.ORTHO_STRIDED = "published"  # operator: the penalty of strided convs is that of the map they compute
-    cfg.ISON.HAS_BN = False  # batch norm after every conv
-    cfg.ISON.HAS_ST = False  # shortcuts
-    cfg.ISON.SReLU = True  # False: ReLU
-    cfg.ISON.DIRAC_INIT = True  # delta initialisation; False: normal, fan-out
-    cfg.ISON.DELTA_ORTHOGONAL = False  # with DIRAC_INIT: a random orthogonal centre tap, not the identity
-    cfg.ISON.ORTHOGONAL_CONV = False  # with DIRAC_INIT: a random orthogonal conv of all taps; not for 100s of layers
-    cfg.ISON.STEM_GAIN = 1.0  # factor on the stem's initial weights; sqrt(16 / 3): 16 channels as strong as the 3
-    cfg.ISON.HAS_RES_MULTIPLIER = False  # a learned scalar on each residual branch
-    cfg.ISON.RES_MULTIPLIER = 1.0  # that scalar's start
-    cfg.ISON.DROPOUT = False  # before the linear layer
-    cfg.ISON.DROPOUT_RATE = 0.0
-    cfg.ISON.TRANS_FUN = "basic_transform"  # or bottleneck_transform
-
-
-def _model(cfg: CfgNode) -> None:
-    cfg.MODEL = CfgNode()
-    cfg.MODEL.INIT_FROM = ""  # start with the weights of a checkpoint, a run folder, a run of this config, or zoo:NAME
-    cfg.MODEL.FREEZE = []  # parts whose weights stay as they are, such as [stem, s1], or stem,s1 on a command line
-
-
-def _runtime(cfg: CfgNode) -> None:
-    cfg.RUNTIME = CfgNode()
-    cfg.RUNTIME.SEED = 0  # of initialisation, order, augmentation and dropout
-    cfg.RUNTIME.DETERMINISTIC = False  # refuse GPU kernels whose result varies from run to run
-    cfg.RUNTIME.TF32 = False  # GPU convolutions with 10 bits of mantissa: faster, not the published float32
-    cfg.RUNTIME.AMP = "off"  # bf16: autocast; fp16: autocast with gradient scaling; the penalty stays float32
-    cfg.RUNTIME.CHANNELS_LAST = False  # images and weights in NHWC order in memory; sums in another order
-    cfg.RUNTIME.COMPILE = False  # torch.compile the network: minutes at the start, faster steps; one GPU, or the CPU
-    cfg.RUNTIME.CHECKPOINT_ACTIVATIONS = False  # keep the square root of them, compute the rest again: a third slower
-    cfg.RUNTIME.INPUT = "auto"  # memory: up to 64 px, held on the device; workers: files, read by processes; shards
-    cfg.RUNTIME.DECODER = "pil"  # torch: workers read JPEG with torchvision, faster; pixels differ by some 0.1 of 255
-    cfg.RUNTIME.PROFILE = 0  # steps of the first epoch whose operators are timed, into profile.txt; 0: none
-    cfg.RUNTIME.LOG_EVERY = 50  # steps between two looks at the loss, each of which waits for the device
-    cfg.RUNTIME.LOG_SPECTRUM = 0  # epochs between two looks at the convs' extreme singular values; 0: none
-    cfg.RUNTIME.SAVE_EVERY = 0  # steps between two checkpoints within an epoch; 0: one after each epoch only
-    cfg.RUNTIME.TENSORBOARD = False  # the metrics as events for TensorBoard, too, in the run's folder
-    cfg.RUNTIME.KEEP = 2  # checkpoints to resume from that are kept: latest.pt and the ones before it

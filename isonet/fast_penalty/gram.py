@@ -1,8 +1,9 @@
-"""The penalty of kernels of one shape as one autograd function, its gradient in closed form.
+"""The penalty of kernels of one shape as one autograd function, with its gradient in closed form.
 
-``points`` computes both at once from the taps; here weights become taps and gradients of taps gradients of weights,
-whatever the layout, the groups and the precision that the process has chosen. Second derivatives, ``torch.func`` and
-forward-mode differentiation are left to the definition (``isonet.ortho.kernel_penalty``).
+``points`` computes both at once from the taps. This module turns weights into taps, and gradients of taps into
+gradients of weights, for any memory layout, any groups and any precision that the process has chosen. The definition
+(``isonet.ortho.kernel_penalty``) computes second derivatives, ``torch.func``, forward-mode differentiation, and the
+kernels that have no points.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import torch
 from torch import Tensor
 
 from isonet.convs import ConvShape
-from isonet.fast_penalty.points import Points, points_for
+from isonet.fast_penalty.points import Points, has_points, points_for
 from isonet.ortho import OPERATOR, PUBLISHED, kernel_penalty, unreachable
 from isonet.precision import full_precision
-from isonet.transforms import transforms_active
+from isonet.private_torch import transforms_active
 
-# What a value at a point costs beside products, as it goes through memory: fitted to times of 34 shapes of
-# ImageNet and CIFAR networks on a CPU, most of which it then tells to a quarter
+# The cost of a value at a point besides products, since it passes through memory. Fitted to times of 34 shapes of
+# ImageNet and CIFAR networks on a CPU; it predicts most of them to within a quarter
 _MACS_PER_VALUE = 256
+_COMPLEX_MACS = 4  # real multiply-accumulates in a complex one
 
 
 class Grams(NamedTuple):
-    """The Gram matrices of one kind of convolution, as the penalty asks for them."""
+    """The Gram matrices of one shape of convolution, as the penalty needs them."""
 
     conv: ConvShape
     strided: str = PUBLISHED
@@ -39,8 +41,13 @@ class Grams(NamedTuple):
 
     @property
     def fast(self) -> bool:
-        """Not if the columns of an operator with a stride are needed: they mix the phases of the kernel."""
-        return self.strided == PUBLISHED or not self.exchanged or math.prod(self.conv.step) == 1
+        """Whether points compute the penalty, rather than the definition.
+
+        They do for the kernels of all configs: up to three taps on each of two axes. The definition computes larger
+        kernels, most with three axes, and the columns of an operator with a stride, which mix the kernel's phases.
+        """
+        mixed = self.strided == OPERATOR and self.exchanged and math.prod(self.conv.step) > 1
+        return not mixed and has_points(self.conv.kernel, self.conv.step)
 
     @property
     def rows(self) -> int:
@@ -49,25 +56,33 @@ class Grams(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """D: of the other side."""
+        """D: channels, in one group, of the other side."""
         return (self.conv.out_channels if self.exchanged else self.conv.in_channels) // self.conv.groups
 
+    @property
+    def values(self) -> int:
+        """Numbers in the values of one kernel at all points, or frequencies: the largest intermediate result."""
+        at = self.points().rows if self.fast else math.prod(2 * k - 1 for k in self.conv.kernel)
+        return at * self.conv.groups * self.rows * self.columns
+
     def cost(self) -> float:
-        """About how long the penalty and its gradient take, in multiply-accumulates, to tell long from short ones."""
-        points = self.points()
-        values = points.rows * self.rows * self.columns
-        return self.conv.groups * (sum(points.macs(self.rows, self.columns)) + _MACS_PER_VALUE * values)
+        """Return about how long the penalty and its gradient take, in multiply-accumulates, to compare shapes."""
+        if self.fast:
+            products = self.conv.groups * sum(self.points().macs(self.rows, self.columns))
+        else:
+            products = 3 * _COMPLEX_MACS * self.values * self.rows  # one product forward, two backward
+        return products + _MACS_PER_VALUE * self.values
 
     def points(self, like: Tensor | None = None) -> Points:
-        """Where the kernels are evaluated, in the type and on the device of ``like`` (None: float32, the CPU)."""
+        """Return where the kernels are evaluated, in the type and on the device of ``like``, or float32 on the CPU."""
         dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
         return points_for(self.conv.kernel, self.conv.step, dtype, device)
 
 
 def gram_penalty(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
-    """The penalty of each of ``weights``, (out, in / groups, *kernel) of one shape: (len(weights),).
+    """Return the penalty of each of ``weights``, (out, in / groups, *kernel) of one shape: (len(weights),).
 
-    In the weights' type but at least float32.
+    The result has the weights' type, but at least float32.
     """
     if transforms_active() or not grams.fast:
         return _by_definition(grams, *weights)
@@ -80,9 +95,9 @@ def _by_definition(grams: Grams, *weights: Tensor) -> Tensor:
 
 
 class _GramPenalty(torch.autograd.Function):
-    """Returns the penalties, and their gradients by taps, (K, layers * groups, C, D), which are for its own use.
+    """Returns the penalties, and for the backward pass their gradients by taps, (K, layers * groups, C, D).
 
-    The first derivative is the one that ``points`` computed; if it is differentiated again, it is the definition's.
+    ``points`` computes the first derivative. If it is differentiated again, the definition computes both.
     """
 
     @staticmethod
@@ -106,20 +121,20 @@ class _GramPenalty(torch.autograd.Function):
         grad, *weights = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             return None, None, *_differentiable_gradients(ctx.grams, weights, cotangent)
-        # (K, layers, groups, C, D), each layer by its share of the incoming gradient
+        # (K, layers, groups, C, D), each layer multiplied by its incoming gradient
         grad = grad.reshape(-1, len(weights), ctx.grams.conv.groups, *grad.shape[2:]) * cotangent.view(-1, 1, 1, 1)
         return None, None, *(_from_taps(ctx.grams, g, w) for g, w in zip(grad.unbind(1), weights, strict=True))
 
 
 def _differentiable_gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    """The definition's, as functions of the weights and of the incoming gradient, (layers,)."""
+    """Return the definition's gradients as functions of the weights and of the incoming gradient, (layers,)."""
     wanted = [weight for weight in weights if weight.requires_grad]
-    found = iter(torch.autograd.grad(_by_definition(grams, *weights), wanted, cotangent, create_graph=True))
-    return [_laid_out_like(weight, next(found)) if weight.requires_grad else None for weight in weights]
+    gradients = iter(torch.autograd.grad(_by_definition(grams, *weights), wanted, cotangent, create_graph=True))
+    return [_laid_out_like(weight, next(gradients)) if weight.requires_grad else None for weight in weights]
 
 
 def _laid_out_like(weight: Tensor, gradient: Tensor) -> Tensor:
-    """``gradient`` in the type and memory order of ``weight``, which a fused optimizer takes for granted."""
+    """Return ``gradient`` in the type and memory layout of ``weight``, as a fused optimizer requires."""
     return torch.empty_like(weight, requires_grad=False).copy_(gradient)
 
 
@@ -133,6 +148,6 @@ def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _from_taps(grams: Grams, taps: Tensor, weight: Tensor) -> Tensor:
-    """The way back, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), laid out like ``weight``."""
+    """The inverse, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), laid out like ``weight``."""
     order = (1, 3, 2, 0) if grams.exchanged else (1, 2, 3, 0)
     return _laid_out_like(weight, taps.permute(order).flatten(0, 1).unflatten(2, grams.conv.kernel))

@@ -1,4 +1,4 @@
-"""The penalty of a whole network, planned once: which convolutions are computed together, and by which rank."""
+"""The penalty of a whole network, planned once: which convolutions are computed together, and on which rank."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from isonet.fast_penalty.gram import Grams, gram_penalty
 from isonet.ortho import PUBLISHED, STRIDED, penalised_convs
 from isonet.shares import WHOLE, Share, balance
 
-# Elements of the largest intermediate result: 16 MiB of float32, about a processor's cache
+# Numbers in the largest intermediate result: 16 MiB of float32, about the size of a processor's cache
 _TOGETHER = 1 << 22
 
 
 class OrthoPenalty:
     """The penalty of a module's convolutions, with the plan of its computation made once.
 
-    Calling it gives the sum over all convolutions, without its coefficient: a scalar, in the weights' type but at least
-    float32, whatever autocast and TF32 settings say; 0 for a module without a penalised convolution. It reads the
-    weights that the module holds at that time; after a convolution was added, exchanged or moved to another device,
-    make a new one. First derivatives are fast; second derivatives, ``torch.func`` and forward mode work and cost more.
+    A call returns the sum over all convolutions, without the coefficient: a scalar in the weights' type, but at least
+    float32, whatever the autocast and TF32 settings. It is 0 for a module without a penalised convolution. A call reads
+    the module's current weights. After a convolution was added, replaced or moved to another device, make a new plan.
 
-    It takes 1-d to 3-d convolutions with any stride, dilation and groups, and transposed ones, through their adjoint.
-    As in the paper, it leaves out a 7x7 stem and convolutions that read 3 channels.
+    The penalty is defined for 1-d to 3-d convolutions with any stride, dilation and groups, and for transposed ones
+    through their adjoint. As in the paper, a 7x7 stem and convolutions that read 3 channels are left out.
 
-    share: this rank's share; each rank takes some of the convolutions, in about the same time, and the sum over the
+    First derivatives of kernels of up to three taps on each of two axes are fast. The definition computes the rest:
+    second derivatives, ``torch.func``, forward mode, and larger kernels. A 5x5 takes about twice as long as in the
+    paper's formulation, and 2 to 25 times as long as points for it would (``python -m benchmarks.penalty``).
+
+    share: this rank's share. Each rank takes some of the convolutions, in about the same time, and the sum over the
     ranks is the penalty.
-    strided: "published", or "operator", which differs for strides with more outputs than inputs (``isonet.ortho``).
-    skip: leaves out modules, each with all modules below it: their names, or a predicate of name and module.
-    everywhere: takes the 7x7 stem and convolutions that read 3 channels, too.
-    Raises ``ValueError`` for another ``strided`` and for a name in ``skip`` that no module has.
+    strided: "published" or "operator"; they differ for strides with more outputs than inputs (``isonet.ortho``).
+    skip: modules to leave out, each with all modules below it: their names, or a predicate of name and module.
+    everywhere: count the 7x7 stem and convolutions that read 3 channels, too.
+
+    Raises ``ValueError`` for any other ``strided``, and for a name in ``skip`` that no module has.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class OrthoPenalty:
         return torch.cat(terms).sum() if terms else self.nothing.clone()
 
     def per_conv(self) -> dict[str, Tensor]:
-        """The terms of the sum: a scalar for each penalised convolution, in the network's order."""
+        """Return the terms of the sum: a scalar for each penalised convolution, in the network's order."""
         terms: dict[str, Tensor] = {}
         for names, values in self._penalties():
             terms.update(zip(names, values, strict=True))
@@ -69,19 +73,19 @@ class OrthoPenalty:
 
 
 def ortho_penalty(module: nn.Module, *, strided: str = PUBLISHED, skip: Skip = (), everywhere: bool = False) -> Tensor:
-    """The penalty of all convolutions of ``module``: one call of ``OrthoPenalty``, which explains the arguments."""
+    """Return the penalty of all convolutions of ``module``. Arguments and result as in ``OrthoPenalty``."""
     return OrthoPenalty(module, strided=strided, skip=skip, everywhere=everywhere)()
 
 
 def ortho_penalty_per_conv(
     module: nn.Module, *, strided: str = PUBLISHED, skip: Skip = (), everywhere: bool = False
 ) -> dict[str, Tensor]:
-    """The terms of ``ortho_penalty``: a scalar for each penalised convolution, in the network's order."""
+    """Return the terms of ``ortho_penalty``: a scalar for each penalised convolution, in the network's order."""
     return OrthoPenalty(module, strided=strided, skip=skip, everywhere=everywhere).per_conv()
 
 
 def deal_out(convs: Iterable[tuple[str, Conv]], parts: int, strided: str = PUBLISHED) -> list[list[tuple[str, Conv]]]:
-    """Named convolutions in ``parts`` parts that cost about the same; the same on every rank."""
+    """Split named convolutions into ``parts`` parts that cost about the same, in the same way on every rank."""
     convs = list(convs)
     if parts == 1:
         return [convs]
@@ -90,18 +94,12 @@ def deal_out(convs: Iterable[tuple[str, Conv]], parts: int, strided: str = PUBLI
 
 
 def _groups(convs: dict[str, Conv], strided: str) -> Iterator[tuple[Grams, dict[str, Conv]]]:
-    """Convolutions to be computed together: those of one shape, as far as that pays."""
+    """Group the convolutions of one shape, as many at a time as keep the largest intermediate result in the cache."""
     alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
     for name, conv in convs.items():
         alike[Grams(shape_of(conv), strided), conv.weight.dtype, conv.weight.device][name] = conv
     for (grams, _, _), same in alike.items():
-        together = _how_many_together(grams)
+        together = max(1, _TOGETHER // grams.values)
         names = list(same)
         for start in range(0, len(names), together):
             yield grams, {name: same[name] for name in names[start : start + together]}
-
-
-def _how_many_together(grams: Grams) -> int:
-    """As many as keep the largest intermediate result, the values at all points, near the processor; at least one."""
-    values_of_one = grams.points().rows * grams.conv.groups * grams.rows * grams.columns
-    return max(1, _TOGETHER // values_of_one)

@@ -1,7 +1,7 @@
 """Checkpoints: what is in one, and how it is written and read safely.
 
 A checkpoint of this project is a dictionary with ``model`` (the bare network's weights) and ``config``
-(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.state``).
+(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.loop.Run.save``).
 """
 
 from __future__ import annotations
@@ -65,6 +65,12 @@ class Checkpoint:
         """The number of finished epochs."""
         epoch = self.state.get("epoch")
         return epoch if type(epoch) is int else None
+
+    @property
+    def num_gpus(self) -> int | None:
+        """The number of GPUs that the run used, on all ranks."""
+        devices = self.state.get("num_devices")
+        return devices if type(devices) is int and devices > 0 else None
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:

@@ -1,17 +1,18 @@
-"""Where a run lies: one folder ``OUTPUT_DIR/DATASET.NAME/<output>/`` with fixed names inside."""
+"""Where a run lies: one folder ``OUTPUT_DIR/DATASET.NAME/<output>/`` with fixed names inside. Needs no torch."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, ConfigError
-from isonet.files.checkpoint import save_checkpoint
-from isonet.files.storage import link_file
+from isonet.files.storage import link_file, write_file
+
+LATEST = ""  # the value of --resume without a checkpoint
+AUTO = "auto"  # of --resume: resume this run if it has saved anything, else start it
 
 _NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 
@@ -43,7 +44,7 @@ class RunFolder:
 
     @property
     def metrics(self) -> Path:
-        """One JSON line per epoch: what was computed, and so the same whenever the run is repeated."""
+        """One JSON line per epoch with what was computed: equal whenever the run is repeated."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -58,21 +59,21 @@ class RunFolder:
 
     @property
     def profile(self) -> Path:
-        """Where the time of some steps went, if RUNTIME.PROFILE asked."""
+        """The costliest operators of some steps, if RUNTIME.PROFILE asks for them."""
         return self.path / "profile.txt"
 
     @property
     def skipped(self) -> Path:
-        """Images that were left out since they could not be read, if DATASET.ON_ERROR allowed it."""
+        """Images that could not be read, with DATASET.ON_ERROR skip."""
         return self.path / "skipped.txt"
 
     @property
     def curves(self) -> Path:
-        """The metrics against the epochs, as a picture, where matplotlib is installed."""
+        """The metrics against the epochs, as a picture, if matplotlib is installed."""
         return self.path / "curves.png"
 
     def events(self) -> list[Path]:
-        """Files for TensorBoard, if RUNTIME.TENSORBOARD asked for them."""
+        """Files for TensorBoard, if RUNTIME.TENSORBOARD asks for them."""
         return list(self.path.glob("events.out.tfevents.*"))
 
     def numbered(self) -> list[Path]:
@@ -80,34 +81,34 @@ class RunFolder:
         return sorted((file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)), key=_position)
 
     def resumable(self) -> list[Path]:
-        """The checkpoints to go on from, the newest first; ``latest`` stands for its other name where it has one."""
+        """The checkpoints to resume from, the newest first; ``latest`` replaces its other name if it has one."""
         newest_first = self.numbered()[::-1]
         if not self.latest.is_file():
             return newest_first
         if newest_first and self.latest.samefile(newest_first[0]):
             return [self.latest, *newest_first[1:]]
-        return [*newest_first, self.latest]  # a kill before it was renewed, or a copy of the folder
+        return [*newest_first, self.latest]  # a kill came before it was renewed, or the folder is a copy
 
-    def save(self, state: dict[str, Any], epoch: int, step: int, keep: int, best: bool = False) -> None:
-        """Save ``state``, of ``epoch`` after ``step`` (0: after all of it), as the latest; keep the last ``keep``.
+    def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
+        """Save a checkpoint of ``epoch`` after ``step`` (0: after all of it) as the latest; keep the last ``keep``.
 
-        best: let ``best`` mean it as well. At every moment ``latest`` and ``best`` are whole. Raises
-        ``StorageError``, with both intact, where nothing can be written.
+        best: make ``best`` another name of it, too. ``latest`` and ``best`` are whole at every moment. Raises
+        ``StorageError``, with both intact, if nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
-        save_checkpoint(path, state)
-        if best:  # first, so that the latest never claims a best that is not there
+        write_file(path, content)
+        if best:  # first, so that the latest never names a best epoch whose file is missing
             link_file(path, self.best)
         link_file(path, self.latest)
         for old in self.numbered()[:-keep]:
             old.unlink(missing_ok=True)
 
     def set_aside(self, damaged: Path) -> None:
-        """Rename a damaged checkpoint, so that it is not counted among those to go on from."""
+        """Rename a damaged checkpoint, so that it is no longer one to resume from."""
         damaged.replace(damaged.with_name(damaged.name + ".damaged"))
 
     def set_log_aside(self) -> None:
-        """Rename the log of an attempt that saved nothing, which a new one would begin anew."""
+        """Rename the log of a start that saved nothing, so that the next start does not overwrite it."""
         if self.log.exists():
             self.log.replace(self.log.with_name("log-before-restart.txt"))
 
@@ -115,7 +116,7 @@ class RunFolder:
         return any(file.exists() for file in self._files())
 
     def clear(self) -> None:
-        """Remove the files of the run, and nothing else that lies there."""
+        """Remove the files of the run, and nothing else."""
         for file in self._files():
             file.unlink(missing_ok=True)
 
@@ -136,27 +137,72 @@ def _position(numbered: Path) -> tuple[int, int]:
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
     """The folder of the run ``output`` of this config, whether it exists or not."""
     one_name = output not in ("", ".", "..") and not set(output) & {"/", "\\"} and output.isprintable()
-    if not one_name or len(output.encode()) > 255:  # bytes, of Linux's file systems
+    if not one_name or len(output.encode()) > 255:  # bytes: the limit of Linux's file systems
         raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r:.100}")
     return RunFolder(Path(cfg.OUTPUT_DIR) / cfg.DATASET.NAME / output)
 
 
+def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> list[Path]:
+    """The checkpoints that ``--resume`` means, the newest first; none if the run starts afresh.
+
+    resume: a checkpoint or a run folder, "" for the folder's own latest, "auto" for that if there is one, None for a
+    start. Raises ``CheckpointError`` if there is nothing to resume, and for a run in ``folder`` that neither ``resume``
+    nor ``overwrite`` allows to touch.
+    """
+    if resume is not None and overwrite:
+        raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
+    if resume is None:
+        if folder.holds_a_run() and not overwrite:
+            run = "a run: continue it with --resume," if folder.resumable() else "a run that saved nothing:"
+            raise CheckpointError(
+                f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
+            )
+        return []
+    source, candidates = _candidates(folder, resume)
+    if not candidates and resume == AUTO:
+        return []
+    if not candidates:
+        if resume != LATEST:
+            raise CheckpointError(f"--resume {resume}: no such checkpoint, and no run folder with one")
+        how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
+        raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
+    own = folder.resumable()
+    continues = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
+    if folder.holds_a_run() and not continues:
+        raise CheckpointError(
+            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
+            "--output to resume that into, or continue this run with --resume alone"
+        )
+    return candidates
+
+
+def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
+    """The folder that ``resume`` means, and its checkpoints, the newest first."""
+    asked = Path(resume)
+    try:
+        if resume in (LATEST, AUTO) or asked.is_dir():
+            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
+            return source, source.resumable()
+        return RunFolder(asked.parent), [asked] if asked.is_file() else []
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
+
+
 def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
-    """The file that ``--ckpt`` means: a checkpoint, a run folder's best, or that of a run of ``cfg``."""
+    """The file that ``--ckpt`` names: a checkpoint, the best one of a run folder, or that of a run of ``cfg``."""
     path = Path(ckpt)
     try:
         if path.is_file():
             return path
-        candidates = [RunFolder(path)]
+        folders = [RunFolder(path)]
         if path.name == ckpt and cfg is not None:
-            candidates.append(run_folder(cfg, ckpt))
-        for folder in candidates:
-            for file in (folder.best, folder.latest):
-                if file.is_file():
-                    return file
+            folders.append(run_folder(cfg, ckpt))
+        files = [file for folder in folders for file in (folder.best, folder.latest) if file.is_file()]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--ckpt {ckpt!r:.100}: cannot be looked for ({error!s:.100})") from None
-    places = " nor at ".join(str(folder.path) for folder in candidates)
+    if files:
+        return files[0]
+    places = " nor at ".join(str(folder.path) for folder in folders)
     hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
     raise CheckpointError(
         f"no checkpoint {ckpt}: neither a file nor a folder that holds best.pt or latest.pt is at {places}{hint}"

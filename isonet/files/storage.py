@@ -1,10 +1,9 @@
-"""Files that are whole at every moment, and a folder that one process writes at a time."""
+"""Files that are whole at every moment, and a folder that one process writes at a time. Needs no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -12,20 +11,21 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from isonet.errors import CheckpointError, StorageError
 
-log = logging.getLogger("isonet")
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # what file systems without locks answer
+log = logging.getLogger("isonet")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Put ``content`` at ``path``, where at every moment a whole file lies, the former or the new one.
+    """Write ``content`` to ``path``, where a whole file lies at every moment: the former one or the new one.
 
-    It is written beside ``path``, forced to disk and renamed, so that neither a kill nor a power cut
-    leaves a part. Raises ``StorageError``, with the former file intact, where it cannot be written.
+    It is written beside ``path``, forced to disk and renamed, so that neither a kill nor a power cut leaves a part.
+    Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = None
@@ -48,7 +48,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file. A kill may leave a part of it, which whoever reads the file must allow for."""
+    """Append a line to a text file. A kill may truncate the last line; readers must tolerate that."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -57,7 +57,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def link_file(path: Path, name: Path) -> None:
-    """Let ``name`` mean the file at ``path`` as well, in one step; a copy where the file system has no links."""
+    """Make ``name`` another name of the file at ``path``, in one step; a copy if the file system has no links."""
     temporary = name.parent / f".{name.name}.link.tmp"
     try:
         temporary.unlink(missing_ok=True)
@@ -69,13 +69,13 @@ def link_file(path: Path, name: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process had begun to write in ``folder``."""
+    """Remove the incomplete files of a killed process from ``folder``."""
     for file in folder.glob(".*.tmp"):
         file.unlink(missing_ok=True)
 
 
 def reason(error: OSError) -> str:
-    """The system's words, such as "No space left on device", and what they ask for."""
+    """The system's reason, such as "No space left on device", and the remedy."""
     remedy = {errno.ENOSPC: ": make room", errno.EDQUOT: ": make room", errno.ENOENT: ": its folder is gone"}
     return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
 
@@ -88,7 +88,7 @@ def _sync_folder(folder: Path) -> None:
     """Force a rename to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot
+        with contextlib.suppress(OSError):  # some network file systems do not support it
             os.fsync(handle)
     finally:
         os.close(handle)
@@ -101,17 +101,16 @@ def _umask() -> int:
 
 
 class FolderLock:
-    """Keeps a second process out of ``folder`` while the ``with`` block runs.
+    """Keeps other processes out of ``folder`` while the ``with`` block runs, by filelock on the file ``lock``.
 
-    The lock is the operating system's, on the file ``lock``, and ends with the process that holds it,
-    however that ends; the file names its holder. Worker processes do not inherit it. A ``with`` block
-    on a folder that does not exist holds nothing until ``acquire``.
-    Raises ``CheckpointError``, which names host and process, where another process holds it.
+    The operating system releases the lock when the process ends, however it ends. ``lock.json`` beside it names the
+    holder. On a folder that does not exist the ``with`` block holds nothing until ``acquire``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "lock"
-        self.handle: int | None = None
+        self.holder = folder / "lock.json"
+        self._lock: BaseFileLock | None = None
 
     def __enter__(self) -> FolderLock:
         if os.path.isdir(self.path.parent):
@@ -119,81 +118,53 @@ class FolderLock:
         return self
 
     def acquire(self) -> bool:
-        """Take the lock; returns whether this object did not hold it before."""
-        held = self.handle is not None
-        while self.handle is None:
-            try:
-                handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            except OSError as error:
-                message = f"{self.path.parent}: cannot be written ({reason(error)}); see OUTPUT_DIR"
-                raise StorageError(message) from None
-            try:
-                self._lock(handle)
-            except BaseException:
-                os.close(handle)
-                raise
-            if self._is_current(handle):
-                self.handle = handle
-                self._sign(handle)
-            else:  # its holder removed the file between our two calls
-                os.close(handle)
-        return not held
+        """Take the lock; returns whether this object did not hold it before.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self.handle is None:
-            return
-        with contextlib.suppress(OSError):
-            self.path.unlink()
-        os.close(self.handle)
-        self.handle = None
+        Raises ``CheckpointError``, which names host and process, if another process holds it, and ``StorageError`` if
+        the folder cannot be written.
+        """
+        from filelock import FileLock, Timeout  # here: a mistake in the command is reported before anything is locked
 
-    def _lock(self, handle: int) -> None:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = _read(handle)
-            if error.errno in _NO_LOCKS and not _may_live(holder):
-                return
-            raise CheckpointError(self._in_use(holder)) from None
-
-    def _is_current(self, handle: int) -> bool:
-        try:
-            return os.path.samestat(os.fstat(handle), os.stat(self.path))
-        except FileNotFoundError:
+        if self._lock:
             return False
-
-    def _sign(self, handle: int) -> None:
-        """Write down who holds the lock, and tell of a former holder that did not end well."""
-        if former := _read(handle):
+        lock = FileLock(self.path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise CheckpointError(self._in_use(self._read_holder())) from None
+        except OSError as error:
+            raise StorageError(f"{self.path.parent}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+        self._lock = lock
+        if former := self._read_holder():
             log.info("process %s on %s was killed while it wrote to this folder", former["pid"], former["host"])
         me = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
         try:
-            os.truncate(handle, 0)
-            os.pwrite(handle, json.dumps(me).encode(), 0)
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot be written ({reason(error)})") from None
+            write_file(self.holder, json.dumps(me))
+        except BaseException:
+            self._release()
+            raise
+        return True
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        """Remove the files while they are still locked: a process that waits for one of them sees that it is gone."""
+        if self._lock:
+            for file in (self.holder, self.path):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+            self._lock.release()
+            self._lock = None
+
+    def _read_holder(self) -> dict[str, object]:
+        """Host, process and time of the holder; empty if the file is missing or incomplete."""
+        try:
+            found = json.loads(self.holder.read_text(encoding="utf-8"))
+            return {key: found[key] for key in ("host", "pid", "since")}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     def _in_use(self, holder: dict[str, object]) -> str:
         who = "process {pid} on {host}, since {since}".format(**holder) if holder else "another process"
-        return (
-            f"{self.path.parent} is in use by {who}: wait for it, stop it, or choose another --output"
-            f" (if it no longer exists, remove {self.path})"
-        )
-
-
-def _read(handle: int) -> dict[str, object]:
-    """The holder that a lock file names; empty where it names none."""
-    try:
-        found = json.loads(os.pread(handle, 4096, 0))
-        return {key: found[key] for key in ("host", "pid", "since")}
-    except (ValueError, KeyError, TypeError):
-        return {}
-
-
-def _may_live(holder: dict[str, object]) -> bool:
-    """Whether the holder may still run, where the file system has no locks to tell: not if it is known to be dead."""
-    if not holder or holder["host"] != socket.gethostname():
-        return bool(holder)
-    return Path(f"/proc/{holder['pid']}").exists()
+        return f"{self.path.parent} is in use by {who}: wait for it, stop it, or choose another --output"

@@ -1,4 +1,4 @@
-"""How far a network is from an isometry: singular values of its layers, norms of its signals, its Jacobian."""
+"""How far a network is from an isometry: singular values of its layers and its Jacobian, and norms of its signals."""
 
 from isonet.isometry.jacobian import Extremes, extreme_singular_values, jacobian_of
 from isonet.isometry.signal import LayerNorms, signal_norms

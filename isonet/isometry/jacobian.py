@@ -1,8 +1,9 @@
-"""The largest and the smallest singular value of a Jacobian that is never written down.
+"""The largest and the smallest singular value of a Jacobian, from products with vectors alone.
 
 Golub-Kahan-Lanczos bidiagonalisation: products with the Jacobian (forward mode) and with its transpose (a backward
-pass) build two orthonormal bases in which it is bidiagonal; the singular values of that small matrix approach its
-extreme ones from within. Every new direction is made orthogonal to all before it, so that none is found twice.
+pass) build two orthonormal bases in which the Jacobian is bidiagonal. The extreme singular values of that small matrix
+approach those of the Jacobian from within. Each new direction is orthogonalised against all earlier ones, so that no
+singular value is found twice.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Extremes:
-    """Of the singular values that the shape allows, as many as the smaller space has dimensions.
+    """Bounds on the extremes of the min(rows, columns) singular values after ``steps`` steps.
 
     The true largest is at least ``largest``, the true smallest at most ``smallest``. Some singular value lies within
-    ``largest_error`` of the one, some within ``smallest_error`` of the other.
+    ``largest_error`` of ``largest``, and some within ``smallest_error`` of ``smallest``.
     """
 
     largest: float
@@ -35,16 +36,16 @@ class Extremes:
 
 
 def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Product, Product, int, int]:
-    """Products with the Jacobian of ``function`` at ``at`` and with its transpose, and its columns and rows.
+    """The products of flat vectors with the Jacobian of ``function`` at ``at`` and with its transpose.
 
-    The products take and return flat vectors.
+    Returns the two functions, and the Jacobian's numbers of columns and rows.
     """
     at = at.detach()
     with torch.enable_grad():
         point = at.clone().requires_grad_()
         output = function(point)
-        # Twice backward is forward: what the transpose gives is linear in what it is given, and this its gradient.
-        # So SReLU's own rule at ties holds in both directions
+        # Two backward passes make a forward product: ``back`` is linear in ``given``, and its derivative is the
+        # Jacobian's transpose. Unlike forward mode, this uses SReLU's own gradient at ties
         given = torch.zeros_like(output, requires_grad=True)
         (back,) = torch.autograd.grad(output, point, given, create_graph=True)
 
@@ -65,15 +66,16 @@ def extreme_singular_values(
     seed: int = 0,
     name: str = "",
 ) -> Extremes:
-    """Of the Jacobian of ``function`` at ``at``, both tensors of any shape.
+    """The extreme singular values of the Jacobian of ``function`` at ``at``; its input and output may have any shape.
 
-    Ends after ``steps``, each of which costs a forward and a backward product, or when both errors are below
-    ``tolerance`` times the largest, or when the whole space is searched: then the values are exact. Raises
-    ``NonFiniteError``, which calls the function ``name`` (else its class), where a product with the Jacobian overflows.
+    Each step takes a product with the Jacobian and one with its transpose. The search ends after ``steps``, when both
+    errors are below ``tolerance`` times the largest value, or when the whole space is searched, and the values exact.
+    Raises ``NonFiniteError`` if a product is not finite; ``name``, by default the class of ``function``, is in the
+    message.
     """
     name = name or type(function).__name__
     product, transposed, columns, rows = jacobian_of(function, at)
-    if rows <= columns:  # begin in the smaller space, of which the Jacobian forgets nothing by its shape alone
+    if rows <= columns:  # start in the smaller space, which has no direction that the shape alone maps to 0
         product, transposed = transposed, product
     small = min(rows, columns)
     rng = torch.Generator(at.device).manual_seed(seed)
@@ -90,7 +92,7 @@ def extreme_singular_values(
         _check_finite(length, name)
         count = len(diagonal)
         if count == small or length <= torch.finfo(at.dtype).eps * max(diagonal) * count:
-            length = 0.0  # nothing new is left
+            length = 0.0  # the whole space is searched
         found = _extremes(diagonal, above, length)
         settled = max(found.largest_error, found.smallest_error) <= tolerance * found.largest
         if settled or count >= steps or not length:
@@ -102,13 +104,13 @@ def extreme_singular_values(
 def _check_finite(length: float, name: str) -> None:
     if not math.isfinite(length):
         raise NonFiniteError(
-            f"{name}: its Jacobian is not finite, so it has no singular values; the weights, the multipliers or the "
-            "signal that reaches it are too large, or not numbers"
+            f"{name}: its Jacobian is not finite, so it has no singular values; its weights, its multipliers or the "
+            "signal that reaches it are too large or nan"
         )
 
 
 def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extremes:
-    """Of the bidiagonal matrix, which goes on with ``beyond``."""
+    """The extremes of the bidiagonal matrix, whose next entry would be ``beyond``."""
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     if above:
@@ -119,7 +121,7 @@ def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extre
 
 
 def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """``vector`` without its part in the span of ``basis``; twice, since once is not enough in floating point."""
+    """``vector`` without its part in the span of ``basis``. Once is not enough in floating point, twice is."""
     for _ in range(2):
         for other in basis:
             vector = vector - (other @ vector) * other

@@ -1,4 +1,4 @@
-"""Everything that the isometry report tells of one network, as numbers that JSON can hold."""
+"""All numbers of the isometry report of one network, in types that JSON can store."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from isonet.isometry.spectrum import conv_spectrum, feature_sizes
 from isonet.models import ISONet, ResMultiplier, SReLU
 from isonet.ortho import PUBLISHED
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-NEAR = 0.1  # a singular value between 0.9 and 1.1 counts as near 1
-_BINS = 80  # of the histogram of all singular values, from 0 to 2, with a last one beyond
+_QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_NEAR = 0.1  # singular values between 0.9 and 1.1 are near 1
+_BINS = 80  # of the histogram, from 0 to 2, and one more for larger values
 
 Progress = Callable[[str], None]
 
@@ -32,10 +32,11 @@ def measure(
     progress: Progress = lambda _: None,
     strided: str = PUBLISHED,
 ) -> dict[str, Any]:
-    """The report of ``model``, in evaluation mode, on images (N, 3, H, W) and labels (N,).
+    """The report of ``model``, which is put in evaluation mode, on images (N, 3, H, W) with labels (N,).
 
-    The Jacobian is taken at the first of the images, in so many ``steps`` at most for each stage. strided: the penalty
-    that the network was trained with (``isonet.ortho``).
+    steps: at most, for the Jacobian of each stage at the first image. progress: called with the name of each part
+    before it is measured. strided: the penalty of the network's training (``isonet.ortho``). Raises ``NonFiniteError``
+    for weights or a Jacobian that are not finite.
     """
     model.eval()
     return {
@@ -58,7 +59,7 @@ def measure(
 
 
 def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) -> Iterator[dict[str, Any]]:
-    """Of each convolution its singular values on its feature map, and its part of the penalty (None: not counted)."""
+    """Singular values of each convolution on its feature map, and its part of the penalty (None: not included)."""
     with torch.no_grad():
         penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
     convs = dict(model.named_modules())
@@ -70,7 +71,7 @@ def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) ->
             raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")
         spectrum = conv_spectrum(conv, height, width)
         values, counts = spectrum.values, spectrum.counts
-        near = counts[(values - 1).abs() <= NEAR].sum() / counts.sum()
+        near = counts[(values - 1).abs() <= _NEAR].sum() / counts.sum()
         places = (values / 2 * _BINS).long().clamp(max=_BINS)
         histogram = torch.zeros(_BINS + 1, dtype=torch.int64).index_add_(0, places, counts)
         yield {
@@ -81,7 +82,7 @@ def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) ->
             "singular_values": int(counts.sum()),
             "smallest": spectrum.smallest,
             "largest": spectrum.largest,
-            "quantiles": spectrum.quantiles(QUANTILES),
+            "quantiles": spectrum.quantiles(_QUANTILES),
             "near_1": near.item(),
             "histogram": histogram.tolist(),
             "penalty": penalties.get(name),
@@ -89,7 +90,7 @@ def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) ->
 
 
 def _jacobians(model: ISONet, image: Tensor, steps: int, progress: Progress) -> Iterator[dict[str, Any]]:
-    """Of each stage at the signal that reaches it, and of the whole network."""
+    """The extremes of each stage at the signal that reaches it, and of the whole network."""
     x = image
     for name, part in model.named_children():
         progress(f"Jacobian of {name}")

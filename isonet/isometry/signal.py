@@ -8,14 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isonet.hooks import hooked
 from isonet.models import SReLU
 
-_ACTIVATIONS = (SReLU, nn.ReLU)
+_ACTIVATIONS: tuple[type[nn.Module], ...] = (SReLU, nn.ReLU)
 
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Of one activation: the mean over images of the norm of its output, and of the loss's gradient there."""
+    """Means over the images for one activation: the norm of its output, and of the gradient of the loss there."""
 
     name: str
     forward: float
@@ -23,23 +24,19 @@ class LayerNorms:
 
 
 def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[LayerNorms]:
-    """After each activation of ``model``, in the order of computation, for images (N, 3, H, W) and labels (N,).
+    """The norms after each SReLU and ReLU of ``model``, in the order of computation.
 
-    The gradient is that of each image's own cross entropy. The mode of ``model`` is left as it is, its own gradients
-    are not touched.
+    images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
+    and the gradients of its parameters do not change.
     """
+    names = {module: name for name, module in model.named_modules() if isinstance(module, _ACTIVATIONS)}
     outputs: list[tuple[str, Tensor]] = []
-    hooks = [
-        module.register_forward_hook(lambda _m, _i, output, name=name: outputs.append((name, output)))
-        for name, module in model.named_modules()
-        if isinstance(module, _ACTIVATIONS)
-    ]
-    try:
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(images), labels, reduction="sum")  # so that no image has part in another's
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append((names[module], output))
+
+    with hooked(module.register_forward_hook(note) for module in names), torch.enable_grad():
+        loss = F.cross_entropy(model(images), labels, reduction="sum")  # of a mean, a gradient would depend on N
     gradients = torch.autograd.grad(loss, [output for _, output in outputs])
     return [
         LayerNorms(name, _mean_norm(output.detach()), _mean_norm(gradient))
@@ -48,4 +45,4 @@ def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
 
 
 def _mean_norm(batch: Tensor) -> float:
-    return batch.flatten(1).double().norm(dim=1).mean().item()  # in float32 squares below 1e-45 are 0
+    return batch.flatten(1).double().norm(dim=1).mean().item()  # in float32, squares below 1e-45 are 0

@@ -1,10 +1,9 @@
 """The exact singular values of a convolution as a linear operator on its feature map.
 
-With edges that meet (circular padding) a convolution of stride 1 keeps every frequency of the picture to itself: the
-2-d Fourier transform of the kernel is, at each frequency f, a matrix K(f) of output by input channels, and the singular
-values of the operator are those of all these matrices (Sedghi, Gupta, Long 2019). A stride s folds s x s
-frequencies onto one: the matrix there is the row of their K(f), divided by s. Zero padding, which networks use, differs
-from this at the edge of the picture alone.
+With circular padding, a convolution of stride 1 does not mix the frequencies of the image: the 2-d Fourier transform of
+the kernel is a matrix K(f) of output by input channels at each frequency f, and the singular values of the operator are
+those of all these matrices (Sedghi, Gupta, Long 2019). A stride s folds s x s frequencies onto one: the matrix there
+consists of their K(f) side by side, divided by s. Zero padding, which networks use, differs only at the image border.
 """
 
 from __future__ import annotations
@@ -16,16 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from isonet.convs import named_convs
+from isonet.convs import named_convs, shape_of
+from isonet.hooks import hooked
 
 Conv2d = nn.Conv2d | nn.ConvTranspose2d
 
-_CHUNK = 1 << 22  # numbers whose decompositions are made at a time
+_CHUNK = 1 << 22  # numbers that are decomposed at a time
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values of one operator, of which some are alike: ``values`` (n,), each ``counts`` (n,) times."""
+    """The singular values of one operator: ``values`` (n,), each of which occurs ``counts`` (n,) times."""
 
     values: Tensor
     counts: Tensor
@@ -36,15 +36,15 @@ class Spectrum:
 
     @property
     def smallest(self) -> float:
-        """Of those that the shape allows: as many as the smaller of the two spaces has dimensions."""
+        """The smallest of min(rows, columns) values: directions that the shape alone maps to 0 do not count."""
         return self.values.min().item()
 
     def all(self) -> Tensor:
-        """Every singular value, in falling order."""
+        """Every singular value, in decreasing order."""
         return self.values.repeat_interleave(self.counts).sort(descending=True).values
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
-        """The value below which each share of the singular values lies."""
+        """The quantiles of the singular values at ``shares`` between 0 and 1."""
         order = self.values.argsort()
         reached = self.counts[order].cumsum(0)
         targets = torch.tensor(shares, dtype=torch.float64) * (reached[-1] - 1)
@@ -54,27 +54,28 @@ class Spectrum:
 
 @torch.no_grad()
 def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
-    """Of ``conv`` on feature maps of ``height`` x ``width`` pixels whose edges meet.
+    """The singular values of ``conv`` on feature maps of ``height`` x ``width`` pixels with circular padding.
 
-    A transposed convolution has the singular values of its adjoint: give the size of the maps that it produces, which
-    the adjoint reads. Sizes that its stride does not divide are rounded up to those it does.
-    Computed where the weights are, and returned on the CPU.
+    A transposed convolution has the singular values of its adjoint: give the size of the maps that it returns, which
+    the adjoint reads. Sizes that the stride does not divide are rounded up. The computation runs on the device of the
+    weights; the result is on the CPU.
     """
-    found = _spectrum(_by_group(conv, dtype), (height, width), _pair(conv.stride), _pair(conv.dilation))
+    shape = shape_of(conv)
+    found = _spectrum(_by_group(conv, dtype), (height, width), shape.stride, shape.dilation)
     return Spectrum(found.values.cpu(), found.counts.cpu())
 
 
 def _by_group(conv: Conv2d, dtype: torch.dtype) -> Tensor:
-    """(groups, out, in, kh, kw), of one group each"""
+    """The kernels, (groups, out / groups, in / groups, kh, kw)."""
     return conv.weight.detach().to(dtype).unflatten(0, (conv.groups, -1))
 
 
 def _spectrum(
     weight: Tensor, shape: Sequence[int], strides: Sequence[int], dilation: Sequence[int], grid: int | None = None
 ) -> Spectrum:
-    """Of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``.
+    """The singular values of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``.
 
-    grid: look at no more than ``grid`` x ``grid`` of the frequencies, each of which is counted as if it were alone.
+    grid: compute at most ``grid`` x ``grid`` frequencies, as if there were no others.
     """
     size = [-(-n // s) * s for n, s in zip(shape, strides, strict=True)]
     down, across = (n // s for n, s in zip(size, strides, strict=True))  # frequencies of the output
@@ -86,7 +87,7 @@ def _spectrum(
         return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
     rows, columns = _spread(down, grid), _spread(across, grid)
-    half = columns[: len(columns) // 2 + 1]  # the rest is conjugate to these
+    half = columns[: len(columns) // 2 + 1]  # the others are complex conjugates
     frequencies = torch.cartesian_prod(rows, half).to(weight.device)
     chunk = max(1, _CHUNK // (weight.shape[0] * out * in_ * strides[0] * strides[1]))
     values = torch.cat(
@@ -98,13 +99,13 @@ def _spectrum(
 
 
 def _spread(count: int, grid: int | None) -> Tensor:
-    """Up to ``grid`` of ``count`` frequencies, as evenly as whole numbers can be."""
+    """At most ``grid`` of ``count`` frequencies, evenly spaced up to rounding."""
     kept = min(grid or count, count)
     return torch.arange(kept) * count // kept
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
-    """Of much longer than wide matrices by way of their triangular factor, which has the same: many times faster."""
+    """Singular values of a batch of matrices. A QR decomposition first makes long ones small, which is much faster."""
     tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mH
     if tall.shape[-2] >= 2 * tall.shape[-1]:
         tall = torch.linalg.qr(tall, mode="r").R
@@ -114,10 +115,10 @@ def _singular_values(matrices: Tensor) -> Tensor:
 def _matrices(
     weight: Tensor, frequencies: Tensor, size: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """At each frequency of the output, (n, 2), output by folded input channels: (n, groups, out, in * s * s)."""
+    """At each of the output's ``frequencies`` (n, 2): output by folded input channels, (n, groups, out, in * s * s)."""
     folds = torch.cartesian_prod(*(torch.arange(s) for s in strides)).to(weight.device)
     outputs = torch.tensor([n // s for n, s in zip(size, strides, strict=True)], device=weight.device)
-    inputs = frequencies[:, None] + folds * outputs  # (n, s * s, 2): those that are folded onto each
+    inputs = frequencies[:, None] + folds * outputs  # (n, s * s, 2): the input frequencies that are folded onto each
     taps = torch.cartesian_prod(*(torch.arange(k) * d for k, d in zip(weight.shape[3:], dilation, strict=True)))
     sides = torch.tensor(size, dtype=weight.dtype, device=weight.device)
     turns = (inputs / sides) @ taps.to(sides).T  # (n, s * s, taps)
@@ -127,20 +128,20 @@ def _matrices(
 
 
 def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: int = 8) -> tuple[float, float]:
-    """The smallest and the largest singular value of all convolutions of ``model``, as far as a coarse look tells.
+    """The smallest and the largest singular value of all convolutions of ``model``, estimated on a coarse grid.
 
-    sizes: of the feature maps that they read. Looked at are ``grid`` x ``grid`` of the frequencies that their outputs
-    have, in float32: the true range is as wide or wider, for smooth kernels by little.
+    sizes: of the feature maps that the convolutions read (``feature_sizes``). Computes at most ``grid`` x ``grid`` of
+    each output's frequencies, in float32. The true range is at least as wide; for smooth kernels it is hardly wider.
     """
     modules = dict(model.named_modules())
-    alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together: small ones take as long as their calls
+    alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together, because small ones are bound by calls
     for name, size in sizes.items():
         conv = modules[name]
         assert isinstance(conv, Conv2d)
-        strides = _pair(conv.stride)
-        coarse = tuple(_coarse(n, s, grid) for n, s in zip(size, strides, strict=True))
+        shape = shape_of(conv)
+        coarse = tuple(_coarse(n, s, grid) for n, s in zip(size, shape.stride, strict=True))
         weight = _by_group(conv, torch.float32)
-        alike[weight.shape[1:], coarse, strides, _pair(conv.dilation)].append(weight)
+        alike[weight.shape[1:], coarse, shape.stride, shape.dilation].append(weight)
     spectra = [
         _spectrum(torch.cat(weights), size, strides, dilation, grid)
         for (_, size, strides, dilation), weights in alike.items()
@@ -149,35 +150,22 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
 
 
 def _coarse(size: int, stride: int, grid: int) -> int:
-    """The smallest size with the same frequencies on the grid: maps of many sizes are then alike."""
+    """The smallest size with the same frequencies on the grid, so that maps of many sizes are alike."""
     return grid * stride if -(-size // stride) % grid == 0 else size
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Height and width of the feature map that each 2-d convolution of ``model`` reads, for such images.
+    """Height and width of the feature map that each 2-d convolution of ``model`` reads for ``images`` (N, C, H, W).
 
-    For a transposed convolution, the map that it produces, as ``conv_spectrum`` takes it.
+    For a transposed convolution it is the map that it returns, as in ``conv_spectrum``.
     """
+    names: dict[nn.Module, str] = {conv: name for name, conv in named_convs(model) if isinstance(conv, Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}
 
-    def note(name: str):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            read = output if isinstance(module, nn.ConvTranspose2d) else inputs[0]
-            sizes[name] = (read.shape[-2], read.shape[-1])
+    def note(conv: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        height, width = (output if isinstance(conv, nn.ConvTranspose2d) else inputs[0]).shape[-2:]
+        sizes[names[conv]] = height, width
 
-        return hook
-
-    convs = [(name, conv) for name, conv in named_convs(model) if isinstance(conv, Conv2d)]
-    hooks = [conv.register_forward_hook(note(name)) for name, conv in convs]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad(), hooked(conv.register_forward_hook(note) for conv in names):
+        model(images)
     return sizes
-
-
-def _pair(value: object) -> tuple[int, int]:
-    first, second = value if isinstance(value, tuple) else (value, value)
-    return int(first), int(second)

@@ -1,4 +1,4 @@
-"""Residual blocks: a branch ``f`` of two or three convolutions, a shortcut where the network has one."""
+"""Residual blocks: a branch ``f`` of two or three convolutions, and a shortcut if the network has them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from isonet.models.layers import LayerFactory
 
 
 class BasicTransform(nn.Module):
-    """Residual branch of two 3x3 convolutions, the first with the block's stride."""
+    """Residual branch of two 3x3 convolutions. The first has the stride."""
 
     def __init__(self, w_in: int, w_out: int, stride: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class BasicTransform(nn.Module):
 
 
 class BottleneckTransform(nn.Module):
-    """Residual branch of 1x1, 3x3 and 1x1 convolutions; the 3x3 has a quarter of the width and the stride."""
+    """Residual branch of 1x1, 3x3 and 1x1 convolutions. The 3x3 has the stride and a quarter of the width."""
 
     def __init__(self, w_in: int, w_out: int, stride: int, layers: LayerFactory) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ Transform = type[BasicTransform] | type[BottleneckTransform]
 
 
 class ResBlock(nn.Module):
-    """``relu(f(x))``, or with shortcuts ``relu(x + f(x))``; (N, w_in, H, W) -> (N, w_out, H / stride, W / stride).
+    """``relu(f(x))``, or with shortcuts ``relu(x + f(x))``: (N, w_in, H, W) -> (N, w_out, H / stride, W / stride).
 
     Where the shape changes, the shortcut is a 1x1 convolution.
     """

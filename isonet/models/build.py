@@ -1,4 +1,4 @@
-"""From a config to a network with its initial weights."""
+"""Builds the network of a config, with its initial weights."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from torch import nn
 from yacs.config import CfgNode
 
 from isonet.config import uses_small_images
-from isonet.errors import ConfigError
+from isonet.depths import stage_depths
 from isonet.init import delta_init_, normal_init_, orthogonal_conv_init_
 from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
 from isonet.models.isonet import Architecture, ISONet
 from isonet.models.layers import LayerFactory
 
-TRANSFORMS: dict[str, Transform] = {"basic_transform": BasicTransform, "bottleneck_transform": BottleneckTransform}
-EXPANSION = {"basic_transform": 1, "bottleneck_transform": 4}  # a stage's width over that of its 3x3 convs
-IMAGENET_DEPTHS = {
-    "basic_transform": {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
-    "bottleneck_transform": {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
+# The residual branch, and a stage's width over the width of its 3x3 convolutions
+TRANSFORMS: dict[str, tuple[Transform, int]] = {
+    "basic_transform": (BasicTransform, 1),
+    "bottleneck_transform": (BottleneckTransform, 4),
 }
-CIFAR_BLOCK_LAYERS = {"basic_transform": 2, "bottleneck_transform": 3}
 
 
 def build_model(cfg: CfgNode) -> ISONet:
-    """The network that ``cfg`` describes, initialised, in float32 on the CPU.
+    """Return the network of ``cfg``, initialised, in float32 on the CPU.
 
     Raises ``ConfigError`` for a depth or a transform that fits no network.
     """
@@ -38,7 +36,7 @@ def build_model(cfg: CfgNode) -> ISONet:
 
 
 def assemble(cfg: CfgNode) -> ISONet:
-    """The network that ``cfg`` describes, before its initialisation: enough to count it."""
+    """Return the network of ``cfg`` before its initialisation, for counting it. Raises as ``build_model`` does."""
     ison = cfg.ISON
     layers = LayerFactory(
         batch_norm=ison.HAS_BN,
@@ -52,30 +50,24 @@ def assemble(cfg: CfgNode) -> ISONet:
 
 
 def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
-    """Stages of the network of ``depth``, of the ImageNet or CIFAR family; ``ConfigError`` where there is none."""
-    if transform not in TRANSFORMS:
-        raise ConfigError(f"ISON.TRANS_FUN {transform!r} is unknown; choose from {', '.join(TRANSFORMS)}")
+    """Return the stages of the ImageNet or CIFAR network of ``depth``. Raises ``ConfigError`` if there is none."""
+    depths = stage_depths(depth, transform, imagenet)
+    branch, expansion = TRANSFORMS[transform]
     base = (64, 128, 256, 512) if imagenet else (16, 32, 64)
-    return Architecture(
-        transform=TRANSFORMS[transform],
-        depths=_imagenet_depths(depth, transform) if imagenet else _cifar_depths(depth, transform),
-        widths=[w * EXPANSION[transform] for w in base],
-        stem_width=base[0],
-        imagenet_stem=imagenet,
-    )
+    return Architecture(branch, depths, [w * expansion for w in base], stem_width=base[0], imagenet_stem=imagenet)
 
 
 def init_network_(model: nn.Module, convs: str = "delta") -> None:
-    """Give ``model`` its initial weights; ``convs``: one of ``INITS``.
+    """Initialise ``model``, its convolutions by ``convs``, a key of ``INITS``.
 
-    As published, everything else keeps what torch's own constructors drew: the linear layer's weight and bias, and the
-    7x7 stem unless ``convs`` is "normal". So the seed at construction fixes every weight.
+    As published, everything else keeps torch's own default: the linear layer's weight and bias, and the 7x7 stem unless
+    ``convs`` is "normal". So the seed at construction determines every weight.
     """
     INITS[convs](model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        # A block with batch norm starts as its shortcut, too
+        # With batch norm, too, each block starts as its shortcut
         if isinstance(module, ResBlock) and module.has_shortcut and isinstance(module.f.last_norm, nn.BatchNorm2d):
             nn.init.zeros_(module.f.last_norm.weight)
 
@@ -92,23 +84,3 @@ def _kind_of_init(cfg: CfgNode) -> str:
     if not cfg.ISON.DIRAC_INIT:
         return "normal"
     return "orthogonal" if cfg.ISON.ORTHOGONAL_CONV else "delta-orthogonal" if cfg.ISON.DELTA_ORTHOGONAL else "delta"
-
-
-def _imagenet_depths(depth: int, transform: str) -> tuple[int, ...]:
-    table = IMAGENET_DEPTHS[transform]
-    if depth not in table:
-        others = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
-        raise ConfigError(f"no ImageNet network of ISON.DEPTH {depth} has ISON.TRANS_FUN {transform} ({others})")
-    return table[depth]
-
-
-def _cifar_depths(depth: int, transform: str) -> tuple[int, ...]:
-    per_n = 3 * CIFAR_BLOCK_LAYERS[transform]  # three stages of n blocks
-    n, rest = divmod(depth - 2, per_n)
-    if rest or n < 1:
-        near = [per_n * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
-        raise ConfigError(
-            f"ISON.DEPTH {depth} with ISON.TRANS_FUN {transform} must be {per_n}n+2 for images up to 64 px; "
-            f"the nearest are {near[0]} and {near[1]}"
-        )
-    return (n, n, n)

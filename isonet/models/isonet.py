@@ -1,20 +1,22 @@
-"""The network: a stem, stages of residual blocks, a linear head."""
+"""The network: a stem, stages of residual blocks, and a linear head."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint_sequential
 
 from isonet.models.blocks import ResBlock, Transform
 from isonet.models.layers import LayerFactory, shift_names
-from isonet.models.recompute import run_recomputed, wants_recomputing
 
 
 class Stem(nn.Module):
-    """CIFAR: a 3x3 convolution. ImageNet: a 7x7 of stride 2 and a 3x3 max pool of stride 2."""
+    """CIFAR: a 3x3 convolution. ImageNet: a 7x7 convolution of stride 2 and a 3x3 max pool of stride 2."""
 
     def __init__(self, width: int, layers: LayerFactory, imagenet: bool) -> None:
         super().__init__()
@@ -28,7 +30,7 @@ class Stem(nn.Module):
 
 
 class Head(nn.Module):
-    """Mean over the feature map, dropout, linear classifier; (N, width, H, W) -> (N, num_classes)."""
+    """Mean over the feature map, dropout and a linear classifier: (N, width, H, W) -> (N, num_classes)."""
 
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -43,7 +45,7 @@ class Head(nn.Module):
 def make_stage(
     w_in: int, w_out: int, depth: int, stride: int, transform: Transform, layers: LayerFactory
 ) -> nn.Sequential:
-    """Blocks ``b1`` to ``b<depth>``, the first with the stride and the change of width."""
+    """Return blocks ``b1`` to ``b<depth>``; the first one has the stride and changes the width."""
     first = ResBlock(w_in, w_out, stride, transform, layers)
     rest = [ResBlock(w_out, w_out, 1, transform, layers) for _ in range(depth - 1)]
     return nn.Sequential(OrderedDict((f"b{i}", block) for i, block in enumerate([first, *rest], start=1)))
@@ -51,7 +53,7 @@ def make_stage(
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a network: the blocks' branch, and blocks and output channels of each stage."""
+    """The shape of a network: the residual branch of its blocks, and for each stage the blocks and output channels."""
 
     transform: Transform
     depths: Sequence[int]
@@ -61,12 +63,14 @@ class Architecture:
 
 
 class ISONet(nn.Module):
-    """An isometric network, or with batch norm and ReLU its plain ResNet; (N, 3, H, W) -> (N, num_classes).
+    """An isometric network, or with batch norm and ReLU its plain ResNet: (N, 3, H, W) -> (N, num_classes).
 
-    Stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ...; each stage but the first halves
-    the feature map in its first block.
+    Stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ...; each stage but the first halves the feature map
+    in its first block.
 
-    recompute: in training keep few of the blocks' activations, and compute the rest again in the backward pass.
+    recompute: activation checkpointing (Chen et al. 2016) in training. Of n blocks about sqrt(n) outputs are kept for
+    the backward pass, which recomputes the rest. Values and gradients are equal to the bit, unless there is batch norm,
+    which would count each batch twice.
     """
 
     def __init__(
@@ -84,12 +88,22 @@ class ISONet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        recompute = self.recompute and wants_recomputing(self)
-        for name in self.stage_names:
-            stage = getattr(self, name)
-            x = run_recomputed(stage, x) if recompute else stage(x)
+        stages = [getattr(self, name) for name in self.stage_names]
+        if self.recompute and self.training and torch.is_grad_enabled():
+            x = self._recomputed([block for stage in stages for block in stage], x)
+        else:
+            for stage in stages:
+                x = stage(x)
         return self.head(x)
 
+    def _recomputed(self, blocks: list[nn.Module], x: Tensor) -> Tensor:
+        # checkpoint_sequential keeps all activations of the last segment, where feature maps are smallest. Segments of
+        # a stage's sqrt(n) blocks balance what is kept with what is recomputed at a time.
+        length = round(math.sqrt(len(blocks) / len(self.stage_names)))
+        segments = len(blocks) // length
+        # Blocks draw no random numbers
+        return checkpoint_sequential(blocks, segments, x, use_reentrant=False, preserve_rng_state=False)
+
     def no_weight_decay(self) -> set[str]:
-        """The names of the SReLU shifts, which weight decay must leave alone; timm's optimizer factory asks for it."""
+        """Return the names of the SReLU shifts, which timm's optimizer factory leaves without weight decay."""
         return shift_names(self)

@@ -1,4 +1,4 @@
-"""What ``isometrize`` changed in a network, and what it left."""
+"""What ``isometrize`` changed in a network and what it left, and its warnings."""
 
 from __future__ import annotations
 
@@ -6,29 +6,52 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from isonet.surgery.health import Health
 
 _SHOWN = 4  # names listed of each kind
 
 
+class DeadNetworkWarning(UserWarning):
+    """Gradient descent cannot train the network."""
+
+
+class UnchangedNetworkWarning(UserWarning):
+    """No activation of the network becomes SReLU, so ``isometrize`` returns it as it is."""
+
+
 @dataclass
 class IsometrizedReport:
-    """What ``isometrize`` did to a network, by the names that the modules have in it."""
+    """What ``isometrize`` did to a network, by the names of its modules.
 
-    activations: dict[str, str] = field(default_factory=dict)  # now SReLU: what it was
-    norms_removed: dict[str, str] = field(default_factory=dict)  # now the identity: what it was
-    biases_added: list[str] = field(default_factory=list)  # convolutions
-    multipliers: list[str] = field(default_factory=list)  # ResMultiplier, each on a residual branch
-    rewired: list[str] = field(default_factory=list)  # modules that became a torch.fx.GraphModule to hold the new ones
-    initialised: list[str] = field(default_factory=list)  # convolutions
-    not_initialised: dict[str, str] = field(default_factory=dict)  # convolutions: why
-    penalised: list[str] = field(default_factory=list)  # convolutions
-    not_penalised: dict[str, str] = field(default_factory=dict)  # convolutions: why
-    left: dict[str, str] = field(default_factory=dict)  # activations, norms, sums that stay: why
-    unchanged: str = ""  # why the network stays as it is; empty: it changed
-    health: Health | None = None  # whether the network can learn; None: not measured
-    not_measured: str = ""  # why ``health`` is None
-    advised: dict[str, Any] = field(default_factory=dict)  # arguments of isometrize that give a network that can learn
+    activations: modules that are SReLU now, with their former class. norms_removed: modules that are the identity now,
+    with their former class. biases_added: convolutions that got a bias. multipliers: ``ResMultiplier`` modules, one for
+    each residual branch. rewired: modules that became a ``torch.fx.GraphModule``. initialised, penalised: convolutions
+    that the initialisation and the penalty include. not_initialised, not_penalised: the others, with the reason. left:
+    activations, norms and sums that stay, with the reason. unchanged: why the network stays as it is; empty if it
+    changed. health: whether the network can learn; None if that was not measured. not_measured: the reason. advised:
+    arguments of ``isometrize`` that give a network that can learn.
+    """
+
+    activations: dict[str, str] = field(default_factory=dict)
+    norms_removed: dict[str, str] = field(default_factory=dict)
+    biases_added: list[str] = field(default_factory=list)
+    multipliers: list[str] = field(default_factory=list)
+    rewired: list[str] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    not_initialised: dict[str, str] = field(default_factory=dict)
+    penalised: list[str] = field(default_factory=list)
+    not_penalised: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    unchanged: str = ""
+    health: Health | None = None
+    not_measured: str = ""
+    advised: dict[str, Any] = field(default_factory=dict)
+
+    def leave(self, name: str, module: nn.Module, why: str) -> None:
+        """Enter that a module stays, unless a reason was entered before."""
+        self.left.setdefault(name, f"{type(module).__name__}: {why}")
 
     def __str__(self) -> str:
         lines = [

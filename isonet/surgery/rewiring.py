@@ -1,78 +1,63 @@
-"""Somebody else's network, rewired: a module for every call of an activation, a scale on every residual branch.
+"""Gives every call of an activation a module of its own, and every residual branch a multiplier.
 
-A module may call one ``nn.ReLU`` several times, or ``F.relu``: there is no place for parameters of each call. Its own
-``forward`` is read by ``torch.fx``, its children as black boxes, and where calls have to be told apart the module
-is exchanged for a ``GraphModule`` that does the same with more children. All other modules stay the objects that they
-are, and the names of parameters stay.
+A module may call one ``nn.ReLU`` several times, or ``F.relu``, so the parameters of a call have no place. ``torch.fx``
+reads the module's own ``forward``, with its children as black boxes. Where calls have to be told apart, a
+``GraphModule`` that computes the same with more children replaces the module. All other modules stay the same objects,
+and the names of parameters do not change.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
 from isonet.models.layers import ResMultiplier
 from isonet.surgery.branches import function_of, no_residual_branch, sums_of_convs
-
-Kinds = tuple[type[nn.Module], ...]
-
-NORMS: Kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm,
-                nn.LocalResponseNorm)  # fmt: skip
-CALLED: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # the functions that do what a module does
-    nn.ReLU: (F.relu, torch.relu, torch.relu_, torch.Tensor.relu, torch.Tensor.relu_),
-    nn.ReLU6: (F.relu6,),
-    nn.LeakyReLU: (F.leaky_relu,),
-    nn.ELU: (F.elu,),
-    nn.SiLU: (F.silu,),
-    nn.GELU: (F.gelu,),
-    nn.Hardswish: (F.hardswish,),
-}
+from isonet.surgery.kinds import Kinds, kind_of
+from isonet.surgery.report import IsometrizedReport
+from isonet.surgery.running import first_line
 
 
 class UntraceableError(Exception):
     """A forward that ``torch.fx`` cannot read; the message says why."""
 
 
-@dataclass
-class Rewiring:
-    """What was exchanged, by name, and what could not be read or was left, with the reason."""
+def rewire(
+    model: nn.Module, kinds: Kinds, scaled: bool, left_out: Collection[str], report: IsometrizedReport
+) -> tuple[nn.Module, dict[str, str]]:
+    """Change ``model`` in place; returns it, or the module that replaces it, and the modules that cannot be read.
 
-    exchanged: list[str] = field(default_factory=list)
-    multipliers: list[str] = field(default_factory=list)
-    unread: dict[str, str] = field(default_factory=dict)
-    other_sums: dict[str, str] = field(default_factory=dict)
-
-
-def rewire(model: nn.Module, kinds: Kinds, scaled: bool, skipped: Collection[str] = ()) -> tuple[nn.Module, Rewiring]:
-    """Change ``model`` in place; returns it, or the module that replaces it, and what was done.
-
-    kinds: each call of one of these activations becomes a child of its own: the first keeps its name ``relu``, the next
-    are ``relu_2``, ``relu_3``. None of them works in place.
-    scaled: put a ``ResMultiplier`` of 1, ``multiplier``, on each residual branch.
-    skipped: names of modules that stay as they are.
+    kinds: each call of one of these activations becomes a child of its own, out of place: the first keeps its name
+    ``relu``, the next are ``relu_2``, ``relu_3``. scaled: put a ``ResMultiplier`` of 1 on each residual branch.
+    left_out: names of modules that stay as they are. report: gets what was rewired and multiplied, and the sums that
+    are left. The modules that ``torch.fx`` cannot read come by name, with the reason.
     """
-    names = [name for name, _ in model.named_modules() if name not in skipped]
-    _prepare(model, kinds, skipped)
-    found = Rewiring()
-    for name in names[::-1]:  # children first
+    names = [name for name, _ in model.named_modules() if name not in left_out]
+    _give_each_name_a_module(model, kinds, left_out)
+    unread: dict[str, str] = {}
+    for name in reversed(names):  # children before their parents
         owner = model.get_submodule(name)
         if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, nn.Sequential):
             continue
+        children = {key for key, _ in owner.named_modules() if _join(name, key) not in left_out}
         try:
-            changed = _rewire_one(name, owner, kinds, scaled, skipped, found)
+            draft = _Draft(owner)
+            draft.separate(kinds, children)
+            faults = draft.multiply() if scaled else {}
+            changed = draft.finished()
         except UntraceableError as error:
-            found.unread[name] = str(error)
+            unread[name] = str(error)
             continue
+        report.left = {**{_join(name, key): why for key, why in faults.items()}, **report.left}
+        multipliers = [key for key, child in draft.additions.items() if isinstance(child, ResMultiplier)]
+        report.multipliers[:0] = [_join(name, key) for key in multipliers]
         if changed is not owner:
-            found.exchanged.insert(0, name)
+            report.rewired.insert(0, name)
             model = exchange(model, owner, changed)
-    return model, found
+    return model, unread
 
 
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
@@ -93,18 +78,13 @@ def own_graph(owner: nn.Module) -> fx.Graph:
     try:
         for owner.training in (True, False):
             graphs.append(_OwnForward().trace(owner))
-    except Exception as error:  # other people's code, fed with proxies, raises whatever it likes
+    except Exception as error:  # code of other people may raise anything when it is called with proxies
         raise UntraceableError(f"torch.fx cannot read its forward ({first_line(error)})") from None
     finally:
         owner.training = before
     if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
-        raise UntraceableError("its forward is another in training than in evaluation")
+        raise UntraceableError("its forward in training differs from that in evaluation")
     return graphs[1]
-
-
-def first_line(error: Exception) -> str:
-    """What went wrong, shortly."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]:.100}"
 
 
 class _OwnForward(fx.Tracer):
@@ -112,37 +92,65 @@ class _OwnForward(fx.Tracer):
         return True
 
 
-def _prepare(model: nn.Module, kinds: Kinds, skipped: Collection[str]) -> None:
-    """Make an activation that has several names one module for each."""
-    for parent_name, parent in list(model.named_modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, kinds) and _join(parent_name, name) not in skipped:
-                parent._modules[name] = copy.deepcopy(child)
+class _Draft:
+    """The graph of ``owner`` while it changes, and the children that it needs beyond those of ``owner``."""
 
+    def __init__(self, owner: nn.Module) -> None:
+        self.owner, self.graph = owner, own_graph(owner)
+        self.additions: dict[str, nn.Module] = {}
 
-def _join(owner: str, name: str) -> str:
-    return f"{owner}.{name}" if owner else name
+    def separate(self, kinds: Kinds, children: Collection[str]) -> None:
+        """Let each call of an activation be a call of a module of its own, but for modules outside ``children``."""
+        called: set[str] = set()
+        for node in list(self.graph.nodes):
+            if node.op == "call_module" and isinstance(module := self.owner.get_submodule(node.target), kinds):
+                if node.target in called and node.target in children:
+                    node.target = self._add(node.target.replace(".", "_"), copy.deepcopy(module))
+                called.add(node.target)
+            elif kind := kind_of(function_of(node), kinds):
+                given = {key: value for key, value in node.kwargs.items() if key != "input"}
+                if any(isinstance(value, fx.Node) for value in (*node.args[1:], *given.values())):
+                    continue  # a module cannot take an argument that is computed at each call
+                own: Any = kind(*node.args[1:], **given)  # its arguments have the function's names and order
+                own.inplace = False
+                child = self._add(kind.__name__.lower(), own)
+                with self.graph.inserting_before(node):
+                    call = self.graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
+                node.replace_all_uses_with(call)
+                self.graph.erase_node(node)
 
+    def multiply(self) -> dict[str, str]:
+        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason."""
+        sums = list(sums_of_convs(self.owner, self.graph))
+        faults = {node: no_residual_branch(self.owner, node, branch) for node, branch in sums}
+        for node, branch in sums:
+            if not faults[node]:
+                child = self._add("multiplier", ResMultiplier(1.0))
+                with self.graph.inserting_before(node):
+                    node.replace_input_with(branch, self.graph.call_module(child, (branch,)))
+        return {node.name: fault for node, fault in faults.items() if fault}
 
-def _rewire_one(
-    name: str, owner: nn.Module, kinds: Kinds, scaled: bool, skipped: Collection[str], found: Rewiring
-) -> nn.Module:
-    """``owner``, or the ``GraphModule`` that takes its place."""
-    graph, additions = own_graph(owner), dict[str, nn.Module]()
-    children = {key for key, _ in owner.named_modules() if _join(name, key) not in skipped}
-    _separate(owner, graph, kinds, children, additions)
-    sums = [(node, branch, no_residual_branch(owner, node, branch)) for node, branch in sums_of_convs(owner, graph)]
-    for node, branch, fault in sums if scaled else ():
-        if not fault:
-            child = _add(owner, "multiplier", ResMultiplier(1.0), additions)
-            with graph.inserting_before(node):
-                node.replace_input_with(branch, graph.call_module(child, (branch,)))
-    changed = _with_graph(owner, graph, additions) if additions else owner
-    if scaled:
-        others = {_join(name, node.name): fault for node, _, fault in sums if fault}
-        found.other_sums = {**others, **found.other_sums}
-        found.multipliers[:0] = [_join(name, key) for key, new in additions.items() if isinstance(new, ResMultiplier)]
-    return changed
+    def finished(self) -> nn.Module:
+        """``owner`` if nothing was added, else the ``GraphModule`` that replaces it."""
+        if not self.additions:
+            return self.owner
+        changed = Rewired(self.owner, self.graph, class_name=type(self.owner).__name__)
+        if lost := [name for name in self.owner.state_dict() if name not in changed.state_dict()]:
+            for name in self.additions:
+                delattr(self.owner, name)
+            raise UntraceableError(f"its forward does not use {lost[0]}")
+        vars(changed).update(_missing(changed, self.owner))
+        return changed
+
+    def _add(self, wanted: str, module: nn.Module) -> str:
+        """Make ``module`` a child of ``owner``; returns its name, ``wanted`` or the next free one like it."""
+        name, number = wanted, 1
+        while hasattr(self.owner, name):
+            number += 1
+            name = f"{wanted}_{number}"
+        self.owner.add_module(name, module)
+        self.additions[name] = module
+        return name
 
 
 class Rewired(fx.GraphModule):
@@ -158,7 +166,7 @@ class Rewired(fx.GraphModule):
 
 
 def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
-    """What ``build``, torch's own way to unpickle a ``GraphModule``, makes, as ``Rewired``."""
+    """The ``GraphModule`` that ``build``, torch's own function, unpickles, as ``Rewired``."""
     plain = build(*arguments)
     new = Rewired(plain, plain.graph, class_name=class_name)
     vars(new).update(_missing(new, plain))
@@ -166,57 +174,17 @@ def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments:
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
+    """The attributes of ``old`` that ``new`` lacks."""
     return {key: value for key, value in vars(old).items() if key not in vars(new)}
 
 
-def _with_graph(owner: nn.Module, graph: fx.Graph, additions: dict[str, nn.Module]) -> fx.GraphModule:
-    """A module that computes ``graph`` with the children of ``owner``, of which ``additions`` are new."""
-    changed = Rewired(owner, graph, class_name=type(owner).__name__)
-    if lost := [name for name in owner.state_dict() if name not in changed.state_dict()]:
-        for name in additions:
-            delattr(owner, name)
-        raise UntraceableError(f"its forward does not use {lost[0]}")
-    vars(changed).update(_missing(changed, owner))
-    return changed
+def _give_each_name_a_module(model: nn.Module, kinds: Kinds, left_out: Collection[str]) -> None:
+    """Copy each activation that has several names, so that every name has its own."""
+    for parent_name, parent in list(model.named_modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, kinds) and _join(parent_name, name) not in left_out:
+                parent._modules[name] = copy.deepcopy(child)
 
 
-def _separate(
-    owner: nn.Module, graph: fx.Graph, kinds: Kinds, children: Collection[str], additions: dict[str, nn.Module]
-) -> None:
-    """Let each call of an activation in ``graph`` be one of a module; the new ones are entered in ``additions``.
-
-    Modules of ``owner`` that are not among ``children`` stay as they are.
-    """
-    called: set[str] = set()
-    for node in list(graph.nodes):
-        if node.op == "call_module" and isinstance(module := owner.get_submodule(node.target), kinds):
-            if node.target in called and node.target in children:
-                node.target = _add(owner, node.target.replace(".", "_"), copy.deepcopy(module), additions)
-            called.add(node.target)
-        elif kind := kind_of(function_of(node), kinds):
-            given = {key: value for key, value in node.kwargs.items() if key != "input"}
-            if any(isinstance(value, fx.Node) for value in (*node.args[1:], *given.values())):
-                continue  # computed at each call, which a module cannot take
-            own: Any = kind(*node.args[1:], **given)  # named and ordered as the function's
-            own.inplace = False
-            child = _add(owner, kind.__name__.lower(), own, additions)
-            with graph.inserting_before(node):
-                call = graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
-            node.replace_all_uses_with(call)
-            graph.erase_node(node)
-
-
-def kind_of(function: object, kinds: Sequence[type[nn.Module]]) -> type[nn.Module] | None:
-    """Of ``kinds`` the one whose work ``function`` does."""
-    return next((kind for kind in kinds if any(function is each for each in CALLED.get(kind, ()))), None)
-
-
-def _add(owner: nn.Module, wanted: str, module: nn.Module, additions: dict[str, nn.Module]) -> str:
-    """Make ``module`` a child of ``owner`` under a free name, ``wanted`` or one like it, which it returns."""
-    name, number = wanted, 1
-    while hasattr(owner, name):
-        number += 1
-        name = f"{wanted}_{number}"
-    owner.add_module(name, module)
-    additions[name] = module
-    return name
+def _join(owner: str, name: str) -> str:
+    return f"{owner}.{name}" if owner else name

@@ -1,181 +1,145 @@
-"""What happens inside somebody else's network when it is run on an example."""
+"""What each layer of a network reads, recorded while the network runs."""
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from isonet.convs import Conv
-from isonet.errors import UserError
-from isonet.surgery.rewiring import CALLED, NORMS, first_line, kind_of
+from isonet.hooks import hooked
+from isonet.surgery.kinds import ATTENTION, GATES, NORMS, is_activation, kind_of
+from isonet.surgery.running import ModelError, eight_images, run, tensors
 
 _PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the output has the channels of the input
-_GATES = (nn.Sigmoid, nn.Hardsigmoid)  # they weigh a signal, and the signal itself bypasses them
-_ATTENTION = (F.softmax, torch.softmax, Tensor.softmax, F.scaled_dot_product_attention)
-
-
-class ModelError(UserError, ValueError):
-    """A network that cannot be made isometric as asked."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: its input, and the module that made that ("": none that is known).
+    """One call of a module.
 
-    layer: the module that made the channels, which norms, dropout and identities only pass on.
+    shape: of the input. source: the module that computed the input, "" if unknown. layer: the module that computed its
+    channels, which norms, dropout and identities only pass on. like: (0,), of the input's type and device.
     """
 
     shape: tuple[int, ...]
     source: str
     layer: str
-    like: Tensor  # (0,), of the input's type and device
+    like: Tensor
 
 
-def is_activation(module: nn.Module) -> bool:
-    """Whether ``module`` is one of torch's activations, gates and attention included."""
-    return type(module).__module__ == "torch.nn.modules.activation"
+@dataclass
+class Seen:
+    """What was recorded, by the names of modules.
 
-
-class Watch(TorchFunctionMode):
-    """While active: records what each module without children reads, and which activations are called as functions.
-
-    ``readers[name]``: for a norm the activations that its output reaches before any other activation, whatever layers
-    lie between; for a convolution the norms or activations that its output reaches first. A function is listed as
-    ``owner.function()``. Several runs add up.
+    calls: of modules without children. functions: kinds of activations that a module calls as functions. readers: for a
+    norm, the activations that its output reaches before any other activation, whatever layers lie between; for a
+    convolution, the norms or activations that its output reaches first. A function is listed as ``owner.function()``.
+    written_over: modules whose output, or a view of it, is changed in place after the call.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    calls: dict[str, list[Call]] = field(default_factory=lambda: defaultdict(list))
+    functions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    readers: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    written_over: set[str] = field(default_factory=set)
+
+
+def watch(model: nn.Module, example: Tensor) -> Seen:
+    """Run a copy of ``model`` in evaluation mode on ``example`` and in training mode on eight images."""
+    probe, seen = copy.deepcopy(model), Seen()
+    _Watch(probe.eval(), seen).run(example)
+    with torch.random.fork_rng(list({parameter.device for parameter in probe.parameters() if parameter.is_cuda})):
+        torch.manual_seed(0)
+        with suppress(ModelError):  # some networks want labels in training
+            _Watch(probe.train(), seen).run(eight_images(example))
+    return seen
+
+
+class _Watch(TorchFunctionMode):
+    """Records one run of ``model`` in ``seen``."""
+
+    def __init__(self, model: nn.Module, seen: Seen) -> None:
         super().__init__()
-        self.model = model
-        self.calls: dict[str, list[Call]] = defaultdict(list)
-        self.functions: dict[str, set[str]] = defaultdict(set)  # module -> names of activations
-        self.readers: dict[str, set[str]] = defaultdict(set)
-        self.written_over: set[str] = set()  # modules whose output, or a view of it, is changed in place after the call
-        self._clear()
+        self.model, self.seen = model, seen
+        self.modules = dict(model.named_modules())
+        self.stack: list[tuple[str, nn.Module]] = [("", model)]  # modules that are being called, the innermost last
+        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, layer
+        self.unread: dict[int, frozenset[str]] = {}  # id of a tensor -> convolutions and norms that await a reader
+        self.outputs: list[tuple[str, Tensor, int]] = []  # module, its output, in-place changes of it so far
+        self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
 
-    def _clear(self) -> None:
-        self._made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, layer
-        self._unread: dict[int, frozenset[str]] = {}  # id of a tensor -> convs and norms that await a reader
-        self._made: list[tuple[str, Tensor, int]] = []  # module, output, how often that had been written to
-        self._kept: list[Tensor] = []  # an id is a tensor's only as long as the tensor exists
-        self._stack: list[tuple[str, nn.Module]] = []
+    def run(self, example: Tensor) -> None:
+        try:
+            with hooked(self._hooks()), self:
+                run(self.model, example)
+        finally:
+            self.seen.written_over |= {name for name, x, changes in self.outputs if _in_place_changes(x) != changes}
 
-    def __enter__(self) -> Watch:
-        self._hooks = []
-        for name, module in self.model.named_modules():
-            self._hooks.append(
-                module.register_forward_pre_hook(lambda m, inputs, name=name: self._enter(name, m, inputs))
-            )
-            self._hooks.append(module.register_forward_hook(lambda m, inputs, output: self._leave(inputs, output)))
-        return super().__enter__()
-
-    def __exit__(self, *args: Any) -> None:
-        super().__exit__(*args)
-        for hook in self._hooks:
-            hook.remove()
-        self.written_over |= {name for name, output, writes in self._made if _writes(output) != writes}
-        self._clear()
+    def _hooks(self) -> Iterator[RemovableHandle]:
+        for name, module in self.modules.items():
+            yield module.register_forward_pre_hook(partial(self._enter, name))
+            yield module.register_forward_hook(self._leave)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        kind, (name, module) = kind_of(func, list(CALLED)), self._stack[-1] if self._stack else ("", self.model)
-        unread = self._unread_in((args, kwargs))
-        if kind and not isinstance(module, kind):
-            self.functions[name].add(kind.__name__)
-        if (kind and not isinstance(module, kind)) or any(func is each for each in _ATTENTION):
+        name, module = self.stack[-1]
+        kind, unread = kind_of(func), self._unread_in((args, kwargs))
+        outside = kind and not isinstance(module, kind)  # not the function inside of the module of this kind
+        if kind and outside:
+            self.seen.functions[name].add(kind.__name__)
+        if outside or any(func is each for each in ATTENTION):
             unread = self._read(unread, f"{name}.{func.__name__}()".lstrip("."))
         result = func(*args, **kwargs)
         self._note(result, unread)
         return result
 
     def _enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._stack.append((name, module))
+        self.stack.append((name, module))
         if inputs and isinstance(x := inputs[0], Tensor) and not list(module.children()):
-            self.calls[name].append(Call(tuple(x.shape), *self._made_by.get(id(x), ("", "")), x.new_empty(0)))
-        elif isinstance(module, NORMS):  # one with an activation inside, which reads the convolution, too
+            source, layer = self.made_by.get(id(x), ("", ""))
+            self.seen.calls[name].append(Call(tuple(x.shape), source, layer, x.new_empty(0)))
+        elif isinstance(module, NORMS):  # a norm with an activation inside also reads the convolution
             self._read(self._unread_in(inputs), name)
 
-    def _leave(self, inputs: tuple[Any, ...], output: Any) -> None:
-        name, module = self._stack.pop()
-        unread = self._unread_in(inputs)
-        if is_activation(module) and not isinstance(module, _GATES):
+    def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        name, _ = self.stack.pop()
+        unread, is_leaf = self._unread_in(inputs), not list(module.children())
+        if is_activation(module) and not isinstance(module, GATES):
             self._note(output, self._read(unread, name))
         elif isinstance(module, NORMS):
-            convs = {each for each in unread if not isinstance(self.model.get_submodule(each), NORMS)}
-            self._read(convs, name)
-            self._note(output, self._unread_in((output,)) if list(module.children()) else (unread - convs) | {name})
+            norms = frozenset(each for each in unread if isinstance(self.modules[each], NORMS))
+            self._read(unread - norms, name)
+            self._note(output, norms | {name} if is_leaf else self._unread_in(output))
         elif isinstance(module, Conv):
             self._note(output, unread | {name})
-        if isinstance(output, Tensor) and not list(module.children()):
-            passed_on = isinstance(module, _PASSES_ON) and inputs
-            layer = self._made_by.get(id(inputs[0]), ("", ""))[1] if passed_on else name
-            self._made_by[id(output)] = name, layer
-            self._made.append((name, output, _writes(output)))
+        if isinstance(output, Tensor) and is_leaf:
+            passes_on = isinstance(module, _PASSES_ON) and inputs
+            self.made_by[id(output)] = name, self.made_by.get(id(inputs[0]), ("", ""))[1] if passes_on else name
+            self.outputs.append((name, output, _in_place_changes(output)))
 
     def _unread_in(self, values: Any) -> frozenset[str]:
-        return frozenset[str]().union(*(self._unread.get(id(x), ()) for x in tensors(values)))
+        return frozenset[str]().union(*(self.unread.get(id(x), ()) for x in tensors(values)))
 
     def _note(self, values: Any, unread: frozenset[str]) -> None:
         for x in tensors(values):
-            self._unread[id(x)] = unread
-            self._kept.append(x)
+            self.unread[id(x)] = unread
+            self.kept.append(x)
 
     def _read(self, unread: Iterable[str], reader: str) -> frozenset[str]:
-        """Enter ``reader`` for all of ``unread``; returns what is unread then: nothing."""
+        """Enter ``reader`` for all of ``unread``; returns the empty set, which is what remains unread."""
         for name in unread:
-            self.readers[name].add(reader)
+            self.seen.readers[name].add(reader)
         return frozenset()
 
 
-def _writes(x: Tensor) -> int:
+def _in_place_changes(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
-
-
-def run(model: nn.Module, example: Tensor, watch: Watch | None = None) -> Any:
-    """What ``model`` makes of ``example``, which stays as it is. Raises ``ModelError`` where it cannot take it."""
-    try:
-        if watch is None:
-            return model(example.clone())
-        with watch:
-            return model(example.clone())
-    except Exception as error:  # other people's code, which raises whatever it likes
-        shape = tuple(example.shape)
-        raise ModelError(f"the network does not run on an example of shape {shape} ({first_line(error)})") from error
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether two results are equal: tensors, anything else, containers of them."""
-    parts, others = _parts(one), _parts(other)
-    if parts is not None and others is not None:
-        return parts.keys() == others.keys() and all(same(part, others[key]) for key, part in parts.items())
-    try:
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    except AssertionError:
-        return False
-    except TypeError:  # of what are no numbers
-        return bool(one == other)
-    return True
-
-
-def tensors(result: Any) -> Iterator[Tensor]:
-    """Those in a result."""
-    if isinstance(result, Tensor):
-        yield result
-    for part in (_parts(result) or {}).values():
-        yield from tensors(part)
-
-
-def _parts(result: Any) -> dict[Any, Any] | None:
-    """What a container holds; None: ``result`` is none."""
-    if isinstance(result, Mapping):
-        return dict(result)
-    if isinstance(result, Sequence) and not isinstance(result, str | bytes):
-        return dict(enumerate(result))
-    return vars(result) if is_dataclass(result) and hasattr(result, "__dict__") else None

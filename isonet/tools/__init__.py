@@ -1,1 +1,1 @@
-"""What a user does besides training."""
+"""What a user does besides training: one module for each command, ``python -m isonet.tools.NAME``."""

@@ -1,4 +1,4 @@
-"""The options that all scripts share."""
+"""What all scripts share: their options, and what can be checked before torch is imported, which takes seconds."""
 
 from __future__ import annotations
 
@@ -6,43 +6,49 @@ import argparse
 import difflib
 import os
 import re
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from isonet.config import default_cfg
-from isonet.errors import EXIT_USER_ERROR
+from isonet.config import load_cfg, uses_small_images
+from isonet.config.keys import KEYS
+from isonet.config.load import check_overrides
+from isonet.depths import stage_depths
+from isonet.errors import EXIT_USER_ERROR, DataError, UserError
+from isonet.files.run_folder import find_checkpoint
+from isonet.launch import is_main, parse_gpu_ids
+from isonet.published import PREFIX, published
 
 GPUS_HELP = (
-    "GPUs to use, the weights live on the first, e.g. --gpus 0,1 (default: all visible ones, else the CPU); "
+    "ids of the GPUs to use, e.g. --gpus 0,1; the weights are on the first (default: all visible GPUs, else the CPU); "
     "under torchrun each process takes one of them"
 )
 
-
-_NEGATIVE_POWER = re.compile(r"-[0-9.]+e[-+]?[0-9]+", re.IGNORECASE)  # which argparse takes for an option
+_CIFAR_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # torchvision's names
+_NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse takes -1e-3 and -1,-0.5 for options
 
 
 class Parser(argparse.ArgumentParser):
     """Takes overrides before, between and after options; a mistake is one line and exit code 2."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """The arguments, of which a negative number such as -1e-3 is a value and no option."""
-        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_POWER.fullmatch(a) else a for a in argv])
+        """Parse ``argv``; what begins like a negative number, such as -1e-3, is a value, not an option."""
+        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
 
     def error(self, message: str) -> NoReturn:
-        """Print one line, with the nearest option if one is unknown, and exit."""
+        """Print one line on rank 0, with the nearest option if one is unknown, and exit."""
         hint = ""
         if message.startswith("unrecognized arguments: "):
             unknown = message.split(": ", 1)[1].split()[0].split("=")[0]
             near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-        first = os.environ.get("RANK", "0") == "0"  # of the processes of a launcher, which all are given the same
-        self.exit(EXIT_USER_ERROR, first * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
+        self.exit(EXIT_USER_ERROR, is_main() * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
 
 
 def make_parser(description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP) -> Parser:
-    """A parser with ``--cfg``, ``--gpus``, ``--debug`` and trailing ``KEY VALUE`` overrides."""
+    """Return a parser with ``--cfg``, ``--gpus``, ``--debug`` and trailing ``KEY VALUE`` overrides."""
     parser = Parser(
         description=description,
         epilog=f"examples:\n{examples}",
@@ -53,7 +59,9 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
         "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. --cfg configs/cifar10_ISO110.yaml"
     )
     parser.add_argument("--gpus", metavar="IDS", help=gpus_help)
-    parser.add_argument("--debug", action="store_true", help="show where an error arose, e.g. --cfg mine.yaml --debug")
+    parser.add_argument(
+        "--debug", action="store_true", help="print the traceback of an error, e.g. --cfg mine.yaml --debug"
+    )
     parser.add_argument(
         "opts",
         nargs="*",
@@ -63,11 +71,81 @@ def make_parser(description: str, examples: str, cfg_required: bool = True, gpus
     return parser
 
 
+def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
+    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that need not take a config."""
+    parser = Parser(
+        prog=f"python -m isonet.tools.{tool}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    return parser
+
+
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Other arguments, and overrides, which begin at the first word that looks like a key of the config."""
-    cfg = default_cfg()
-    nodes = "|".join(name for name, value in cfg.items() if isinstance(value, CfgNode))
-    leaves = "|".join(name for name, value in cfg.items() if not isinstance(value, CfgNode))
-    key = re.compile(rf"(?:{nodes})\.\w+|{leaves}")
+    """Split ``words`` before the first one that looks like a config key: other arguments, and overrides."""
+    nodes, leaves = ({name.partition(".")[0] for name in KEYS if ("." in name) == nested} for nested in (True, False))
+    key = re.compile(rf"(?:{'|'.join(nodes)})\.\w+|{'|'.join(leaves)}")
     first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
     return words[:first], words[first:]
+
+
+def check_gpu_ids(gpus: str | None) -> None:
+    """Raise ``DeviceError`` if ``--gpus`` is given and is no list of ids; whether these exist only torch knows."""
+    if gpus is not None:
+        parse_gpu_ids(gpus)
+
+
+def read_network(cfg_path: str, opts: Sequence[Any]) -> CfgNode:
+    """Return the config of a file with overrides. Raises ``ConfigError`` also if no network has its depth."""
+    cfg = load_cfg(cfg_path, opts)
+    stage_depths(cfg.ISON.DEPTH, cfg.ISON.TRANS_FUN, imagenet=not uses_small_images(cfg))
+    return cfg
+
+
+def look_for_checkpoint(cfg: CfgNode | None, ckpt: str) -> None:
+    """Raise ``UserError`` if there is no checkpoint ``ckpt``, nor a published one after ``zoo:``."""
+    if ckpt.startswith(PREFIX):
+        published(ckpt)
+    else:
+        find_checkpoint(cfg, ckpt)
+
+
+def look_for_network(args: argparse.Namespace) -> CfgNode | None:
+    """Return the config of ``--cfg``, if given. Raises ``UserError`` for a wrong ``--gpus``, override or ``--ckpt``."""
+    check_gpu_ids(args.gpus)
+    check_overrides(args.opts)
+    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    if args.ckpt:
+        look_for_checkpoint(cfg, args.ckpt)
+    return cfg
+
+
+def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
+    """Raise ``DataError`` if the folder of one of the ``splits`` is missing.
+
+    What is in it, and data sets in shards, are left to the loader.
+    """
+    root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
+    if name in _CIFAR_FOLDERS:
+        folder = root / _CIFAR_FOLDERS[name]
+        if not folder.exists() and not cfg.DATASET.DOWNLOAD:
+            raise DataError(
+                f"{name} is missing: no folder {folder}; download it with the override DATASET.DOWNLOAD True, or "
+                "unpack its archive there"
+            )
+    elif name != "digits" and cfg.RUNTIME.INPUT != "shards":
+        for split in splits:
+            folder = root / name / split
+            if not os.path.lexists(folder) and not (root / name / "shards" / split).exists():
+                raise DataError(
+                    f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
+                )
+
+
+def look_for_folder_of(option: str, file: str | None) -> None:
+    """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, has no folder."""
+    if file and not os.path.isdir(os.path.dirname(file) or "."):
+        raise UserError(f"{option} {file}: there is no such folder; make it first")

@@ -1,69 +1,35 @@
-"""Compare runs: their curves in one picture, their figures in a table."""
+"""Compare runs: their curves in a picture, and their figures in a table."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from isonet.config import default_cfg
 from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
-from isonet.plots import (
-    COLOURS,
-    MARKERS,
-    PANELS,
-    Panel,
-    Row,
-    as_png,
-    new_figure,
-    require_matplotlib,
-    scale_epochs,
-    scale_y,
-    style,
-    values_of,
-)  # fmt: skip
-from isonet.tools.cli import Parser
-from isonet.tools.summary import COLUMNS, cells, read_rows, read_timing, summarise, text_table
+from isonet.plots import require_matplotlib
+from isonet.plots.curves import PANELS, SHOWN, draw_runs
+from isonet.tools.cli import tool_parser
+from isonet.tools.summary import COLUMNS, cells, read_rows, summary_of, text_table
 
 EXAMPLES = """\
-examples:
   python -m isonet.tools.curves outputs/cls/digits/first outputs/cls/digits/second
   python -m isonet.tools.curves first second --key top1 --output compare.png"""
 
-_SHOWN = ("cross_entropy", "penalty", "top1", "learning_rate")
-_WIDTH, _HEIGHT, _TEXT = 1600, 1000, 10.5  # pixels, pixels, points
-_MOST_MARKS = 10  # along one curve
-_LEGEND_WIDTH, _LONGEST_NAME = 150, 60  # characters of a row of the legend, of a name
 
-
-@dataclass(frozen=True)
-class Run:
-    name: str
-    rows: list[Row]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The runs and the options."""
-    parser = Parser(
-        prog="python -m isonet.tools.curves",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="a folder of a run, or its name below OUTPUT_DIR")
-    parser.add_argument("--output", type=Path, default=Path("runs.png"), metavar="FILE.png", help="(default: runs.png)")
-    parser.add_argument("--key", choices=list(PANELS), help="one panel with this (default: four panels)")
-    parser.add_argument(
-        "--output-dir", type=Path, default=Path(default_cfg().OUTPUT_DIR), metavar="DIR",
-        help="OUTPUT_DIR of the runs that are named (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
+    parser = tool_parser("curves", __doc__, EXAMPLES)
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="the folder of a run, or its name below OUTPUT_DIR")
+    add("--output", type=Path, default=Path("runs.png"), metavar="FILE.png", help="(default: runs.png)")
+    add("--key", choices=PANELS, help="draw one panel with this quantity (default: four panels)")
+    add("--output-dir", type=Path, default=Path(default_cfg().OUTPUT_DIR), metavar="DIR",
+        help="OUTPUT_DIR of the runs that are given by name (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if args.output.suffix != ".png":
         parser.error(f"--output is a .png file, got {args.output}")
@@ -73,100 +39,49 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Print the table and draw the picture."""
     folders = [find_run(name, args.output_dir) for name in args.runs]
-    runs, lines = [], []
-    for name, folder in zip(_names(folders), folders, strict=True):
-        rows, damaged = read_rows(folder.metrics)
+    runs, lines = {}, []
+    for name, folder in zip(short_names([folder.path for folder in folders]), folders, strict=True):
+        rows, invalid = read_rows(folder.metrics)
         if not rows:
-            raise UserError(f"{printable(folder.metrics)}: holds no epoch yet")
-        if damaged:
-            print(f"{printable(folder.metrics)}: {damaged} damaged or half-written lines are left out", flush=True)
-        runs.append(Run(name, rows))
-        lines.append([name, *cells(summarise(rows, read_timing(folder)))])
+            raise UserError(f"{printable(folder.metrics)}: has no finished epoch yet")
+        if invalid:
+            print(f"{printable(folder.metrics)}: {invalid} invalid or incomplete lines are ignored", flush=True)
+        runs[name] = rows
+        lines.append([name, *cells(summary_of(folder))])
     print(text_table(["run", *COLUMNS], lines), flush=True)
     require_matplotlib(str(args.output))
-    write_file(args.output, draw_runs(runs, [args.key] if args.key else _SHOWN))
+    write_file(args.output, draw_runs(runs, [args.key] if args.key else SHOWN))
     print(f"drawn in {printable(args.output)}")
 
 
 def find_run(name: str, output_dir: Path) -> RunFolder:
-    """The folder that ``name`` means: itself, or below ``output_dir``, or below one of the data sets there."""
-    data_sets = sorted(path for path in output_dir.iterdir() if path.is_dir()) if output_dir.is_dir() else []
-    places = [Path(name), output_dir / name, *(data_set / name for data_set in data_sets)]
+    """The run at the path ``name``, or of that name in ``output_dir`` or in the folder of one of its data sets.
+
+    Raises ``UserError`` if there is none, or if it is the name of several runs.
+    """
+    places = [Path(name), output_dir / name, *(parent / name for parent in sorted(output_dir.glob("*/")))]
     found = [place for place in places if RunFolder(place).metrics.is_file()]
     if not found:
         raise UserError(
-            f"no run {printable(name)[:200]}: neither there nor below {printable(output_dir)} is a folder of this name "
-            "with a metrics.jsonl"
+            f"no run {printable(name)[:200]}: neither this folder nor one of this name below {printable(output_dir)} "
+            "has a metrics.jsonl"
         )
-    if len(found) > 1 and found[0] != places[0]:
+    if len(found) > 1 and found[0] != Path(name):
         raise UserError(f"{printable(name)} is the name of {len(found)} runs: {' and '.join(map(str, found))}")
     return RunFolder(found[0])
 
 
-def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """The last parts of the paths, as many as tell the runs apart."""
-    paths = [folder.path.absolute() for folder in folders]
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as it takes to make them differ. Raises ``UserError`` for equal paths."""
+    paths = [folder.absolute() for folder in folders]
     if len(set(paths)) < len(paths):
         raise UserError(f"{printable(max(paths, key=paths.count))} is named twice")
-    for parts in range(1, max(len(path.parts) for path in paths) + 1):
-        names = ["/".join(path.parts[-parts:]) for path in paths]
+    names = [path.name for path in paths]
+    for parts in range(2, max(len(path.parts) for path in paths) + 1):
         if len(set(names)) == len(names):
             break
+        names = ["/".join(path.parts[-parts:]) for path in paths]
     return names
-
-
-def draw_runs(runs: Sequence[Run], keys: Sequence[str]) -> bytes:
-    """A PNG with a panel for each of ``keys``: a colour for each run, training dashed and validation solid."""
-    if len(runs) > len(COLOURS) * len(MARKERS):
-        raise UserError(f"{len(runs)} runs in one picture cannot be told apart: {len(COLOURS) * len(MARKERS)} at most")
-    with style(_TEXT):
-        figure = new_figure(_WIDTH, _HEIGHT)
-        shape = (2, 2) if len(keys) > 1 else (1, 1)
-        for axis, key in zip(figure.subplots(*shape, squeeze=False).flat, keys, strict=True):
-            _draw_panel(axis, PANELS[key], runs)
-        _add_legend(figure, runs, any(PANELS[key].validation for key in keys))
-        return as_png(figure)
-
-
-def _draw_panel(axis: Any, panel: Panel, runs: Sequence[Run]) -> None:
-    last = max(int(run.rows[-1]["epoch"]) for run in runs)
-    every = -(-last // _MOST_MARKS)
-    for number, run in enumerate(runs):
-        epochs = values_of(run.rows, "epoch")
-        for key, dash in _lines(panel):
-            axis.plot(
-                epochs, values_of(run.rows, key), **_look(number), linestyle=dash, drawstyle=panel.drawstyle,
-                markevery=(min(number * every // len(runs), len(epochs) - 1), every),
-            )  # fmt: skip
-    scale_epochs(axis, last)
-    scale_y(axis, panel, [row for run in runs for row in run.rows])
-
-
-def _lines(panel: Panel) -> Iterator[tuple[str, str]]:
-    """The keys of a panel with their line styles, those on top last."""
-    if panel.validation:
-        yield panel.training, "--"
-    yield panel.validation or panel.training, "-"
-
-
-def _look(number: int) -> dict[str, Any]:
-    """Colour and marker of a run: after each seven runs the colours begin anew, with another marker."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number // len(COLOURS)]}
-
-
-def _add_legend(figure: Any, runs: Sequence[Run], dashes: bool) -> None:
-    from matplotlib.lines import Line2D
-
-    names = [run.name if len(run.name) <= _LONGEST_NAME else f"...{run.name[3 - _LONGEST_NAME :]}" for run in runs]
-    handles = [Line2D([], [], **_look(number)) for number in range(len(runs))]
-    if dashes:
-        names += ["training", "validation"]
-        handles += [Line2D([], [], color="#666666", linestyle=dash) for dash in ("--", "-")]
-    columns = max(1, min(len(names), _LEGEND_WIDTH // (max(map(len, names)) + 7)))
-    blanks = [" "] * len(names)  # a name with a leading _ would be left out
-    legend = figure.legend(handles, blanks, loc="outside lower center", ncols=columns, frameon=False)
-    for text, name in zip(legend.get_texts(), names, strict=True):
-        text.set_text(name)
 
 
 if __name__ == "__main__":

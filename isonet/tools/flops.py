@@ -1,33 +1,29 @@
-"""Multiply-accumulates of a network and of its penalty: what ``flopscount_iso.py`` does.
+"""Multiply-accumulates of a network and of its penalty, for ``flopscount_iso.py``.
 
-The forward pass and the published penalty are counted by ``torch.utils.flop_counter`` on the meta
-device, where tensors have shapes and no values: the operators that really run, without weights, data or
-a GPU. Convolutions and matrix products count; a FLOP is a multiplication or an addition, so that FLOPs
-= 2 x MACs. The backward pass of a layer is two products of its size, of the first layer one, since images
-need no gradient.
+The network runs on a batch of no images: every operator reports its shapes and computes nothing, and hooks count the
+convolutions and the linear layer. A FLOP is a multiplication or an addition, so FLOPs = 2 x MACs. The backward pass of
+a layer takes two products of the forward pass's size; that of the first layer takes one, since images need no gradient.
+``torch.utils.flop_counter`` gives the same numbers (tests/tools/test_flops.py), but importing what it uses takes longer
+than ``import torch``.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from yacs.config import CfgNode
 
 from isonet.config import image_size
 from isonet.convs import shape_of
 from isonet.errors import UserError
 from isonet.fast_penalty.gram import Grams
+from isonet.hooks import hooked
 from isonet.models import ISONet
 from isonet.models.build import assemble
 from isonet.ortho import penalised_convs
@@ -35,7 +31,7 @@ from isonet.ortho import penalised_convs
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the network for one image. shape: channels, height, width of its output, or classes."""
+    """One part of the network, for one image. shape: channels, height and width of its output, or classes."""
 
     name: str
     shape: list[int]
@@ -46,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FlopCount:
-    """macs: convolutions and linear layer, one image, forward. Steps: forward and backward."""
+    """The counts of a config. ``macs``: of one image, forward. Steps: forward and backward."""
 
     input: list[int]
     params: int
@@ -54,35 +50,37 @@ class FlopCount:
     flops: int
     stages: list[Stage]
     penalty_macs: int  # one evaluation as this code computes it
-    penalty_macs_half_offsets: int  # summed over half of the offsets, without padded taps
+    penalty_macs_half_offsets: int  # as a sum over half of the offsets, without padded taps
     penalty_macs_published: int  # as a padded convolution of each kernel with itself
     batch_size: int
     network_step_macs: int  # one training step on one GPU's batch, without the penalty
-    penalty_step_macs: int  # the penalty's part of that step; 0 where its coefficient is 0
+    penalty_step_macs: int  # of the penalty in that step; 0 if its coefficient is 0
     penalty_share: float  # of the two together
 
 
 def count_flops(cfg: CfgNode) -> FlopCount:
-    """Count the network of ``cfg``. Raises ``ConfigError`` where there is none."""
-    with torch.device("meta"):
+    """Count the network of ``cfg`` and its penalty. Raises ``ConfigError`` if there is no such network."""
+    with torch.device("meta"):  # draws no weights
         model = assemble(cfg)
-        size = image_size(cfg)
-        image = torch.empty(1, 3, size, size)
-    stages, macs = _count_network(model.eval(), image)
-    penalty_macs, penalty_gradient = _penalty_macs(model, cfg.ISON.ORTHO_STRIDED)
+    # Memory that is never touched; Module.to_empty would do as well, but imports sympy
+    memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+    model.load_state_dict(memory, assign=True)
+    stages, stem_macs = _count_stages(model.eval(), image_size(cfg))
+    macs = sum(stage.macs for stage in stages)
+    all_grams = [Grams(shape_of(conv), cfg.ISON.ORTHO_STRIDED) for _, conv in penalised_convs(model)]
+    penalty_macs, penalty_gradient = (sum(macs) for macs in zip(*map(_penalty_macs, all_grams), strict=True))
     batch_size = cfg.SOLVER.TRAIN_BATCH_SIZE
-    image_gradient = _macs(lambda: model.stem.conv(image))  # the one product that the backward pass leaves out
-    network_step = batch_size * (3 * macs - image_gradient)
+    network_step = batch_size * (3 * macs - stem_macs)
     penalty_step = penalty_macs + penalty_gradient if cfg.ISON.ORTHO_COEFF > 0 else 0
     return FlopCount(
-        input=list(image.shape[1:]),
-        params=sum(p.numel() for p in model.parameters()),
+        input=[3, image_size(cfg), image_size(cfg)],
+        params=sum(stage.params for stage in stages),
         macs=macs,
         flops=2 * macs,
         stages=stages,
         penalty_macs=penalty_macs,
-        penalty_macs_half_offsets=_penalty_macs_by_offset(model, cfg.ISON.ORTHO_STRIDED),
-        penalty_macs_published=_published_penalty_macs(model),
+        penalty_macs_half_offsets=sum(map(_macs_by_offset, all_grams)),
+        penalty_macs_published=sum(map(_published_macs, all_grams)),
         batch_size=batch_size,
         network_step_macs=network_step,
         penalty_step_macs=penalty_step,
@@ -91,7 +89,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
 
 
 def format_table(count: FlopCount) -> str:
-    """The count for people."""
+    """Return the count as a table and three sentences."""
     rows = [("stage", "output", "parameters", "MACs", "FLOPs")]
     rows += [_row(s.name, "x".join(map(str, s.shape)), s.params, s.macs) for s in count.stages]
     rows.append(_row("total", "", count.params, count.macs))
@@ -118,7 +116,7 @@ def format_table(count: FlopCount) -> str:
 
 
 def write_count(count: FlopCount, folder: Path) -> None:
-    """Write ``flops.json`` and the table ``flops.txt`` to ``folder``, which is made where it is missing."""
+    """Write ``flops.json`` and the table ``flops.txt`` to ``folder``, which is made if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "flops.json").write_text(json.dumps(asdict(count), indent=2) + "\n", encoding="utf-8")
@@ -127,71 +125,49 @@ def write_count(count: FlopCount, folder: Path) -> None:
         raise UserError(f"{folder}: cannot be written ({error}); see OUTPUT_DIR") from None
 
 
-def _count_network(model: ISONet, image: Tensor) -> tuple[list[Stage], int]:
-    """Stages, and the MACs of all of them."""
-    shapes: dict[str, list[int]] = {}
+def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
+    """Return the parts of ``model`` for images of ``size`` pixels a side, and the MACs of its first convolution."""
+    shapes: dict[nn.Module, list[int]] = {}  # of each output, without the batch
 
-    def remember(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _module, _inputs, output: shapes.update({name: list(output.shape[1:])})
+    def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        shapes[module] = list(output.shape[1:])
 
-    hooks = [part.register_forward_hook(remember(name)) for name, part in model.named_children()]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    for hook in hooks:
-        hook.remove()
-    per_module = counter.get_flop_counts()
+    with torch.no_grad(), hooked(module.register_forward_hook(remember) for module in model.modules()):
+        model(torch.empty(0, 3, size, size))
+    macs: dict[nn.Module, int] = {
+        module: module.weight.numel() * math.prod(shapes[module][1:])  # each weight once per position
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
     stages = []
     for name, part in model.named_children():
-        flops = sum(per_module[f"{type(model).__name__}.{name}"].values())
-        stages.append(Stage(name, shapes[name], sum(p.numel() for p in part.parameters()), flops // 2, flops))
-    return stages, counter.get_total_flops() // 2
+        part_macs = sum(macs.get(module, 0) for module in part.modules())
+        params = sum(p.numel() for p in part.parameters())
+        stages.append(Stage(name, shapes[part], params, part_macs, 2 * part_macs))
+    return stages, macs[model.stem.conv]
 
 
-def _published_penalty_macs(model: ISONet) -> int:
-    """The cost of the published penalty: each kernel in a padded convolution with itself."""
-    shapes = Counter((conv.weight.shape, conv.stride) for _, conv in penalised_convs(model))
-    total = 0
-    for (shape, stride), layers in shapes.items():
-        wide, narrow = max(shape[:2]), min(shape[:2])
-        weight = torch.empty(narrow, wide, *shape[2:], device="meta")
-        padding = [k - 1 for k in shape[2:]]
-        total += layers * _macs(functools.partial(F.conv2d, weight, weight, stride=stride, padding=padding))
-    return total
+def _penalty_macs(grams: Grams) -> tuple[int, int]:
+    """Return the MACs of one kernel's penalty, and of its gradient, at points: all our networks' kernels have them."""
+    value, gradient = grams.points().macs(grams.rows, grams.columns)
+    return grams.conv.groups * value, grams.conv.groups * gradient
 
 
-def _penalty_macs(model: ISONet, strided: str) -> tuple[int, int]:
-    """Of one evaluation of the penalty, and of its gradient.
-
-    Told by the points that the penalty is computed at: the tests hold them against torch's counter,
-    which needs half a second for these hundreds of small products.
-    """
-    value = gradient = 0
-    for _, conv in penalised_convs(model):
-        grams = Grams(shape_of(conv), strided)
-        for_one = grams.points().macs(grams.rows, grams.columns)
-        value += conv.groups * for_one[0]
-        gradient += conv.groups * for_one[1]
-    return value, gradient
+def _macs_by_offset(grams: Grams) -> int:
+    """Return the MACs of the penalty as a sum over half of the offsets, with a product for each pair of taps there."""
+    pairs = 1  # of taps whose distance is an offset that counts, on all axes
+    for k, step in zip(grams.conv.kernel, grams.conv.step, strict=True):
+        pairs *= sum(k - abs(d) for d in range(1 - k, k) if d % step == 0)
+    # Opposite offsets are one; at offset zero each tap meets itself
+    half = (pairs + math.prod(grams.conv.kernel)) // 2
+    return half * grams.conv.groups * grams.rows**2 * grams.columns
 
 
-def _penalty_macs_by_offset(model: ISONet, strided: str) -> int:
-    """Of the penalty as a sum over half of the offsets, a product for each pair of taps that meet there."""
-    total = 0
-    for _, conv in penalised_convs(model):
-        grams = Grams(shape_of(conv), strided)
-        pairs = 1  # of taps whose distance is an offset that counts, on all axes
-        for k, step in zip(grams.conv.kernel, grams.conv.step, strict=True):
-            pairs *= sum(k - abs(d) for d in range(1 - k, k) if d % step == 0)
-        # Opposite offsets are one; at offset zero each tap meets itself
-        half = (pairs + math.prod(grams.conv.kernel)) // 2
-        total += half * conv.groups * grams.rows**2 * grams.columns
-    return total
-
-
-def _macs(run: Callable[[], object]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops() // 2
+def _published_macs(grams: Grams) -> int:
+    """Return the MACs of the published penalty: the kernel in a convolution with itself, padded by k - 1."""
+    channels = grams.conv.out_channels, grams.conv.in_channels
+    positions = math.prod((2 * k - 2) // s + 1 for k, s in zip(grams.conv.kernel, grams.conv.stride, strict=True))
+    return positions * math.prod(grams.conv.kernel) * min(channels) ** 2 * max(channels)
 
 
 def _row(name: str, shape: str, params: int, macs: int) -> tuple[str, str, str, str, str]:

@@ -1,40 +1,31 @@
-"""Measure how far networks are from isometries, and draw it: a page in HTML, and the numbers in JSON.
+"""Measure how far networks are from isometries: a page in HTML with pictures, and the numbers as JSON.
 
-Without --ckpt the network of the config is measured as it is initialised. Images are the first of the validation
-part of the config's data set.
+Without --ckpt the network of the config is measured as initialised. Images are the first ones of the validation part
+of the config's data set.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from tqdm import tqdm
 from yacs.config import CfgNode
 
 from isonet.config import load_cfg
-from isonet.data import build_loader
-from isonet.errors import ConfigError, UserError, printable, run_cli
+from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import find_checkpoint
-from isonet.files.storage import reason, write_file
-from isonet.isometry.measure import measure
-from isonet.isometry.page import page
-from isonet.models import ISONet, build_model
+from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
-from isonet.tools.cli import make_parser, split_overrides
-from isonet.tools.trained import load_trained
-from isonet.training.devices import explain_out_of_memory, pick_devices, seed_everything, set_precision
+from isonet.tools.cli import look_for_checkpoint, look_for_network, make_parser, split_overrides
 from isonet.training.log import log_to_terminal, versions
 
-log = logging.getLogger("isonet")
+if TYPE_CHECKING:
+    import torch
 
 EXAMPLES = """\
   python -m isonet.tools.isometry --cfg configs/digits_ISO20.yaml
@@ -43,32 +34,29 @@ EXAMPLES = """\
       --compare start=configs/digits_ISO20.yaml trained=outputs/cls/digits/demo
   python -m isonet.tools.isometry --cfg configs/IN1k-RISO50.yaml --images 2 --steps 20 --output report"""
 
+CONFIGS = (".yaml", ".yml")
+
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; KEY VALUE pairs override the config."""
+    """The options; ``compare`` holds the networks to compare, and ``opts`` the overrides."""
     parser = make_parser(__doc__ or "", EXAMPLES, cfg_required=False)
     parser.prog = "python -m isonet.tools.isometry"
-    parser.add_argument("--ckpt", metavar="CKPT", help="a checkpoint, a run folder, or the name of a run of --cfg")
-    parser.add_argument(
-        "--compare", nargs="+", default=[], metavar="[NAME=]WHAT",
-        help="several at once: configs (.yaml, as initialised) and checkpoints, each with a name of your own",
-    )  # fmt: skip
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="images for the norms (default: 8)")
-    parser.add_argument(
-        "--steps", type=int, default=60, metavar="N", help="steps towards the Jacobian's extremes at most (default: 60)"
-    )
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        default="outputs/isometry",
-        help="for the page and report.json (default: outputs/isometry)",
-    )
+    add = parser.add_argument
+    add("--ckpt", metavar="CKPT", help="a checkpoint, a run folder, or the name of a run of --cfg")
+    add("--compare", nargs="+", default=[], metavar="[NAME=]WHAT",
+        help="networks: configs (.yaml, as initialised) and checkpoints, each with a name of your own")  # fmt: skip
+    add("--images", type=int, default=8, metavar="N", help="images for the norms (default: 8)")
+    add("--steps", type=int, default=60, metavar="N", help="most steps towards the Jacobian's extremes (default: 60)")
+    add("--output", type=Path, default=Path("outputs/isometry"), metavar="DIR",
+        help="folder of the page and report.json (default: outputs/isometry)")  # fmt: skip
     args = parser.parse(sys.argv[1:] if argv is None else argv)
-    compared = bool(args.compare)
+    compares = bool(args.compare)
     args.compare, overrides = split_overrides(args.compare)
     args.opts = overrides + args.opts
-    if compared and not args.compare:
+    if compares and not args.compare:
         parser.error("--compare: name configs or checkpoints before the overrides")
+    if args.compare and args.ckpt:
+        parser.error("--ckpt and --compare cannot be combined: name the checkpoint among those of --compare")
     if args.images < 1 or args.steps < 1:
         parser.error("--images and --steps must be at least 1")
     if not (args.cfg or args.ckpt or args.compare):
@@ -77,87 +65,86 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure, draw, write."""
-    log_to_terminal()
+    """Measure the networks, and write the report."""
+    cfg = look_for_network(args)
+    networks = networks_of(args, cfg)
+    for what in networks.values():
+        load_cfg(what, args.opts) if what.endswith(CONFIGS) else look_for_checkpoint(cfg, what)
     require_matplotlib("the report")
-    if args.compare and args.ckpt:
-        raise UserError("--ckpt and --compare cannot be given together: name the checkpoint among those of --compare")
-    cfg = load_cfg(args.cfg, args.opts) if args.compare and args.cfg else None
-    asked = [_named(text, cfg) for text in args.compare] or [(args.ckpt or Path(args.cfg).stem, args.ckpt or args.cfg)]
-    if len({name for name, _ in asked}) < len(asked):
-        raise UserError("--compare: two of them have the same name; give them as NAME=WHAT")
+    from isonet.isometry.page import page
+    from isonet.training.devices import explain_out_of_memory, pick_devices
+
+    log_to_terminal()
     device = pick_devices(args.gpus)[0]
     with explain_out_of_memory():
-        reports = {name: _report(what, args, device) for name, what in asked}
-    folder = Path(args.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made ({reason(error)})") from None
-    write_file(folder / "report.json", json.dumps(reports, indent=1) + "\n")
-    write_file(folder / "index.html", page(reports))
-    log.info("written to %s and report.json", folder / "index.html")
+        reports = {
+            name: measure_network(what, args.cfg, args.opts, args.images, args.steps, device)
+            for name, what in networks.items()
+        }
+    args.output.mkdir(parents=True, exist_ok=True)
+    write_file(args.output / "report.json", json.dumps(reports, indent=1) + "\n")
+    write_file(args.output / "index.html", page(reports))
+    print(f"written to {printable(args.output / 'index.html')} and report.json")
 
 
-def _named(text: str, cfg: CfgNode | None) -> tuple[str, str]:
-    """Name and network of NAME=WHAT; a file or a run whose own name has a = is itself both."""
-    name, equals, what = text.partition("=")
-    return (name, what) if equals and name and what and not _is_there(text, cfg) else (text, text)
+def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]:
+    """The config file or checkpoint of each network that ``args`` asks for, by its name in the report.
+
+    NAME=WHAT gives a name, unless a file, or a run of ``cfg``, has all of that text for its own name.
+    """
+    if not args.compare:
+        return {args.ckpt or Path(args.cfg).stem: args.ckpt or args.cfg}
+    networks: dict[str, str] = {}
+    for text in args.compare:
+        name, _, what = text.partition("=")
+        try:
+            exists = os.path.exists(text) or find_checkpoint(cfg, text).is_file()
+        except UserError:
+            exists = False
+        if exists or not name or not what:
+            name = what = text
+        if name in networks:
+            raise UserError(f"--compare: two networks are called {name}; give each a name by NAME=WHAT")
+        networks[name] = what
+    return networks
 
 
-def _is_there(what: str, cfg: CfgNode | None) -> bool:
-    try:
-        return os.path.exists(what) or find_checkpoint(cfg, what).is_file()
-    except UserError:
-        return False
+def measure_network(
+    what: str, cfg_path: str | None, opts: Sequence[Any], images: int, steps: int, device: torch.device
+) -> dict[str, Any]:
+    """Measure one network; returns the numbers of ``isonet.isometry.measure``, and where they come from.
 
+    what: a config file, for the network as initialised, or a checkpoint, whose config ``cfg_path`` replaces if given.
+    opts: ``KEY VALUE`` pairs, merged on top of the config.
+    images: how many. steps: towards the extremes of the Jacobian, at most.
+    """
+    from tqdm import tqdm
 
-def _report(what: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    model, cfg, source = _network(what, args.cfg, args.opts)
+    from isonet.data import build_loader
+    from isonet.isometry.measure import measure
+    from isonet.models import build_model
+    from isonet.tools.trained import load_trained
+    from isonet.training.devices import seed_everything, set_precision
+
+    opts = [*opts, "SOLVER.TEST_BATCH_SIZE", images, "DATASET.NUM_WORKERS", 0]
+    if what.endswith(CONFIGS):
+        cfg, source = load_cfg(what, opts), f"{what} as initialised"
+        seed_everything(cfg.RUNTIME.SEED)
+        model = build_model(cfg)
+    else:
+        trained = load_trained(what, cfg_path, opts)
+        model, cfg, source = trained.model, trained.cfg, str(trained.path)
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    images, labels = _images(cfg, args.images, device)
+    batch, labels = next(iter(build_loader(cfg, "val", (device,))))
     with tqdm(desc=printable(what), disable=not sys.stderr.isatty(), unit=" parts") as bar:
 
         def progress(part: str) -> None:
             bar.set_postfix_str(part)
             bar.update()
 
-        found = measure(model.to(device), images, labels, args.steps, progress, cfg.ISON.ORTHO_STRIDED)
+        numbers = measure(model.to(device), batch, labels, steps, progress, cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))
-    return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **found}
-
-
-def _network(what: str, cfg_path: str | None, opts: Sequence[Any]) -> tuple[ISONet, CfgNode, str]:
-    """The network of a config, as initialised, or of a checkpoint; its config; where it comes from, in words."""
-    if what.endswith((".yaml", ".yml")):
-        cfg = load_cfg(what, opts)
-        seed_everything(cfg.RUNTIME.SEED)
-        return build_model(cfg), cfg, f"{what} as initialised"
-    trained = load_trained(what, cfg_path, opts)
-    return trained.model, trained.cfg, str(trained.path)
-
-
-def _images(cfg: CfgNode, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first of the validation images and their labels."""
-    found: list[tuple[Tensor, Tensor]] = []
-    for images, labels in build_loader(_small_batches(cfg, count), "val", (device,)):
-        found.append((images, labels))
-        if sum(len(each) for _, each in found) >= count:
-            break
-    images, labels = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))
-    if labels.max() >= cfg.DATASET.NUM_CLASSES:
-        raise ConfigError(
-            f"the images have {int(labels.max()) + 1} classes, DATASET.NUM_CLASSES is {cfg.DATASET.NUM_CLASSES}"
-        )
-    return images, labels
-
-
-def _small_batches(cfg: CfgNode, count: int) -> CfgNode:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.SOLVER.TEST_BATCH_SIZE, cfg.DATASET.NUM_WORKERS = count, 0
-    cfg.freeze()
-    return cfg
+    return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **numbers}
 
 
 if __name__ == "__main__":

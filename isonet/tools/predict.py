@@ -1,7 +1,7 @@
-"""Predict the classes of images: the most probable ones, by the network of a checkpoint.
+"""Predict the classes of images with the network of a checkpoint.
 
-Images are made as evaluation makes its own. An image that cannot be read is told of on standard error, the
-others are predicted all the same, and the exit code is 2.
+Images are prepared as for evaluation. An image that cannot be read is reported on standard error; the others are
+predicted, and the exit code is 2.
 """
 
 from __future__ import annotations
@@ -16,22 +16,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-import torch
-from torch import Tensor, nn
-
-from isonet.data.unlabelled import find_images, read_batches
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
-from isonet.tools.cli import GPUS_HELP, Parser, split_overrides
-from isonet.tools.trained import Trained, load_trained
-from isonet.training.amp import Amp
-from isonet.training.devices import explain_out_of_memory, pick_devices, place, set_precision
-from isonet.training.world import world_of_environment
+from isonet.launch import is_launched
+from isonet.tools.cli import GPUS_HELP, look_for_network, split_overrides, tool_parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from isonet.tools.trained import Trained
 
 log = logging.getLogger("isonet")
 
 EXAMPLES = """\
-examples:
   python -m isonet.tools.predict --ckpt outputs/cls/digits/demo three.png seven.png
   python -m isonet.tools.predict --ckpt RISO18.pt --cfg configs/IN1k-RISO18.yaml --classes names.txt photos/
   find photos -name '*.jpg' | python -m isonet.tools.predict --ckpt best.pt --format csv - > found.csv
@@ -40,22 +38,15 @@ examples:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable classes of an image, the first one first."""
+    """top: labels of the most probable classes of an image with their probabilities, the highest one first."""
 
     path: Path
-    labels: list[int]
-    probabilities: list[float]
+    top: list[tuple[int, float]]
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options; images and overrides are apart, in ``images`` and ``opts``."""
-    parser = Parser(
-        prog="python -m isonet.tools.predict",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; ``images`` and ``opts`` hold the images and the overrides."""
+    parser = tool_parser("predict", __doc__, EXAMPLES)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE|FOLDER|-", help="files; folders, with all images below; -: paths on "
         "standard input, one a line. KEY VALUE pairs may follow, e.g. photos/ RUNTIME.DECODER torch")  # fmt: skip
@@ -67,7 +58,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--top", type=int, default=5, metavar="K", help="how many classes of each image (default: 5)")
     add("--batch-size", type=int, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
-    add("--debug", action="store_true", help="show where an error arose")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.images, args.opts = split_overrides(args.images)
     if not args.images:
@@ -80,23 +70,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Predict and print."""
-    _log_to_standard_error()
-    if world_of_environment().launched:
-        raise UserError("one process predicts, on as many GPUs as --gpus names: start it without torchrun")
+    if is_launched():
+        raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
+    look_for_network(args)
+    from isonet.data.unlabelled import find_images
+    from isonet.tools.trained import load_trained
+    from isonet.training.devices import explain_out_of_memory, pick_devices
+
+    log.handlers, log.propagate = [_StandardError(logging.WARNING)], False
     trained = load_trained(args.ckpt, args.cfg, args.opts, args.classes)
     devices = pick_devices(args.gpus)
     paths, problems = find_images(_places(args.images))
     for problem in problems:
         log.error("%s", problem)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what the terminal's encoding lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of a name
+        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     unread: list[str] = []
     with explain_out_of_memory():
-        found = predict(trained, paths, devices, args.top, args.batch_size, unread)
-        for text in FORMATS[args.format](found, trained.classes, paths):
-            print(text, flush=True)
+        predictions = predict(trained, paths, devices, args.top, args.batch_size, unread)
+        FORMATS[args.format](predictions, trained.classes, paths, sys.stdout)
     if bad := len(problems) + len(unread):
-        raise UserError(f"{bad} of {len(paths) + len(problems)} images or folders could not be read, as said above")
+        raise UserError(f"{bad} of {len(paths) + len(problems)} images or folders could not be read, as reported above")
 
 
 def predict(
@@ -107,7 +101,16 @@ def predict(
     batch_size: int | None,
     unread: list[str],
 ) -> Iterator[Prediction]:
-    """The ``top`` classes of each image, in the order of ``paths``; those that cannot be read go to ``unread``."""
+    """Yield the prediction of each image in the order of ``paths``; those that cannot be read go to ``unread``.
+
+    top: how many classes. batch_size: images per device, None for the config's.
+    """
+    import torch
+
+    from isonet.data.unlabelled import read_batches
+    from isonet.training.devices import place, set_precision
+    from isonet.training.optim import Amp
+
     cfg = trained.cfg
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     forward = place(trained.model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
@@ -119,24 +122,18 @@ def predict(
             unread.append(failed.path)
         if not batch.paths:
             continue
-        rows = _probabilities(forward, batch.images, amp)
-        if not rows.isfinite().all():
-            raise NonFiniteError(f"{trained.path}: the network's output is not finite, so it predicts nothing")
-        best = rows.topk(min(top, rows.shape[1]))
+        with torch.no_grad(), amp.autocast():
+            logits = forward(batch.images)
+        probabilities = logits.float().softmax(1).cpu()
+        if not probabilities.isfinite().all():
+            raise NonFiniteError(f"{trained.path}: the output of the network is not finite, so it predicts nothing")
+        best = probabilities.topk(min(top, probabilities.shape[1]))
         for path, labels, values in zip(batch.paths, best.indices.tolist(), best.values.tolist(), strict=True):
-            yield Prediction(path, labels, values)
-
-
-@torch.no_grad()
-def _probabilities(forward: nn.Module, images: Tensor, amp: Amp) -> Tensor:
-    """(N, classes) float32, on the CPU."""
-    with amp.autocast():
-        logits = forward(images)
-    return logits.float().softmax(1).cpu()
+            yield Prediction(path, [(label, float(f"{p:.9g}")) for label, p in zip(labels, values, strict=True)])
 
 
 def _places(arguments: list[str]) -> Iterator[str]:
-    """The arguments, of which ``-`` stands for the lines of standard input; names need not be UTF-8."""
+    """The arguments, with the lines of standard input in the place of ``-``; names need not be UTF-8."""
     for argument in arguments:
         if argument != "-":
             yield argument
@@ -146,67 +143,50 @@ def _places(arguments: list[str]) -> Iterator[str]:
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
 
 
-def as_table(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path]) -> Iterator[str]:
-    """Columns for people, a line for each class."""
+def write_table(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
+    """Write columns for people, a line for each class of an image."""
     width = max([len(printable(path)) for path in paths] + [len("image")])
     name_width = max(len(printable(name)) for name in [*classes, "class"])
     if paths:
-        yield f"{'image':{width}}  rank  {'class':{name_width}}  probability"
+        print(f"{'image':{width}}  rank  {'class':{name_width}}  probability", file=file)
     for item in found:
         name = printable(item.path)
-        for rank, (label, value) in enumerate(zip(item.labels, item.probabilities, strict=True), start=1):
-            yield f"{name:{width}}  {rank:4}  {printable(classes[label]):{name_width}}  {value:11.4f}"
+        for rank, (label, value) in enumerate(item.top, start=1):
+            print(f"{name:{width}}  {rank:4}  {printable(classes[label]):{name_width}}  {value:11.4f}", file=file)
             name = ""
 
 
-def as_json(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path]) -> Iterator[str]:
-    """One list, an object on a line for each image."""
+def write_json(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
+    """Write one list, with an object on a line for each image."""
     before = "["
     for item in found:
-        top = [
-            {"label": label, "class": classes[label], "probability": _rounded(value)}
-            for label, value in zip(item.labels, item.probabilities, strict=True)
-        ]
-        yield before + json.dumps({"image": str(item.path), "top": top})
+        top = [{"label": label, "class": classes[label], "probability": value} for label, value in item.top]
+        print(before + json.dumps({"image": str(item.path), "top": top}), file=file)
         before = ","
-    yield "]" if before == "," else "[]"
+    print("]" if before == "," else "[]", file=file)
 
 
-def as_csv(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path]) -> Iterator[str]:
-    """A line for each class of each image."""
-    yield "image,rank,label,class,probability"
+def write_csv(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
+    """Write a line for each class of an image."""
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(["image", "rank", "label", "class", "probability"])
     for item in found:
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        for rank, (label, value) in enumerate(zip(item.labels, item.probabilities, strict=True), start=1):
-            rows.writerow([printable(item.path), rank, label, printable(classes[label]), _rounded(value)])
-        yield text.getvalue().rstrip("\n")
+        for rank, (label, value) in enumerate(item.top, start=1):
+            rows.writerow([printable(item.path), rank, label, printable(classes[label]), value])
 
 
-FORMATS: dict[str, Callable[[Iterable[Prediction], Sequence[str], Sequence[Path]], Iterator[str]]] = {
-    "table": as_table,
-    "json": as_json,
-    "csv": as_csv,
+FORMATS: dict[str, Callable[[Iterable[Prediction], Sequence[str], Sequence[Path], TextIO], None]] = {
+    "table": write_table,
+    "json": write_json,
+    "csv": write_csv,
 }
 
 
-def _rounded(probability: float) -> float:
-    """To the digits that a float32 has."""
-    return float(f"{probability:.9g}")
-
-
 class _StandardError(logging.Handler):
-    """Prints the log beside the predictions, not among them."""
+    """Prints the log on standard error, because standard output is for the predictions."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr, flush=True)
-
-
-def _log_to_standard_error() -> None:
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-    log.addHandler(_StandardError(logging.WARNING))
-    log.propagate = False
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the files of a run say of it, and tables of several runs."""
+"""The figures of a run, read from the files of its folder, and tables of several runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isonet.plots import Row
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in figures; None where its files do not tell. Accuracies in percent."""
+    """A run in figures, None for those that its files do not give. Accuracies are in percent."""
 
     epochs: int = 0
     best_top1: float | None = None
@@ -30,10 +30,10 @@ class Summary:
 
 
 def read_rows(file: Path) -> tuple[list[Row], int]:
-    """The rows of ``metrics.jsonl`` or ``timing.jsonl`` by their epochs, and how many lines are no such row.
+    """The rows of ``metrics.jsonl`` or ``timing.jsonl`` in the order of epochs, and the number of invalid lines.
 
-    A kill leaves a part of a line at the end. Of two rows of an epoch the later counts. Raises ``UserError``
-    for a file that cannot be read.
+    A kill leaves a part of a line at the end. If an epoch has two rows, the later one counts. Raises ``UserError``
+    if the file cannot be read.
     """
     try:
         lines = file.read_bytes().splitlines()
@@ -45,7 +45,7 @@ def read_rows(file: Path) -> tuple[list[Row], int]:
 
 
 def _row(line: bytes) -> Row | None:
-    """The numbers of a line; None for what is no row."""
+    """The numbers of a line, or None if it is invalid."""
     try:
         found = json.loads(line)
         if type(found["epoch"]) is not int or not 0 < found["epoch"] < 2**53:
@@ -57,9 +57,8 @@ def _row(line: bytes) -> Row | None:
 
 
 def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
-    """``rows``: of metrics, ``timing``: of times."""
-    rated = [row for row in rows if "top1" in row]
-    best = max(rated, key=lambda row: row["top1"], default=None)
+    """The figures of a run from the rows of ``metrics.jsonl`` and of ``timing.jsonl``."""
+    best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"], default=None)
     speeds = [row["images_per_second"] for row in timing if "images_per_second" in row]
     last: Row = rows[-1] if rows else {}
     return Summary(
@@ -75,22 +74,17 @@ def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
 
 
 def summary_of(folder: RunFolder) -> Summary:
-    """What the run in ``folder`` has come to; nothing where there is none."""
-    rows = read_rows(folder.metrics)[0] if folder.metrics.is_file() else []
-    return summarise(rows, read_timing(folder))
-
-
-def read_timing(folder: RunFolder) -> list[Row]:
-    """The rows of ``timing.jsonl``, none where it is missing: a run may have been copied without it."""
-    return read_rows(folder.timing)[0] if folder.timing.is_file() else []
+    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
+    metrics, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
+    return summarise(metrics, timing)
 
 
 COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penalty", "images/s", "seconds")
 
 
 def cells(summary: Summary) -> list[str]:
-    """The figures under ``COLUMNS``."""
-    best = f"{summary.best_top1:.2f} ({summary.best_epoch})" if summary.best_top1 is not None else "-"
+    """The figures as text, one for each of ``COLUMNS``."""
+    best = "-" if summary.best_top1 is None else f"{summary.best_top1:.2f} ({summary.best_epoch})"
     figures = [
         (summary.last_top1, ".2f"), (summary.cross_entropy, ".4f"), (summary.penalty, ".4g"),
         (summary.images_per_second, ".0f"), (summary.seconds, ".0f"),
@@ -99,14 +93,11 @@ def cells(summary: Summary) -> list[str]:
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
-    """Lines of columns as wide as their texts; the first ``left`` and a last one without a header lean to the left."""
+    """Lines of aligned columns: the first ``left`` and those without a header to the left, the others to the right."""
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    leans = [i < left or not name for i, name in enumerate(header)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if lean else cell.rjust(width)
-            for cell, width, lean in zip(line, widths, leans, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    columns = []
+    for number, cells_below in enumerate(zip(*lines, strict=True)):
+        width = max(map(len, cells_below))
+        to_left = number < left or not header[number]
+        columns.append([cell.ljust(width) if to_left else cell.rjust(width) for cell in cells_below])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))

@@ -1,4 +1,4 @@
-"""A trained network out of a checkpoint: what the tools that use one begin with."""
+"""The network of a checkpoint, with its weights: what ``predict``, ``export`` and ``isometry`` start from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger("isonet")
 
 @dataclass(frozen=True)
 class Trained:
-    """model: in evaluation mode, in float32 on the CPU. classes: a name for each of its outputs."""
+    """path: of the checkpoint. model: in evaluation mode, in float32 on the CPU. classes: a name for each output."""
 
     path: Path
     cfg: CfgNode
@@ -33,12 +33,15 @@ class Trained:
 def load_trained(
     ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (), classes_file: str | None = None
 ) -> Trained:
-    """The network of a checkpoint.
+    """Build the network of a checkpoint and load its weights.
 
     ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
-    cfg_path: None for the config that the checkpoint carries. classes_file: names of the classes, one a line;
-    None for those of the checkpoint, and the numbers of classes that it does not name. Raises ``UserError`` for
-    everything that the user can put right.
+    cfg_path: a config file; None for the config that the checkpoint carries.
+    opts: ``KEY VALUE`` pairs, merged on top of the config.
+    classes_file: a text file with the name of a class on each line; None for the names in the checkpoint, with the
+    numbers of further classes.
+
+    Raises ``UserError`` if any of these is missing or wrong.
     """
     cfg = None if cfg_path is None else load_cfg(cfg_path, opts)
     checkpoint = open_checkpoint(cfg, ckpt)
@@ -46,11 +49,18 @@ def load_trained(
         cfg = checkpoint.config(opts)
     else:
         warn_of_other_images(checkpoint, cfg)
-    model, path = build_model(cfg), checkpoint.path
+    model, count = build_model(cfg), cfg.DATASET.NUM_CLASSES
     checkpoint.load_into(model)
-    count = cfg.DATASET.NUM_CLASSES
-    classes = _numbered(checkpoint.classes, count, path) if classes_file is None else _read_names(classes_file, count)
-    return Trained(path, cfg, model.eval(), classes)
+    if classes_file is not None:
+        classes = read_classes(classes_file, count)
+    else:
+        classes = checkpoint.classes or []
+        if len(classes) > count:
+            raise CheckpointError(
+                f"{checkpoint.path}: names {len(classes)} classes for a network of {count}; give others by --classes"
+            )
+        classes = [*classes, *map(str, range(len(classes), count))]
+    return Trained(checkpoint.path, cfg, model.eval(), classes)
 
 
 def warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
@@ -64,23 +74,16 @@ def warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
             log.warning("%s was trained on images of %s %s, and is evaluated on %s", checkpoint.path, what, before, now)
 
 
-def _numbered(names: list[str] | None, count: int, path: Path) -> list[str]:
-    """``names``, and the number of each class that has none: a network may have more outputs than its data classes."""
-    names = names or []
-    if len(names) > count:
-        raise CheckpointError(f"{path}: names {len(names)} classes for a network of {count}; give others by --classes")
-    return [*names, *map(str, range(len(names), count))]
-
-
-def _read_names(file: str, count: int) -> list[str]:
+def read_classes(file: str, count: int) -> list[str]:
+    """The names of ``count`` classes from a text file. Raises ``UserError`` unless each has a line of its own."""
     try:
         names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError:
-        raise UserError(f"--classes {printable(file)}: is no text in UTF-8") from None
+        raise UserError(f"--classes {printable(file)}: is not text in UTF-8") from None
     if len(names) != count or not all(names):
-        empty = f", of which line {names.index('') + 1} is empty" if "" in names else ""
+        empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
         raise UserError(
-            f"--classes {printable(file)}: holds {len(names)} lines{empty}, and must name each of the {count} "
-            "classes of the network (DATASET.NUM_CLASSES) on a line of its own"
+            f"--classes {printable(file)}: has {len(names)} lines{empty}; it must name each of the {count} classes of "
+            "the network (DATASET.NUM_CLASSES) on a line of its own"
         )
     return names

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from isonet.errors import DeviceError
+from isonet.launch import parse_gpu_ids
 from isonet.models import ISONet
 from isonet.models.layers import work_in_place_
 
@@ -23,10 +24,10 @@ log = logging.getLogger("isonet")
 
 
 def pick_devices(gpus: str | None) -> list[torch.device]:
-    """The devices of ``--gpus``, such as ``"0,1"``; ``None``: every visible GPU. Never empty.
+    """The devices that ``--gpus`` names, such as ``"0,1"``; None: every visible GPU, or the CPU if there is none.
 
-    Ids count the GPUs that ``CUDA_VISIBLE_DEVICES`` lets through. Without any GPU it is the CPU, with a
-    warning if GPUs were asked for. Raises ``DeviceError`` for an id that does not exist.
+    Ids count the GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible. On a machine without a GPU, ids give the CPU and a
+    warning. Raises ``DeviceError`` for an id that does not exist.
     """
     visible = torch.cuda.device_count()
     ids = list(range(visible)) if gpus is None else parse_gpu_ids(gpus)
@@ -44,16 +45,6 @@ def pick_devices(gpus: str | None) -> list[torch.device]:
     return [torch.device("cuda", i) for i in ids]
 
 
-def parse_gpu_ids(text: str) -> list[int]:
-    """``"7,1"`` -> [7, 1]; the first is where the weights live."""
-    ids = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in ids):
-        raise DeviceError(f"--gpus takes ids separated by commas, such as 0,1; got {text!r}")
-    if len(set(map(int, ids))) < len(ids):
-        raise DeviceError(f"--gpus {text} names a GPU twice")
-    return [int(part) for part in ids]
-
-
 def place(
     model: nn.Module,
     devices: list[torch.device],
@@ -63,11 +54,11 @@ def place(
 ) -> nn.Module:
     """Move ``model`` to the first device; returns it, or a wrapper that compiles it or spreads batches over devices.
 
-    The activations of an ``ISONet`` overwrite their inputs from here on, which saves memory.
-    channels_last: keep its 4-d weights in NHWC order.
-    compiled: run it through ``torch.compile``, as one graph, on a GPU ``replayed`` as a CUDA graph. That is
-    made at the first batch of each shape, in training and in evaluation. Raises ``DeviceError`` where it
-    cannot work: with several GPUs in one process, and without the compiler that it calls.
+    From here on the activations of an ``ISONet`` overwrite their inputs, which saves memory.
+    channels_last: keep 4-d weights in NHWC order.
+    compiled: run it through ``torch.compile`` as one graph, compiled at the first batch of each shape. replayed: as a
+    CUDA graph if it is on a GPU. Raises ``DeviceError`` for several GPUs in one process, and without the compiler it
+    needs.
     """
     model.to(devices[0])
     if isinstance(model, ISONet):
@@ -87,18 +78,20 @@ def place(
 def _check_compiler(devices: list[torch.device]) -> None:
     if len(devices) > 1:
         raise DeviceError(
-            f"RUNTIME.COMPILE works on one GPU a process, and here are {len(devices)}: name one by --gpus, "
+            f"RUNTIME.COMPILE works on one GPU a process, and this one has {len(devices)}: name one by --gpus, "
             "or start a process for each by torchrun"
         )
     if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):
         raise DeviceError("RUNTIME.COMPILE needs the package triton, which is missing: install it, or set it False")
     if devices[0].type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
-        raise DeviceError("RUNTIME.COMPILE needs a C++ compiler, and neither g++ nor clang++ is there: set it False")
+        raise DeviceError(
+            "RUNTIME.COMPILE needs a C++ compiler, and finds neither g++ nor clang++: install one, or set it False"
+        )
 
 
 @contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Turn what torch raises where memory ends into a ``DeviceError`` that says what to do."""
+    """Turn what torch raises for a lack of memory into a ``DeviceError`` that says what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -114,12 +107,12 @@ def explain_out_of_memory() -> Iterator[None]:
 
 
 def describe(devices: list[torch.device], processes: int = 1) -> str:
-    """For the log: how many of what."""
+    """The devices in words, for the log. processes: of the whole run; the devices are those of this one."""
     if devices[0].type == "cpu":
         here = f"CPU, {torch.get_num_threads()} threads"
     else:
         here = ", ".join(f"{device} ({torch.cuda.get_device_name(device)})" for device in devices)
-    return here if processes == 1 else f"{processes} processes; the first: {here}"
+    return here if processes == 1 else f"{processes} ranks; rank 0: {here}"
 
 
 def seed_everything(seed: int) -> None:
@@ -130,7 +123,7 @@ def seed_everything(seed: int) -> None:
 
 
 def set_precision(deterministic: bool, tf32: bool) -> None:
-    """Choose GPU kernels: with ``deterministic`` none whose result varies, without ``tf32`` full float32."""
+    """Choose kernels: with ``deterministic`` only those whose result does not vary, without ``tf32`` full float32."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(deterministic)

@@ -1,21 +1,143 @@
-"""What to tell about a run whose numbers are no longer finite."""
+"""What a run says when it fails: why a rank was lost, and where a number became non-finite first."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from isonet.data.processes import explain_dead_workers
+from isonet.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, printable
 from isonet.fast_penalty import ortho_penalty_per_conv
+from isonet.hooks import hooked
 from isonet.ortho import PUBLISHED
-from isonet.training.amp import Amp
+from isonet.signals import StopSignals
+from isonet.training.devices import explain_out_of_memory
+from isonet.training.distributed import World, connected, read_store
+from isonet.training.finetune import train_mode
+from isonet.training.optim import Amp
 from isonet.training.step import full_type
 
+if TYPE_CHECKING:
+    from isonet.training.loop import Run
 
-class _Found(Exception):  # noqa: N818 - ends a forward pass
+log = logging.getLogger("isonet")
+
+_FIRST = "isonet/failure"  # key in the store: the first rank that failed, and why
+_MAIN = "isonet/failure of rank 0"
+_GRACE_SECONDS = 5.0  # torchrun reports the ranks that failed before it ends the others: give it time
+_SAME_MISTAKE_SECONDS = 2.0  # for rank 0 to make the same mistake as this rank
+
+# Words that gloo's messages share; torch.distributed raises kinds of its own besides
+_GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
+
+
+class RankError(UserError):
+    """Another rank has failed, or cannot be reached."""
+
+
+@contextlib.contextmanager
+def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
+    """``connected``, with failures reported once: a rank that fails leaves its reason for the others, and rank 0 prints
+    what all of them would print."""
+    with connected(gpus) as (world, devices):
+        try:
+            yield world, devices
+        except (Stopped, RankError) as error:
+            if not world.is_main:  # rank 0 says it
+                raise SystemExit(EXIT_STOPPED if isinstance(error, Stopped) else EXIT_USER_ERROR) from None
+            raise
+        except Exception as error:
+            _leave_reason(world, error)
+            if world.launch and not isinstance(error, UserError):
+                _record(error)
+            raise
+
+
+def _record(error: Exception) -> None:
+    """Let torch's ``record`` write a bug's traceback to the file from which torchrun's report takes it."""
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    @record
+    def fail() -> None:
+        raise error
+
+    fail()
+
+
+@contextlib.contextmanager
+def explained(world: World, stop: StopSignals | None = None) -> Iterator[None]:
+    """Turn what torch raises for lost ranks, dead workers and a lack of memory into errors that say what to do."""
+    with _explain_lost_ranks(world, stop), explain_dead_workers(), explain_out_of_memory():
+        yield
+
+
+@contextlib.contextmanager
+def _explain_lost_ranks(world: World, stop: StopSignals | None) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or any(words in str(error) for words in _GLOO)
+        if world.store is None or not lost:
+            raise
+        reason = _read(world, _FIRST) or (
+            "the connection to another rank is lost; that rank was probably killed, see torchrun's report"
+        )
+        end = time.monotonic() + _GRACE_SECONDS
+        while time.monotonic() < end and not (stop and stop.received):
+            time.sleep(0.05)
+        raise RankError(reason) from error
+
+
+def _leave_reason(world: World, error: Exception) -> None:
+    """Write the reason to the store, unless rank 0 made the same mistake and prints it."""
+    if world.store is None or world.launch is None:
+        return
+    text = f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{printable(error)}"
+    with contextlib.suppress(RuntimeError):
+        if world.is_main:
+            world.store.set(_MAIN, text)
+        elif isinstance(error, UserError):
+            if _read(world, _MAIN, _SAME_MISTAKE_SECONDS) == text:
+                raise SystemExit(EXIT_USER_ERROR)
+            error.where = f"{world.launch.where}: "
+        world.store.set(_FIRST, f"{world.launch.where} failed: {text}")
+
+
+def _read(world: World, key: str, seconds: float = 0.2) -> str | None:
+    with contextlib.suppress(RuntimeError):
+        return read_store(world.store, key, seconds) if world.store else None
+    return None
+
+
+def where_non_finite(run: Run, epoch: int, bad_step: int) -> str:
+    """Name the first non-finite value of a failed step or, for ``bad_step`` 0, of the first batch of validation.
+
+    The step is repeated: the weights are still those that it was computed with (see ``GuardedUpdate``).
+    """
+    loader, part, ison = run.train_loader if bad_step else run.val_loader, run.progress.part, run.cfg.ISON
+    taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
+    skip = taken + (bad_step - 1 - steps) * run.global_batch if bad_step else 0
+    loader.set_epoch(epoch, skip)
+    run.model.eval()
+    if bad_step:
+        train_mode(run.model)
+    coeff, chunks = ison.ORTHO_COEFF if bad_step else 0.0, len(run.devices) * run.cfg.SOLVER.ACCUMULATE
+    where = ""
+    with contextlib.suppress(UserError, StopIteration, RuntimeError):  # the failure matters more than where it began
+        images, labels = next(iter(loader))
+        where = first_non_finite(run.model, images, labels, run.amp, coeff, chunks, ison.ORTHO_STRIDED)
+    return next(filter(None, run.world.gather(where)), "")
+
+
+class _NonFiniteOutput(Exception):  # noqa: N818 - ends a forward pass
     pass
 
 
@@ -28,12 +150,12 @@ def first_non_finite(
     chunks: int = 1,
     strided: str = PUBLISHED,
 ) -> str:
-    """Where, in the order of computation, a step on this batch first gives a value that is not finite; "": nowhere.
+    """Repeat a step and name the first value that becomes non-finite, in the order of computation; "" if none does.
 
     model: the bare network, with the weights that the step was computed with.
-    images, labels: (N, 3, H, W) and (N,), on the model's device, taken in ``chunks`` parts.
+    images, labels: (N, 3, H, W) and (N,), on the model's device; they go through the network in ``chunks`` pieces.
     """
-    if bad := _bad_weights(model):
+    if bad := next((name for name, value in model.state_dict().items() if not value.isfinite().all()), ""):
         return f"the weights {bad}"
     if not images.isfinite().all():
         return "the images"
@@ -42,48 +164,37 @@ def first_non_finite(
         try:
             with amp.autocast(), _raise_at_non_finite(model):
                 logits = model(part)
-        except _Found as found:
-            return f"the output of {found}"
+        except _NonFiniteOutput as output:
+            return f"the output of {output}"
         F.cross_entropy(full_type(logits), targets).backward()
-    if bad := _bad_gradient(model):
+    if bad := _non_finite_gradient(model):
         return f"the gradient of {bad}"
     return _in_penalty(model, ortho_coeff, strided) if ortho_coeff > 0 else ""
 
 
-def _bad_weights(model: nn.Module) -> str:
-    return next((name for name, value in model.state_dict().items() if not value.isfinite().all()), "")
-
-
-def _bad_gradient(model: nn.Module) -> str:
-    """The parameter nearest to the loss: from there a backward pass carries what is not finite to all before it."""
+def _non_finite_gradient(model: nn.Module) -> str:
+    """The parameter nearest to the loss: a backward pass carries a non-finite value from there to all layers before."""
     names = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     return names[-1] if names else ""
 
 
-@contextmanager
-def _raise_at_non_finite(model: nn.Module) -> Iterator[None]:
+def _raise_at_non_finite(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     def check(name: str, kind: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            if not output.detach().isfinite().all():  # of which a recomputation must find no trace
-                raise _Found(f"{name} ({kind})")
+            if not output.detach().isfinite().all():  # detached: recomputing activations must not save this
+                raise _NonFiniteOutput(f"{name} ({kind})")
 
         return hook
 
-    leaves = [(n, m) for n, m in model.named_modules() if not list(m.children())]
-    hooks = [module.register_forward_hook(check(name, type(module).__name__)) for name, module in leaves]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    return hooked(module.register_forward_hook(check(name, type(module).__name__)) for name, module in leaves)
 
 
 def _in_penalty(model: nn.Module, ortho_coeff: float, strided: str) -> str:
-    for name, penalty in ortho_penalty_per_conv(model, strided=strided).items():
-        if not penalty.isfinite():
-            return f"the penalty of {name}"
+    penalties = ortho_penalty_per_conv(model, strided=strided)
+    if bad := next((name for name, penalty in penalties.items() if not penalty.isfinite()), ""):
+        return f"the penalty of {bad}"
     model.zero_grad()
-    total = torch.stack(list(ortho_penalty_per_conv(model, strided=strided).values())).sum()
-    (ortho_coeff * total).backward()
-    bad = _bad_gradient(model)
+    (ortho_coeff * torch.stack(list(penalties.values())).sum()).backward()
+    bad = _non_finite_gradient(model)
     return f"the penalty's gradient of {bad}" if bad else ""

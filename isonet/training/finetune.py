@@ -1,66 +1,64 @@
-"""Fine-tuning: a network that starts with trained weights, and parts of it that keep theirs."""
+"""Fine-tuning: start from trained weights, and freeze parts of the network."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, ConfigError, printable
-from isonet.files.checkpoint import load_state
+from isonet.files.checkpoint import Checkpoint, load_state
 from isonet.files.zoo import open_checkpoint
-from isonet.training.world import World
+from isonet.training.distributed import World
 
 log = logging.getLogger("isonet")
 
-HEAD = "head."  # before the names of what tells classes apart
+HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
 def start_from(model: nn.Module, cfg: CfgNode, world: World) -> list[str] | None:
-    """Give ``model`` the weights that MODEL.INIT_FROM means, on all processes, of which the leading one reads them.
+    """Load the weights that MODEL.INIT_FROM names into ``model``, on all ranks; rank 0 reads them.
 
-    A head for another number of classes stays as it is. Returns the names of the classes that a head which was
-    taken tells apart, if the checkpoint has them. Raises ``CheckpointError`` for a file that cannot be used, and
-    weights that do not fit.
+    A head for another number of classes keeps its initial weights. Returns the names of the classes of a head that was
+    loaded, if the checkpoint has them. Raises ``CheckpointError`` for a file that cannot be used, and for weights that
+    do not fit.
     """
     if not cfg.MODEL.INIT_FROM:
         return None
-    path, weights, classes = world.from_leader(lambda: _read(cfg))
-    own = model.state_dict()
+    checkpoint = world.from_main(lambda: _read(cfg))
+    path, weights, own = checkpoint.path, checkpoint.weights, model.state_dict()
     fresh = [name for name in own if name in weights and _is_head_of_other_classes(name, weights[name], own[name])]
     load_state(model, {**weights, **{name: own[name] for name in fresh}}, path)
     log.info("MODEL.INIT_FROM: %d of %d tensors are those of %s", len(own) - len(fresh), len(own), path)
     for name in fresh:
         log.info("  fresh: %s, %s there and %s here", name, tuple(weights[name].shape), tuple(own[name].shape))
-    return None if fresh else classes
+    return None if fresh else checkpoint.classes
 
 
-def _read(cfg: CfgNode) -> tuple[Path, dict[str, Tensor], list[str] | None]:
+def _read(cfg: CfgNode) -> Checkpoint:
     try:
         checkpoint = open_checkpoint(cfg, cfg.MODEL.INIT_FROM)
     except CheckpointError as error:
         raise CheckpointError(f"MODEL.INIT_FROM: {str(error).removeprefix('--ckpt ')}") from None
-    return checkpoint.path, checkpoint.weights, checkpoint.classes
+    kept = {key: checkpoint.state[key] for key in ("classes",) if key in checkpoint.state}
+    return Checkpoint(checkpoint.path, {"model": checkpoint.weights, **kept})  # without momentum: less to broadcast
 
 
 def _is_head_of_other_classes(name: str, theirs: Tensor, ours: Tensor) -> bool:
     return name.startswith(HEAD) and theirs.shape != ours.shape and theirs.shape[1:] == ours.shape[1:]
 
 
-def note_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
-    """Warn of a head that was taken although its classes have other names, which ``before`` holds."""
+def warn_of_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
+    """Warn if a head was loaded whose classes, ``before``, have other names than the classes of the data."""
     if before is not None and list(before) != list(now):
         shown = [printable(", ".join(names[:5]))[:100] for names in (before, now)]
         log.warning("the head was trained to tell %s, ... apart, and starts with that on %s, ...", *shown)
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:
-    """Let the parts of ``model`` that MODEL.FREEZE names need no gradient. Raises ``ConfigError`` for others."""
+    """Freeze the parts of ``model`` that MODEL.FREEZE names. Raises ``ConfigError`` for parts it does not have."""
     names: list[str] = cfg.MODEL.FREEZE
     if not names:
         return
@@ -72,31 +70,19 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
     total = sum(p.numel() for p in model.parameters())
     if not (trained := sum(p.numel() for p in model.parameters() if p.requires_grad)):
         raise ConfigError(f"MODEL.FREEZE {', '.join(names)} leaves nothing to train: leave out a part, such as head")
-    log.info("MODEL.FREEZE: %s stay as they are, %d of %d parameters are trained", ", ".join(names), trained, total)
+    log.info("MODEL.FREEZE: %s keep their weights, %d of %d parameters are trained", ", ".join(names), trained, total)
     if not cfg.MODEL.INIT_FROM:
-        log.warning("MODEL.FREEZE without MODEL.INIT_FROM: these parts keep the weights of their initialisation")
-
-
-def check_same_parts(state: dict[str, Any], path: Path, cfg: CfgNode) -> None:
-    """Refuse to go on with a run with other parts frozen, of whose momentum it knows nothing."""
-    if not isinstance(state.get("config"), str):
-        return
-    before, now = parse_cfg(state["config"], str(path)).MODEL.FREEZE, cfg.MODEL.FREEZE
-    if set(before) != set(now):
-        raise ConfigError(
-            f"{path}: was trained with MODEL.FREEZE {before}, and a run cannot go on with {now}: begin another one, "
-            f"with MODEL.INIT_FROM {path} and another --output"
-        )
+        log.warning("MODEL.FREEZE without MODEL.INIT_FROM: these parts keep their initial weights")
 
 
 def trained_parts(model: nn.Module) -> nn.Module:
-    """``model``, or if parts of it are frozen the others, under their names: what a penalty is to be taken of."""
+    """``model`` without its frozen parts, under the same names: the penalty is taken of these."""
     parts = {name: part for name, part in model.named_children() if not _is_frozen(part)}
     return nn.ModuleDict(parts) if len(parts) < len(list(model.children())) else model
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode, but for frozen parts: batch norm there keeps to the means and variances that it has."""
+    """Training mode for all but frozen parts, in which batch norm keeps its means and variances."""
     model.train()
     for part in model.children():
         if _is_frozen(part):

@@ -1,4 +1,4 @@
-"""What a run prints and writes down: terminal, ``log.txt``, progress within an epoch, versions."""
+"""What a run prints and logs: terminal, ``log.txt``, progress within an epoch, versions. Needs no torch to start."""
 
 from __future__ import annotations
 
@@ -12,20 +12,25 @@ import sys
 import time
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from tqdm import tqdm
 
 from isonet.errors import printable
+from isonet.files.storage import write_file
+from isonet.launch import is_main
+
+if TYPE_CHECKING:
+    from isonet.data import Loader
 
 log = logging.getLogger("isonet")
 
-PLAIN_LINE_SECONDS = 15.0  # between two progress lines where there is no terminal for a bar
+PLAIN_LINE_SECONDS = 15.0  # between two progress lines if there is no terminal for a bar
+_SHOWN = 10  # images that could not be read, on the terminal
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar instead of through it. An output that is closed or full does not cost the run."""
+    """Prints above a progress bar, not into it. If the output is closed or full, the run continues without it."""
 
     failed = False
 
@@ -37,16 +42,13 @@ class _TerminalHandler(logging.Handler):
             sys.stdout.flush()
         except OSError as error:
             self.failed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails once more at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again at exit
             print(f"warning: nothing more can be printed ({error.strerror})", file=sys.stderr)
 
 
 def log_to_terminal() -> None:
-    """Show the project's log on standard output, warnings marked as such.
-
-    Of several processes that a launcher started the first one does; a warning of the others would be its own again.
-    """
-    if os.environ.get("RANK", "0") != "0":
+    """Print the project's log on standard output, with warnings marked. Rank 0 prints; other ranks would repeat it."""
+    if not is_main():
         log.addHandler(logging.NullHandler())
         log.propagate = False
         return
@@ -55,14 +57,14 @@ def log_to_terminal() -> None:
 
 
 def keep_for_file() -> None:
-    """Remember what is logged until ``log_to_file`` knows where to write it; an earlier run's file is closed."""
+    """Keep what is logged in memory until ``log_to_file`` names a file, and close the file of an earlier run."""
     _remove_handlers(logging.FileHandler)
     memory = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
     _replace_handlers(MemoryHandler, memory, _LevelFormatter())
 
 
 class _LogFile(logging.FileHandler):
-    """A disk that is full costs the log, which is said once, and not the run."""
+    """If the disk is full, the run continues without the log, with one warning."""
 
     failed = False
 
@@ -73,7 +75,7 @@ class _LogFile(logging.FileHandler):
 
 
 def log_to_file(path: Path) -> None:
-    """Append the project's log, with times, to ``path``: what ``keep_for_file`` remembered, and all from now on."""
+    """Append the project's log, with times, to ``path``: what ``keep_for_file`` has kept, and all that follows."""
     handler = _LogFile(path, encoding="utf-8")
     _replace_handlers(logging.FileHandler, handler, _LevelFormatter("%(asctime)s %(message)s"))
     for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
@@ -83,7 +85,7 @@ def log_to_file(path: Path) -> None:
 
 
 def note_failure(path: Path, error: BaseException) -> None:
-    """Write an error, which the script prints by itself, to the end of ``path`` as well, where that can be done."""
+    """Append an error, which the script prints itself, to the log file at ``path``, if that is possible."""
     with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {type(error).__name__}: {printable(error)}\n")
 
@@ -108,21 +110,28 @@ def _remove_handlers(kind: type[logging.Handler]) -> None:
 
 
 class EpochDisplay:
-    """Progress within one epoch: a bar on a terminal, else a plain line every so often."""
+    """Progress within one epoch: a bar on a terminal, a plain line every 15 seconds elsewhere. A context manager."""
 
     def __init__(self, epoch: int, max_epochs: int, done: int, steps: int, hidden: bool = False) -> None:
-        """``done`` of ``steps`` were taken before. hidden: show nothing."""
+        """done: how many of ``steps`` were taken before. hidden: show nothing, as all ranks but one do."""
         self.title = f"epoch {epoch}/{max_epochs}"
         self.steps = steps
         self.last_line = time.monotonic()
         plain = hidden or not sys.stderr.isatty()
         self.bar = tqdm(total=steps, initial=done, desc=self.title, leave=False, unit="step", disable=plain)
 
+    def __enter__(self) -> EpochDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
     def advance(self) -> None:
+        """Count a step."""
         self.bar.update()
 
     def show(self, step: int, means: dict[str, float]) -> None:
-        """Show the means so far; they were read from the device for this."""
+        """Show the means so far."""
         numbers = (
             f"cross entropy {means['cross_entropy']:.4f}, penalty {means['penalty']:.4g}, "
             f"train top-1 {means['train_top1']:.2f}"
@@ -132,12 +141,32 @@ class EpochDisplay:
             log.info("%s, step %d/%d: %s", self.title, step, self.steps, numbers)
             self.last_line = time.monotonic()
 
-    def close(self) -> None:
-        self.bar.close()
+
+def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
+    """Log the images that could not be read: the first ones here, all of them in ``file`` if it is given."""
+    skipped = [
+        f"{split}: {printable(path)}: {why}"
+        for split, loader in loaders.items()
+        for path, why in loader.skipped.items()
+    ]
+    if not skipped:
+        return
+    log.warning("%d images could not be read (DATASET.ON_ERROR skip):", len(skipped))
+    for line in skipped if file is None else skipped[:_SHOWN]:
+        log.warning("  %s", line)
+    if file is not None:
+        try:  # with those that the run listed before it was resumed
+            before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+            write_file(file, "".join(f"{line}\n" for line in dict.fromkeys([*before, *skipped])))
+            log.warning("all of them are listed in %s", file)
+        except OSError as error:  # it must not hide why the run ends
+            log.warning("%s", error)
 
 
 def versions() -> dict[str, Any]:
     """Versions of Python, the packages and the hardware, the command line and, in a git checkout, the commit."""
+    import torch
+
     packages = ("isonet", "torchvision", "numpy", "pillow", "yacs")
     return {
         "command": sys.argv,
@@ -159,7 +188,7 @@ def _version(package: str) -> str:
 
 
 def _commit(folder: Path) -> str | None:
-    """The commit of the checkout around ``folder``, marked where files differ from it; None outside of one."""
+    """The commit of the checkout around ``folder``, marked "dirty" if files differ from it; None without one."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

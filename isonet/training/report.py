@@ -1,4 +1,4 @@
-"""What a run shows of its metrics besides text: ``curves.png``, and events for TensorBoard."""
+"""What a run shows beside text: ``curves.png``, TensorBoard events, singular values, and a profile of its steps."""
 
 from __future__ import annotations
 
@@ -6,52 +6,74 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
-from isonet.errors import printable
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile, schedule
+from yacs.config import CfgNode
+
+from isonet.config import image_size
+from isonet.errors import UserError, printable
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
+from isonet.isometry import feature_sizes, network_extremes
 from isonet.plots import MISSING, Row, have_matplotlib
-from isonet.training.curves import CurvesFigure
-from isonet.training.events import Events
+from isonet.plots.curves import CurvesFigure
 
 log = logging.getLogger("isonet")
 
-SECONDS_BETWEEN = 10.0  # two pictures, each of which takes a quarter of one
+_SECONDS_BETWEEN_PICTURES = 10.0  # drawing one takes a quarter of a second
+_PROFILE_ROWS = 20
+_UNPROFILED_STEPS = 2  # at the start: they allocate, choose kernels and compile
+
+
+def require_tensorboard() -> None:
+    """Raise ``UserError`` if the package that writes events is not installed."""
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "RUNTIME.TENSORBOARD True needs the package tensorboard: pip install 'isonet[tensorboard]', or tensorboard"
+        ) from None
 
 
 class Report:
-    """Draws the curves after the first epoch, then every ten seconds at most, and at the end of the ``with`` block.
+    """Draws the curves after the first epoch, then at most every ten seconds, and at the end of the ``with`` block.
 
-    Whatever goes wrong with a picture or with the events is said once, and costs these and not the run.
+    With RUNTIME.TENSORBOARD it also writes each row of metrics as scalars, with the epoch as the step. If a picture or
+    the events cannot be written, the run continues without them, after one warning.
+
+    rows: the metrics of all epochs, to which the run adds. shown: False on all ranks but one.
     """
 
-    def __init__(self, folder: RunFolder, tensorboard: bool, rows: Sequence[Row], leads: bool = True) -> None:
-        """rows: of all epochs, which a run adds to. leads: else nothing is shown, since another process does."""
-        self.folder, self.rows, self.leads = folder, rows, leads
-        self.tensorboard = tensorboard
+    def __init__(self, folder: RunFolder, tensorboard: bool, rows: Sequence[Row], shown: bool = True) -> None:
+        self.folder, self.rows, self.shown, self.tensorboard = folder, rows, shown, tensorboard
         self.draws = False
         self.drawn: int | None = None  # rows in the picture
         self.last = 0.0  # when it was drawn
         self.figure: CurvesFigure | None = None
-        self.events: Events | None = None
+        self.events: Any = None  # torch's SummaryWriter
+        self.written = 0  # rows in the events
 
     def __enter__(self) -> Report:
-        if not self.leads:
+        if not self.shown:
             return self
         self.draws = have_matplotlib()
         if not self.draws:
             log.info("%s is not drawn: %s", self.folder.curves.name, MISSING)
         if self.tensorboard:
-            with self._forgiven():
-                self.events = Events(self.folder)
+            with self._tolerated():
+                self._open_events()
             self._write_events()
         return self
 
     def update(self) -> None:
         """Show the rows, of which one is new."""
         self._write_events()
-        if self.drawn is None or time.monotonic() - self.last >= SECONDS_BETWEEN:
+        if self.drawn is None or time.monotonic() - self.last >= _SECONDS_BETWEEN_PICTURES:
             self._draw()
 
     def __exit__(
@@ -60,30 +82,95 @@ class Report:
         if kind is None or issubclass(kind, Exception):  # an interrupt ends the run at once
             self._draw()
         if self.events:
-            with self._forgiven():
+            with self._tolerated():
                 self.events.close()
 
     def _draw(self) -> None:
         if not self.draws or not self.rows or self.drawn == len(self.rows):
             return
         self.draws, self.drawn = False, len(self.rows)
-        with self._forgiven():
+        with self._tolerated():
             self.figure = self.figure or CurvesFigure(self.folder.path.name)
             write_file(self.folder.curves, self.figure.draw(self.rows))
             self.draws = True
         self.last = time.monotonic()
 
+    def _open_events(self) -> None:
+        """Start the events anew: a kill may have lost some, and a resumed checkpoint may be older than others.
+
+        ``purge_step`` makes a TensorBoard that is open drop the former ones.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        for file in self.folder.events():
+            file.unlink(missing_ok=True)
+        self.events = SummaryWriter(str(self.folder.path), purge_step=1)
+
     def _write_events(self) -> None:
         events, self.events = self.events, None
-        if events:
-            with self._forgiven():
-                events.update(self.rows)
-                self.events = events
+        if events is None:
+            return
+        with self._tolerated():
+            for row in self.rows[self.written :]:
+                for key, value in row.items():
+                    if key != "epoch":
+                        events.add_scalar(key, value, int(row["epoch"]))
+            events.flush()
+            self.written, self.events = len(self.rows), events
 
     @contextmanager
-    def _forgiven(self) -> Iterator[None]:
+    def _tolerated(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of two libraries, of fonts and disks: none of it may end a run
+        except Exception as error:  # matplotlib, TensorBoard, fonts or the disk: none of these may end a run
             why = f"{'' if isinstance(error, OSError) else type(error).__name__ + ': '}{printable(error)}"
-            log.warning("curves or events of this run are not written any more: %.300s", why)
+            log.warning("the curves or events of this run are no longer written: %.300s", why)
+
+
+def singular_values(model: nn.Module, cfg: CfgNode, epoch: int) -> dict[str, float]:
+    """The extreme singular values of all convolutions, if RUNTIME.LOG_SPECTRUM selects this epoch."""
+    every = cfg.RUNTIME.LOG_SPECTRUM
+    if not every or epoch % every:
+        return {}
+    device, was_training = next(model.parameters()).device, model.training
+    size = image_size(cfg)
+    model.eval()
+    sizes = feature_sizes(model, torch.zeros(1, 3, size, size, device=device))
+    model.train(was_training)
+    smallest, largest = network_extremes(model, sizes)
+    return {"smallest_singular_value": smallest, "largest_singular_value": largest}
+
+
+class StepProfile:
+    """Profiles ``steps`` training steps after the first two; 0: does nothing.
+
+    ``table`` then lists the costliest operators; with ``file`` it is written there as well.
+    """
+
+    def __init__(self, steps: int, device: torch.device, file: Path | None = None) -> None:
+        self.steps, self.file, self.table = steps, file, ""
+        self.on_gpu = device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
+        plan = schedule(wait=_UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1) if steps else None
+        self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write) if plan else None
+
+    def __enter__(self) -> StepProfile:
+        if self.profiler:
+            self.profiler.start()
+        return self
+
+    def step(self) -> None:
+        """Count a step."""
+        if self.profiler:
+            self.profiler.step()
+
+    def __exit__(self, *_: object) -> None:
+        if self.profiler:
+            self.profiler.stop()
+
+    def _write(self, finished: profile) -> None:
+        order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
+        self.table = finished.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=44)
+        if self.file:
+            write_file(self.file, self.table + "\n")
+            log.info("where the time of %d steps went: %s", self.steps, self.file)

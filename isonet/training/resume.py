@@ -1,88 +1,110 @@
-"""Which checkpoint a run goes on from, and what its folder must look like then."""
+"""Resuming: the newest whole checkpoint, a folder that matches it, and the state that it restores."""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from isonet.errors import CheckpointError
-from isonet.files.checkpoint import read_checkpoint
+from isonet.files.checkpoint import Checkpoint, fitted
+from isonet.files.progress import Progress, count, finite
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import link_file, write_file
-from isonet.training.state import Progress
+from isonet.training.optim import Amp
 
 log = logging.getLogger("isonet")
 
-LATEST = ""  # the value of --resume without a checkpoint
-AUTO = "auto"  # of --resume: go on with this run if it has saved anything, else start it
+_NEEDED = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")
 
 
-def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint to go on from, if any, and what it holds: of the ones that ``resume`` means, the newest whole one.
+def newest_whole(candidates: Sequence[Path]) -> Checkpoint:
+    """The first checkpoint that can be read, with a warning for each damaged one before it.
 
-    Raises ``CheckpointError`` where there is none, and rather than touch a run that is already there unasked.
+    candidates: the newest first. Raises ``CheckpointError`` if all of them are damaged.
     """
-    if resume is not None and overwrite:
-        raise CheckpointError("--resume goes on with a run and --overwrite removes it: give one of them")
-    if resume is None:
-        if folder.holds_a_run() and not overwrite:
-            run = "a run: go on with it with --resume," if folder.resumable() else "a run that saved nothing:"
-            raise CheckpointError(
-                f"{folder.path} already holds {run} replace it with --overwrite, or choose another --output"
-            )
-        return None
-    source, candidates = _candidates(folder, resume)
-    if not candidates and resume == AUTO:
-        return None
-    if not candidates:
-        if resume != LATEST:
-            raise CheckpointError(f"--resume {resume}: no checkpoint to resume, and no run folder with one, is there")
-        how = "--overwrite starts afresh" if folder.holds_a_run() else "leave --resume out to start the run"
-        raise CheckpointError(f"{folder.path}: no checkpoint to resume is there yet; {how}")
-    own = folder.resumable()
-    goes_on = source.path.resolve() == folder.path.resolve() and own and own[0].samefile(candidates[0])
-    if folder.holds_a_run() and not goes_on:
-        raise CheckpointError(
-            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
-            "--output to resume that into, or go on with the run that is there by --resume alone"
-        )
-    return _newest_whole(candidates)
-
-
-def _candidates(folder: RunFolder, resume: str) -> tuple[RunFolder, list[Path]]:
-    """The folder that ``resume`` is about, and what to go on from there, the newest first."""
-    asked = Path(resume)
-    try:
-        if resume in (LATEST, AUTO) or asked.is_dir():
-            source = folder if resume in (LATEST, AUTO) else RunFolder(asked)
-            return source, source.resumable()
-        return RunFolder(asked.parent), [asked] if asked.is_file() else []
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--resume {resume!r:.100}: cannot be looked for ({error!s:.100})") from None
-
-
-def _newest_whole(candidates: list[Path]) -> tuple[Path, dict[str, Any]]:
-    """The first that can be read, and what it holds; the ones before it are named."""
     damaged: dict[Path, CheckpointError] = {}
     for path in candidates:
         if any(path.samefile(other) for other in damaged):  # latest.pt is another name of one of the others
             continue
         try:
-            state = read_checkpoint(path)
+            checkpoint = Checkpoint.read(path)
         except CheckpointError as error:
             damaged[path] = error
             continue
         for why in damaged.values():
             log.warning("%s; using the one before it, %s", why, path)
-        return path, state
+        return checkpoint
     others = f", and so are the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
     raise CheckpointError(f"{next(iter(damaged.values()))}{others}; start afresh, or from another checkpoint")
 
 
-def take_over(folder: RunFolder, path: Path, progress: Progress) -> None:
-    """Bring ``folder`` to where the resumed checkpoint at ``path`` was: its metrics, its best, nothing beyond it."""
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, num_images: int
+) -> Progress:
+    """Bring ``model``, ``optimizer`` and ``amp`` to the state of the run that wrote ``checkpoint``.
+
+    The optimizer keeps the settings of its groups, which are the config's, and takes over the momentum. num_images: of
+    the training set. Raises ``CheckpointError``, with the model unchanged, for a state that does not fit.
+    """
+    state, path = checkpoint.state, checkpoint.path
+    if missing := [key for key in _NEEDED if key not in state]:
+        raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(missing)}; it may still be evaluated")
+    if state.get("layout") and state.get("part"):
+        raise CheckpointError(
+            f"{path}: was saved within an epoch of shards in an order that this version no longer has; resume from a "
+            "checkpoint that ends an epoch"
+        )
+    weights = fitted(model, checkpoint.weights, path)
+    try:
+        progress = Progress.from_dict(state, num_images)
+        optimizer.load_state_dict(_momentum(state["optimizer"], optimizer))
+        if state.get("scaler") and amp.scaler.is_enabled():
+            amp.scaler.load_state_dict(_scale(state["scaler"], amp.scaler.state_dict()))
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
+        raise CheckpointError(f"{path}: its optimizer or metrics do not fit this run ({error})") from None
+    model.load_state_dict(weights)  # last, since it cannot fail
+    return progress
+
+
+def _momentum(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The momentum of ``state`` with this run's settings; ``load_state_dict`` would accept what does not fit.
+
+    Each buffer gets the memory format of its parameter, as fused optimizers need it.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
+        raise ValueError("other groups of parameters")
+    buffers = {index: values["momentum_buffer"] for index, values in state["state"].items()}
+    if all(buffer is None for buffer in buffers.values()):  # SOLVER.MOMENTUM 0, or no step yet
+        return {"state": {}, "param_groups": groups}
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    if set(buffers) != set(parameters):
+        raise ValueError("the momentum of other parameters")
+    checked = {}
+    for index, parameter in parameters.items():
+        buffer = buffers[index]
+        if buffer.shape != parameter.shape or not buffer.isfinite().all():
+            raise ValueError(f"momentum number {index} has another shape, or is non-finite")
+        checked[index] = {"momentum_buffer": torch.empty_like(parameter).copy_(buffer)}
+    return {"state": checked, "param_groups": groups}
+
+
+def _scale(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """The scale that fp16 has reached, with this run's settings."""
+    scale = finite(state["scale"])
+    if not scale > 0:
+        raise ValueError("the scale of fp16 is not above 0")
+    return {**own, "scale": scale, "_growth_tracker": count(state["_growth_tracker"])}
+
+
+def adopt(folder: RunFolder, path: Path, progress: Progress) -> None:
+    """Make ``folder`` end where the checkpoint at ``path`` does: its metrics, its best, and nothing newer."""
     # A run that was killed may have logged more, or less, than it saved
     write_file(folder.metrics, _as_lines(progress.history))
     write_file(folder.timing, _as_lines(progress.timing))
@@ -91,19 +113,19 @@ def take_over(folder: RunFolder, path: Path, progress: Progress) -> None:
     else:
         if _epoch_of(best := RunFolder(path.parent).best) == progress.best_epoch:
             write_file(folder.best, best.read_bytes())
-        write_file(folder.latest, path.read_bytes())  # so that --resume goes on even if nothing is saved after this
-    if _epoch_of(folder.best) != progress.best_epoch:  # the next epoch is the best there is
+        write_file(folder.latest, path.read_bytes())  # so that --resume works even if nothing is saved after this
+    if _epoch_of(folder.best) != progress.best_epoch:  # then the next epoch is the best
         progress.best_top1, progress.best_epoch = -1.0, 0
 
 
 def _repair(folder: RunFolder, path: Path, progress: Progress) -> None:
-    """Let ``path`` be the newest checkpoint, and the best where it is and a kill came before that was written."""
-    for newer in folder.numbered()[::-1]:  # damaged: else they would be counted among those that are kept
+    """Make ``path`` the newest checkpoint and, if a kill came before that was written, the best."""
+    for newer in folder.numbered()[::-1]:  # damaged: RUNTIME.KEEP would count them among those to keep
         if newer.samefile(path):
             break
         folder.set_aside(newer)
     if not (folder.latest.exists() and folder.latest.samefile(path)):
-        log.warning("%s was not the newest checkpoint that is whole: it is %s from here on", folder.latest, path)
+        log.warning("%s was not the newest whole checkpoint: it now is %s", folder.latest, path)
         link_file(path, folder.latest)
     if progress.best_epoch == progress.epoch and not progress.part and _epoch_of(folder.best) != progress.epoch:
         link_file(path, folder.best)
@@ -114,9 +136,9 @@ def _as_lines(rows: list[dict[str, float]]) -> str:
 
 
 def _epoch_of(best: Path) -> int | None:
-    """The epoch of a best checkpoint; None where there is none that can be read."""
+    """The epoch of a best checkpoint; None if there is none that can be read."""
     try:
-        return read_checkpoint(best).get("epoch") if best.exists() else None
+        return Checkpoint.read(best).epoch if best.exists() else None
     except CheckpointError as error:
         log.warning("%s; the best of the epochs from here on will replace it", error)
         return None

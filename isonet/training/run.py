@@ -4,95 +4,154 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+import time
+from contextlib import nullcontext
 
 import torch
 from yacs.config import CfgNode
 
-from isonet.config import global_batch
-from isonet.data.processes import explain_dead_workers
+from isonet.data import build_loader
+from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
-from isonet.files.run_folder import RunFolder, run_folder
+from isonet.files.checkpoint import Checkpoint
+from isonet.files.progress import Progress
+from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_folder
 from isonet.files.storage import FolderLock, reason, remove_leftovers, write_file
-from isonet.training.devices import describe, explain_out_of_memory
-from isonet.training.log import keep_for_file, log_to_file, note_failure, versions
-from isonet.training.parts import Parts, build_parts
-from isonet.training.peers import explain_lost_peers, processes
-from isonet.training.report import Report
-from isonet.training.restarts import after_restart, launcher
-from isonet.training.resume import AUTO, LATEST, checkpoint_to_resume, take_over
-from isonet.training.schedule import unused_warmup_factor
-from isonet.training.stop import StopSignals
-from isonet.training.trainer import Trainer
-from isonet.training.world import World
-
-__all__ = ["AUTO", "LATEST", "run_training"]
+from isonet.models import build_model
+from isonet.signals import StopSignals
+from isonet.training.changes import changes, resumed_cfg
+from isonet.training.devices import describe, place, seed_everything, set_precision
+from isonet.training.distributed import World
+from isonet.training.failure import explained, ranks
+from isonet.training.finetune import freeze, start_from, warn_of_other_classes
+from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_failure, versions
+from isonet.training.loop import Run, train
+from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
+from isonet.training.report import Report, require_tensorboard
+from isonet.training.resume import adopt, newest_whole, restore
 
 log = logging.getLogger("isonet")
 
 
 def run_training(
-    cfg: CfgNode,
-    output: str,
-    gpus: str | None = None,
-    resume: str | None = None,
-    overwrite: bool = False,
+    cfg: CfgNode, output: str, gpus: str | None = None, resume: str | None = None, overwrite: bool = False
 ) -> RunFolder:
-    """Train the network of ``cfg``; returns the folder that holds the run.
+    """Train the network of ``cfg`` on this process alone or, under torchrun, on all ranks; returns the run's folder.
 
-    gpus: ids such as "0,1"; None: every visible GPU, else the CPU. Processes of a launcher take one each.
-    resume: a checkpoint or run folder to go on from; "": this run's latest; "auto": that, if there is one;
-    None: start afresh.
-    overwrite: remove a run that the folder already holds.
-    Raises ``UserError`` for everything that the user can put right, and ``Stopped`` after a signal.
+    See ``train_on_ranks`` for the arguments.
     """
     keep_for_file()
-    folder = run_folder(cfg, output)
-    with (
-        processes(gpus) as (world, devices),
-        StopSignals(quiet=not world.leads, launched=world.launched) as stop,
-        _lock(folder, world) as lock,
-        _explained(world, stop),
-    ):
-        resume, overwrite = after_restart(folder, world, resume, overwrite)
-        found = world.from_leader(lambda: checkpoint_to_resume(folder, resume, overwrite))
-        parts = build_parts(cfg, found, world, devices)
-        origin = found[0] if found else None
-        del found  # a second copy of the weights
-        world.gather(None)  # whatever can be wrong with the request was found, on all processes, up to here
+    with ranks(gpus) as (world, devices):
+        return train_on_ranks(cfg, output, world, devices, resume, overwrite)
 
-        # From here on the folder is this run's
-        launchers = world.gather(launcher())
-        if world.leads:
-            _open_folder(folder, lock, parts.cfg, resume, overwrite, origin is None, launchers)
-        _announce(parts, devices, world)
-        report = Report(folder, parts.cfg.RUNTIME.TENSORBOARD, parts.progress.history, world.leads)
-        trainer = Trainer(
-            parts.cfg, folder, parts.model, parts.forward, parts.optimizer, parts.amp, devices, parts.train_loader,
-            parts.val_loader, parts.progress, world, cfg.SOLVER.ACCUMULATE, report,
-        )  # fmt: skip
+
+def train_on_ranks(
+    cfg: CfgNode, output: str, world: World, devices: list[torch.device], resume: str | None, overwrite: bool
+) -> RunFolder:
+    """Train the network of ``cfg`` on connected ranks; returns the folder that holds the run.
+
+    output: the folder's name. devices: those of this rank. resume, overwrite: see ``checkpoints_to_resume``.
+    Raises ``UserError`` for everything that the user can put right, and ``Stopped`` after a signal.
+    """
+    folder = run_folder(cfg, output)
+    lock = FolderLock(folder.path) if world.is_main else nullcontext()
+    with StopSignals(quiet=not world.is_main, launched=bool(world.launch)) as stop, lock, explained(world, stop):
+        resume, overwrite = _after_restart(folder, world, resume, overwrite)
+
+        def read() -> Checkpoint | None:
+            files = checkpoints_to_resume(folder, resume, overwrite)
+            return newest_whole(files) if files else None
+
+        checkpoint = world.from_main(read)
+        run, changed = build_run(cfg, folder, world, devices, checkpoint)
+        world.barrier()  # every user error has been raised before anything is written
+        launchers = world.gather(world.launch.launcher if world.launch else "")
+        if world.is_main:
+            _open_folder(run, lock, resume, overwrite, checkpoint is None, launchers)
+        _announce(run)
         try:
-            if origin:
-                _go_on(parts, origin, folder, world)
-            with _explained(world, stop), report:  # in here, so that the log hears of it, too
-                trainer.fit(stop)
+            if checkpoint:
+                for change in changed:
+                    log.warning("resuming with another value of %s", change)
+                if world.is_main:
+                    adopt(folder, checkpoint.path, run.progress)
+                log.info("resuming %s after %s", checkpoint.path, run.progress)
+            del checkpoint  # it holds a second copy of the weights
+            report = Report(folder, run.cfg.RUNTIME.TENSORBOARD, run.progress.history, world.is_main)
+            with explained(world, stop), report:  # again in here, so that the log gets the explanation
+                _train(run, report, stop)
         except (UserError, Stopped, KeyboardInterrupt) as error:
-            if world.leads:
-                _note_end(folder, error)
+            if world.is_main:
+                _log_end(folder, error)
             raise
     return folder
 
 
-def _announce(parts: Parts, devices: list[torch.device], world: World) -> None:
+def build_run(
+    cfg: CfgNode, folder: RunFolder, world: World, devices: list[torch.device], checkpoint: Checkpoint | None
+) -> tuple[Run, list[str]]:
+    """Network, optimizer and loaders in the state of ``checkpoint`` if there is one, and what differs from its run.
+
+    Raises ``UserError`` for everything that the config or the checkpoint can have wrong.
+    """
+    num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
+    if checkpoint:
+        cfg = resumed_cfg(checkpoint, cfg, num_gpus)
+    if cfg.RUNTIME.TENSORBOARD and world.is_main:
+        require_tensorboard()
+    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
+    seed_everything(cfg.RUNTIME.SEED)
+    model = build_model(cfg)
+    classes = None if checkpoint else start_from(model, cfg, world)
+    freeze(model, cfg)
+    # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
+    forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
+    download(cfg, world)
+    train_loader = build_loader(cfg, "train", devices, share=world.share)
+    val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
+    warn_of_other_classes(classes, train_loader.classes)
+    optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
+    progress, changed, num_images = Progress(), [], train_loader.num_images
+    if checkpoint:
+        progress = restore(checkpoint, model, optimizer, amp, num_images)
+        changed = list(changes(checkpoint, cfg, num_images, num_gpus))
+    run = Run(
+        cfg=cfg, folder=folder, world=world, devices=devices, model=model, forward=forward, optimizer=optimizer,
+        amp=amp, train_loader=train_loader, val_loader=val_loader, progress=progress, accumulate=accumulate,
+    )  # fmt: skip
+    return run, changed
+
+
+def download(cfg: CfgNode, world: World) -> None:
+    """Let one rank of each machine download the data set while the others wait, if DATASET.DOWNLOAD asks for it."""
+    if cfg.DATASET.DOWNLOAD and world.launch:
+        if world.local_rank == 0:
+            build_source(cfg, "val")  # the archive has both parts
+        world.barrier()
+
+
+def _train(run: Run, report: Report, stop: StopSignals) -> None:
+    start, progress, max_epochs = time.perf_counter(), run.progress, run.cfg.SOLVER.MAX_EPOCHS
+    if progress.epoch >= max_epochs:
+        log.info("nothing to do: %d epochs are finished (SOLVER.MAX_EPOCHS %d)", progress.epoch, max_epochs)
+    try:
+        train(run, report, stop)
+    finally:
+        if run.world.is_main:
+            list_skipped({"train": run.train_loader, "val": run.val_loader}, run.folder.skipped)
+    log.info(
+        "best top-1 %.2f %% in epoch %d, %.0f s, run in %s",
+        progress.best_top1, progress.best_epoch, time.perf_counter() - start, run.folder.path,
+    )  # fmt: skip
+
+
+def _announce(run: Run) -> None:
     """Log what is trained, on what, in what steps."""
-    cfg, loader = parts.cfg, parts.train_loader
-    batch = global_batch(cfg, len(devices) * world.size)
-    parameters = sum(p.numel() for p in parts.model.parameters())
+    cfg, loader, batch = run.cfg, run.train_loader, run.global_batch
+    parameters = sum(p.numel() for p in run.model.parameters())
     log.info(
         "training a network of depth %d (%s parameters) on %s on %s",
-        cfg.ISON.DEPTH, f"{parameters:,}", cfg.DATASET.NAME, describe(devices, world.size),
+        cfg.ISON.DEPTH, f"{parameters:,}", cfg.DATASET.NAME, describe(run.devices, run.world.size),
     )  # fmt: skip
     if batch > loader.num_images:
         log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
@@ -100,61 +159,67 @@ def _announce(parts: Parts, devices: list[torch.device], world: World) -> None:
     log.info(
         "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",
         loader.num_images, batch, len(loader),
-        f" that leaves out {left_out} images (SOLVER.DROP_LAST)" if left_out else "", parts.val_loader.num_images,
+        f" that leaves out {left_out} images (SOLVER.DROP_LAST)" if left_out else "", run.val_loader.num_images,
     )  # fmt: skip
     if unused := unused_warmup_factor(cfg):
         log.warning("%s", unused)
 
 
-def _go_on(parts: Parts, origin: Path, folder: RunFolder, world: World) -> None:
-    """Make the folder's record end where the checkpoint ``origin`` does, and log what is other than it was."""
-    for change in parts.changes:
-        log.warning("resuming with another value of %s", change)
-    if world.leads:
-        take_over(folder, origin, parts.progress)
-    log.info("resuming %s after %s", origin, parts.progress)
-
-
-def _lock(folder: RunFolder, world: World) -> FolderLock | nullcontext:
-    return FolderLock(folder.path) if world.leads else nullcontext()
-
-
-@contextmanager
-def _explained(world: World, stop: StopSignals) -> Iterator[None]:
-    """What torch raises as exceptions of this project, with a sentence for people."""
-    with explain_lost_peers(world, stop), explain_dead_workers(), explain_out_of_memory():
-        yield
-
-
-def _note_end(folder: RunFolder, error: BaseException) -> None:
-    if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # which say more
-        log.info("%s is whole: the same command with --resume (or --resume auto) goes on from there", folder.latest)
-    note_failure(folder.log, error)
-
-
 def _open_folder(
-    folder: RunFolder,
-    lock: FolderLock | nullcontext,
-    cfg: CfgNode,
-    resume: str | None,
-    overwrite: bool,
-    afresh: bool,
-    launchers: list[str],
+    run: Run, lock: FolderLock | nullcontext, resume: str | None, overwrite: bool, afresh: bool, launchers: list[str]
 ) -> None:
     """Make the folder, lock it, and write down what the run is, before it starts."""
+    folder = run.folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        # Newly locked, the folder was not there: another run may have made it, and be finished, since
+        # Newly locked, the folder was not there before: another run may have made it, and ended, since
         newly = isinstance(lock, FolderLock) and lock.acquire()
-        if newly and checkpoint_to_resume(folder, resume, overwrite) and afresh:
-            raise CheckpointError(f"{folder.path}: another process has just begun and ended this run")
+        if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
+            raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
         remove_leftovers(folder.path)
         if overwrite or (resume == AUTO and afresh):
             folder.clear()
-        write_file(folder.config, cfg.dump())
+        write_file(folder.config, run.cfg.dump())
         write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
         log_to_file(folder.log)
     except StorageError:
         raise
     except OSError as error:
         raise StorageError(f"{folder.path}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+
+
+def _log_end(folder: RunFolder, error: BaseException) -> None:
+    if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # these say more
+        log.info("%s is whole: resume with the same command and --resume (or --resume auto)", folder.latest)
+    note_failure(folder.log, error)
+
+
+def _after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
+    """What to do about the run in ``folder`` if torchrun has restarted the ranks.
+
+    torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run,
+    resume it, whatever the command line says; if it had saved nothing, start it again and keep its log.
+
+    A launcher is known by its process and by its run id. A static rendezvous has no id ("none"), and process numbers
+    come again: then TORCHELASTIC_RESTART_COUNT must be above 0 on some machine. It counts the failures of one machine
+    and does not rise if machines join or leave, which only a launcher with an id allows.
+    """
+    if not world.launch:
+        return resume, overwrite
+    launchers, restarts = set(world.gather(world.launch.launcher)), world.gather(world.launch.restart)
+    may_restart = world.launch.run_id not in ("", "none") or any(restarts)
+    if not world.is_main or not may_restart or not launchers & set(_started_by(folder)):
+        return resume, overwrite
+    if folder.resumable():
+        return AUTO, False
+    folder.set_log_aside()
+    folder.clear()
+    return resume, overwrite
+
+
+def _started_by(folder: RunFolder) -> list[str]:
+    try:
+        found = json.loads(folder.versions.read_text(encoding="utf-8"))["launchers"]
+        return [str(name) for name in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []

@@ -1,4 +1,4 @@
-"""Every file under configs/, and the published values in them."""
+"""Every config builds a network, and the published configs have the published values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_the_network_runs(path):
+def test_the_network_of_a_config_runs(path):
     cfg = load_cfg(path)
     model = build_model(cfg).eval()
     size = min(image_size(cfg), 64)  # the networks take any size
@@ -23,7 +23,7 @@ def test_the_network_runs(path):
     assert logits.isfinite().all()
 
 
-def test_the_promised_configs_are_there():
+def test_the_documented_configs_exist():
     imagenet = {f"IN1k-{kind}{depth}" for kind in ("ISO", "RISO") for depth in (18, 34, 50, 101)}
     cifar = {f"cifar{n}_{net}" for n in (10, 100) for net in ("ISO29", "ISO56", "ISO110", "RISO56", "RISO110", "RES56")}
     assert {path.stem for path in CONFIGS} >= imagenet | cifar | {

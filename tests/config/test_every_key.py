@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from isonet.config import default_cfg, flat
 from isonet.data import build_loader
 from isonet.errors import DataError, UserError
 from isonet.files.checkpoint import read_checkpoint
-from isonet.files.run_folder import run_folder
+from isonet.files.run_folder import RunFolder, run_folder
 from isonet.models import ResMultiplier
 from isonet.tools import shards
 from isonet.training import build_optimizer, learning_rate_at
@@ -92,7 +94,10 @@ def classes_found(cfg, tmp):
 def workers(cfg, tmp):
     make_folder(tmp, 10)
     opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "DATASET.NUM_WORKERS", cfg.DATASET.NUM_WORKERS]
-    return build_loader(load_cfg(None, opts), "val")._reader.num_workers
+    before = len(multiprocessing.active_children())
+    batches = iter(build_loader(load_cfg(None, opts), "val"))
+    next(batches)
+    return len(multiprocessing.active_children()) - before
 
 
 def download(cfg, tmp):
@@ -109,12 +114,36 @@ def download(cfg, tmp):
         tv.CIFAR10.url = before
 
 
-def a_run(read: Callable) -> Callable:
-    def probe(cfg, tmp):
-        opts = [item for pair in flat(cfg).items() for item in pair]
-        folder = run_training(load_cfg(None, [*opts, "OUTPUT_DIR", str(tmp / "out")]), "probe")
-        return read(folder)
+@dataclass
+class Run:
+    """The folder of a run, and torch's settings at its end."""
 
+    folder: RunFolder
+    tf32: bool
+    deterministic: bool
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """``runs(cfg)`` trains the network of a config. Most probes share one of their two runs with others."""
+    done: dict[str, Run] = {}
+
+    def run(cfg):
+        name = cfg.dump()
+        if name not in done:
+            out = ["OUTPUT_DIR", str(tmp_path_factory.mktemp("run"))]
+            folder = run_training(load_cfg(None, [item for pair in flat(cfg).items() for item in pair] + out), "probe")
+            done[name] = Run(folder, torch.backends.cudnn.allow_tf32, torch.are_deterministic_algorithms_enabled())
+        return done[name]
+
+    return run
+
+
+def a_run(read: Callable[[Run], object]) -> Callable:
+    def probe(cfg, runs):
+        return read(runs(cfg))
+
+    probe.needs_runs = True
     return probe
 
 
@@ -167,37 +196,32 @@ def compiled(cfg, _tmp):
     return type(place(build_model(cfg), [torch.device("cpu")], compiled=cfg.RUNTIME.COMPILE))
 
 
-def epochs(folder):
-    return len(folder.metrics.read_text().splitlines())
+def epochs(run):
+    return len(run.folder.metrics.read_text().splitlines())
 
 
-def spectra(folder):
-    return "largest_singular_value" in folder.metrics.read_text()
+def spectra(run):
+    return "largest_singular_value" in run.folder.metrics.read_text()
 
 
-def progress_lines(folder):
-    return folder.log.read_text().count(", step ")
+def progress_lines(run):
+    return run.folder.log.read_text().count(", step ")
 
 
-def checkpoints(folder):
-    return [file.name for file in folder.numbered()]
+def checkpoints(run):
+    return [file.name for file in run.folder.numbered()]
 
 
-def deterministic(_folder):
-    found = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)
-    return found
+def trained_tensors(run):
+    return len(read_checkpoint(run.folder.latest)["optimizer"]["state"])
 
 
-def trained_tensors(folder):
-    return len(read_checkpoint(folder.latest)["optimizer"]["state"])
+def weights(run):
+    return read_checkpoint(run.folder.latest)["model"]["head.fc.weight"].tolist()
 
 
-def weights(folder):
-    return read_checkpoint(folder.latest)["model"]["head.fc.weight"].tolist()
-
-
-# key: (what tells its values apart, one value, another, other keys for both)
+# key: (what tells its values apart, one value, another, other keys for both); where runs are needed, one value is the
+# default, so that the run is shared
 PROBES: dict[str, tuple] = {
     "DATASET.ROOT": (pixels_of_folder, "one", "two", []),
     "DATASET.NAME": (classes_found, "pets", "birds", []),
@@ -248,21 +272,21 @@ PROBES: dict[str, tuple] = {
     ),
     "MODEL.INIT_FROM": (a_run(weights), "", str(REFERENCE / "cifar10_ISO20.pt"), [*TINY, "ISON.DEPTH", 20]),
     "MODEL.FREEZE": (a_run(trained_tensors), [], ["s1"], TINY),
-    "RUNTIME.SEED": (a_run(weights), 0, 1, [*TINY, "SOLVER.BASE_LR", 0.0]),
-    "RUNTIME.TF32": (a_run(lambda _: torch.backends.cudnn.allow_tf32), False, True, TINY),
+    "RUNTIME.SEED": (a_run(weights), 0, 1, TINY),
+    "RUNTIME.TF32": (a_run(lambda run: run.tf32), False, True, TINY),
     "RUNTIME.AMP": (a_run(weights), "off", "bf16", TINY),
     "RUNTIME.CHANNELS_LAST": (images_in_memory, False, True, TINY),
     "RUNTIME.CHECKPOINT_ACTIVATIONS": (lambda cfg, _: build_model(cfg).recompute, False, True, CIFAR),
     "RUNTIME.COMPILE": (compiled, False, True, CIFAR),
     "RUNTIME.INPUT": (input_loader, "memory", "workers", CIFAR),
     "RUNTIME.DECODER": (pixels_of_jpeg, "pil", "torch", []),
-    "RUNTIME.PROFILE": (a_run(lambda folder: folder.profile.exists()), 0, 2, TINY),
-    "RUNTIME.DETERMINISTIC": (a_run(deterministic), False, True, TINY),
+    "RUNTIME.PROFILE": (a_run(lambda run: run.folder.profile.exists()), 0, 2, TINY),
+    "RUNTIME.DETERMINISTIC": (a_run(lambda run: run.deterministic), False, True, TINY),
     "RUNTIME.LOG_SPECTRUM": (a_run(spectra), 0, 1, TINY),
-    "RUNTIME.LOG_EVERY": (a_run(progress_lines), 2, 5, TINY),
+    "RUNTIME.LOG_EVERY": (a_run(progress_lines), 50, 2, TINY),
     "RUNTIME.SAVE_EVERY": (a_run(checkpoints), 0, 5, TINY),
-    "RUNTIME.TENSORBOARD": (a_run(lambda folder: bool(folder.events())), False, True, TINY),
-    "RUNTIME.KEEP": (a_run(checkpoints), 1, 3, [*TINY, "RUNTIME.SAVE_EVERY", 5]),
+    "RUNTIME.TENSORBOARD": (a_run(lambda run: bool(run.folder.events())), False, True, TINY),
+    "RUNTIME.KEEP": (a_run(checkpoints), 2, 1, [*TINY, "RUNTIME.SAVE_EVERY", 5]),
     "OUTPUT_DIR": (lambda cfg, _: run_folder(cfg, "x").path, "here", "there", []),
 }
 
@@ -272,12 +296,15 @@ def test_every_key_has_a_probe():
 
 
 @pytest.mark.parametrize("key", list(PROBES))
-def test_the_key_changes_something(key, tmp_path, monkeypatch):
+def test_the_key_changes_something(key, tmp_path, runs, monkeypatch):
     monkeypatch.setattr(isonet.training.log, "PLAIN_LINE_SECONDS", 0.0)  # else a short run shows no progress line
     probe, one, other, opts = PROBES[key]
-    found = []
-    for value in (one, other):
-        folder = tmp_path / f"value{len(found)}"
-        folder.mkdir()
-        found.append(probe(load_cfg(None, [*opts, key, value]), folder))
-    assert found[0] != found[1]
+    outcomes = []
+    for name, value in (("one", one), ("other", other)):
+        cfg = load_cfg(None, [*opts, key, value])
+        if hasattr(probe, "needs_runs"):
+            outcomes.append(probe(cfg, runs))
+        else:
+            (tmp_path / name).mkdir()
+            outcomes.append(probe(cfg, tmp_path / name))
+    assert outcomes[0] != outcomes[1]

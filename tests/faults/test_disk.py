@@ -19,10 +19,10 @@ from conftest import TINY
 from isonet import load_cfg
 from isonet.errors import CheckpointError, StorageError
 from isonet.files.checkpoint import read_checkpoint, save_checkpoint
-from isonet.files.run_folder import RunFolder
+from isonet.files.run_folder import LATEST, RunFolder
 from isonet.files.storage import FolderLock, link_file, write_file
 from isonet.training.log import log, log_to_file, log_to_terminal
-from isonet.training.run import LATEST, run_training
+from isonet.training.run import run_training
 from launch import REPO, Script, run_script, start, wait_until
 
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]

@@ -21,7 +21,7 @@ import test as test_script
 from conftest import REPO, TINY
 from isonet import build_model, load_cfg, load_weights
 from isonet.errors import CheckpointError, run_cli
-from isonet.files.archive import ArchiveError, _check_storages, pack
+from isonet.files.archive import ArchiveError, check_storages, pack
 from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 
 CFG = load_cfg(None, TINY)
@@ -173,8 +173,8 @@ def test_tensor_data_of_another_length_than_the_pickle_says(refused):
     refused(changed(foreign({"w": torch.arange(1000.0)}), data_pkl=pickled), "not as long as it says")
     for items in (998, 1000):
         with pytest.raises(ArchiveError, match="not as long as it says"):
-            _check_storages(pickled, "archive/", {"archive/data/0": 4 * items})
-    _check_storages(pickled, "archive/", {"archive/data/0": 4 * 999})
+            check_storages(pickled, "archive/", {"archive/data/0": 4 * items})
+    check_storages(pickled, "archive/", {"archive/data/0": 4 * 999})
 
 
 ONE = foreign({"w": torch.ones(1)})  # torch writes the end with fields of 64 bits, the last 98 bytes

@@ -1,13 +1,12 @@
 """Config files and overrides that are broken or absurd: each is refused in a sentence, or runs.
 
-What is refused by hand-written cases goes the way of a user's command, through the scripts. Three hundred mutations of
-the real files are drawn by hypothesis, the same ones every time: whatever of them is accepted takes a training step.
+Hand-written cases go through ``train.py``, a few of them through the other scripts and a shell. Hypothesis draws three
+hundred mutations of the real files, the same ones every time: a mutation that is accepted takes a training step.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 import importlib
 import os
 import socket
@@ -33,138 +32,145 @@ DEEPEST = MAX_DEPTH - 1  # lists or nodes in each other as the value of a key at
 TOO_DEEP = ["line 1", f"nested more than {MAX_DEPTH} deep"]
 EXECUTES = "open('executed', 'w').close()"
 
-FILES = {  # name of the file, content, what the message says
-    "python": ("a.py", f"{EXECUTES}\ncfg = dict()\n", ["a .py file", "never executed", "a config is a .yaml file"]),
-    "no ending": ("config", "ISON:\n  DEPTH: 18\n", ["a file without an ending"]),
+FILES = {  # name of the file, content, words of the message
+    "python": ("a.py", f"{EXECUTES}\ncfg = dict()\n", ["a .py file", "never executed"]),
+    "no ending": ("config", "ISON:\n  DEPTH: 18\n", ["without an ending"]),
     "json": ("a.json", "{}", ["a .json file"]),
     "python object": ("a.yaml", f'ISON: !!python/object/apply:builtins.exec ["{EXECUTES}"]\n',
-                      ["line 1", "tag !!python/object/apply:builtins.exec", "remove it"]),
+                      ["line 1", "tag !!python/object/apply:builtins.exec"]),
     "python name": ("a.yaml", "ISON:\n  DEPTH: !!python/name:os.system\n", ["line 2", "tag !!python/name:os.system"]),
     "python tuple": ("a.yaml", "SOLVER:\n  LR_MILESTONES: !!python/tuple [1]\n", ["tag !!python/tuple"]),
+    "tag in a list": ("a.yaml", "SOLVER:\n  LR_MILESTONES: [!!python/name:os.system ]\n", ["line 2", "!!python/name"]),
+    "tag of a key": ("a.yaml", "ISON:\n  !!python/name:os.system : 18\n", ["line 2", "!!python/name"]),
     "own tag": ("a.yaml", "ISON: !ison {DEPTH: 18}\n", ["tag !ison"]),
     "set": ("a.yaml", "SOLVER:\n  LR_MILESTONES: !!set {1, 2}\n", ["tag !!set"]),
     "binary": ("a.yaml", "OUTPUT_DIR: !!binary AAAA\n", ["tag !!binary"]),
     "impossible date": ("a.yaml", "ISON:\n  DEPTH: !!timestamp 2001-99-99\n", ["tag !!timestamp"]),
     "syntax": ("a.yaml", "ISON:\n  DEPTH: [\n", ["not valid YAML", "line 3"]),
-    "colons": ("a.yaml", "ISON: DEPTH: 3\n", ["not valid YAML: line 1", "check the indentation, colons"]),
+    "colons": ("a.yaml", "ISON: DEPTH: 3\n", ["not valid YAML", "line 1", "colons"]),
     "tab": ("a.yaml", "ISON:\n\tDEPTH: 18\n", ["not valid YAML", "line 2"]),
-    "escape": ("a.yaml", 'OUTPUT_DIR: "\\UFFFFFFFF"\n', ["not valid YAML", "an escape"]),
+    "escape": ("a.yaml", 'OUTPUT_DIR: "\\UFFFFFFFF"\n', ["not valid YAML", "escape"]),
     "version": ("a.yaml", f"%YAML 1.{'9' * 5000}\n---\nISON:\n", ["not valid YAML"]),
-    "two documents": ("a.yaml", "ISON:\n---\nISON:\n", ["not valid YAML", "single document"]),
-    "unknown alias": ("a.yaml", "ISON:\n  DEPTH: *depth\n", ["undefined alias 'depth'"]),
-    "merge": ("a.yaml", "ISON:\n  <<: {DEPTH: 18}\n", ["line 2", "<< merges", "write its keys out"]),
-    "list": ("a.yaml", "- 1\n- 2\n", ["expected KEY: VALUE lines", "a list"]),
-    "number": ("a.yaml", "18\n", ["expected KEY: VALUE lines", "18"]),
-    "latin": ("a.yaml", b"# 1\nOUTPUT_DIR: caf\xe9\n", ["line 2 is not UTF-8", "save the file as UTF-8"]),
-    "utf-16": ("a.yaml", "ISON:\n".encode("utf-16"), ["is not UTF-8"]),
-    "zeros": ("a.yaml", b"\0" * 1000, ["line 1 holds the character '\\x00'"]),
-    "escape sequence": ("a.yaml", b"ISON:\n  DEPTH: \x1b[2J18\n", ["line 2 holds the character '\\x1b'"]),
-    "picture": ("a.yaml", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["is not UTF-8"]),
-    "twice": ("a.yaml", "ISON:\n  DEPTH: 18\n  DEPTH: 34\n", ["line 3", "'DEPTH' is given twice", "keep one"]),
-    "node twice": ("a.yaml", "ISON:\n  DEPTH: 18\nISON:\n  DEPTH: 34\n", ["line 3", "'ISON' is given twice"]),
-    "twice, dotted": ("a.yaml", "ISON.DEPTH: 18\nISON:\n  DEPTH: 34\n", ["ISON.DEPTH is given twice"]),
-    "unknown key": ("a.yaml", "ISON:\n  DETPH: 18\n", ["a.yaml", "unknown key ISON.DETPH", "did you mean ISON.DEPTH?"]),
-    "small letters": ("a.yaml", "ison:\n  depth: 18\n", ["unknown key ison.depth", "did you mean ISON.DEPTH?"]),
-    "no node": ("a.yaml", "DEPTH: 18\n", ["unknown key DEPTH", "did you mean ISON.DEPTH?"]),
+    "two documents": ("a.yaml", "ISON:\n---\nISON:\n", ["not valid YAML", "document"]),
+    "unknown alias": ("a.yaml", "ISON:\n  DEPTH: *depth\n", ["alias 'depth'"]),
+    "merge": ("a.yaml", "ISON:\n  <<: {DEPTH: 18}\n", ["line 2", "<<"]),
+    "list": ("a.yaml", "- 1\n- 2\n", ["KEY: VALUE", "a list"]),
+    "number": ("a.yaml", "18\n", ["KEY: VALUE", "18"]),
+    "latin": ("a.yaml", b"# 1\nOUTPUT_DIR: caf\xe9\n", ["line 2", "UTF-8"]),
+    "utf-16": ("a.yaml", "ISON:\n".encode("utf-16"), ["UTF-8"]),
+    "zeros": ("a.yaml", b"\0" * 1000, ["line 1", "'\\x00'"]),
+    "escape sequence": ("a.yaml", b"ISON:\n  DEPTH: \x1b[2J18\n", ["line 2", "'\\x1b'"]),
+    "picture": ("a.yaml", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ["UTF-8"]),
+    "twice": ("a.yaml", "ISON:\n  DEPTH: 18\n  DEPTH: 34\n", ["line 3", "ISON.DEPTH", "twice"]),
+    "node twice": ("a.yaml", "ISON:\n  DEPTH: 18\nISON:\n  HAS_BN: True\n", ["line 3", "ISON", "twice"]),
+    "twice, dotted": ("a.yaml", "ISON.DEPTH: 18\nISON:\n  DEPTH: 34\n", ["line 3", "ISON.DEPTH", "twice"]),
+    "twice, dotted below": ("a.yaml", "ISON:\n  DEPTH: 34\nISON.DEPTH: 18\n", ["line 3", "ISON.DEPTH", "twice"]),
+    "unknown key": ("a.yaml", "ISON:\n  DETPH: 18\n", ["ISON.DETPH", "ISON.DEPTH?"]),
+    "small letters": ("a.yaml", "ison:\n  depth: 18\n", ["ison.depth", "ISON.DEPTH?"]),
+    "no node": ("a.yaml", "DEPTH: 18\n", ["unknown key DEPTH", "ISON.DEPTH?"]),
     "unknown node": ("a.yaml", "MODEL:\n  WIDTH: 18\n", ["unknown key MODEL.WIDTH"]),
-    "key in a key": ("a.yaml", "ISON:\n  DEPTH:\n    A: 18\n", ["ISON.DEPTH takes one value", "'A'"]),
+    "key in a key": ("a.yaml", "ISON:\n  DEPTH:\n    A: 18\n", ["ISON.DEPTH", "'A'"]),
     "number as key": ("a.yaml", "18: 18\n", ["unknown key 18"]),
     "list as key": ("a.yaml", "[1, 2]: 18\n", ["line 1", "a key is text"]),
+    "node in a list": ("a.yaml", "SOLVER:\n  LR_MILESTONES: [30, {60: 1}]\n", ["line 2", "list"]),
     "control character in a key": ("a.yaml", '"\\e[2JISON": 18\n', ["unknown key"]),
-    "value of a node": ("a.yaml", "ISON: 18\n", ["a.yaml", "ISON holds keys, such as ISON.DEPTH", "got 18"]),
-    "empty value": ("a.yaml", "ISON:\n  DEPTH:\n", ["a.yaml", "ISON.DEPTH takes a whole number, got nothing"]),
-    "octal": ("a.yaml", "ISON:\n  DEPTH: 020\n", ["ISON.DEPTH takes a whole number, got '020'"]),
-    "time": ("a.yaml", "ISON:\n  DEPTH: 1:30\n", ["ISON.DEPTH takes a whole number, got '1:30'"]),
-    "a range": ("a.yaml", "ISON:\n  DROPOUT_RATE: 1.5\n", ["a.yaml: ISON.DROPOUT_RATE must be between 0 and", "1.5"]),
-    "half a character": ("a.yaml", 'OUTPUT_DIR: "\\ud800"\n', ["a.yaml: OUTPUT_DIR", "'\\ud800'"]),
-    "name with a zero": ("a.yaml", 'DATASET:\n  NAME: "a\\0b"\n', ["a.yaml: DATASET.NAME", "'\\x00'"]),
-    "number as a name": ("a.yaml", "DATASET:\n  NAME: 2024\n", ["DATASET.NAME takes text", "in quotes", "2024"]),
-    "alias to a list": ("a.yaml", "DATASET:\n  MEAN: &a [0.5, 0.5, 0.5]\n  STD: *a\n", ["line 3", "alias *a repeats"]),
-    "alias to a node": ("a.yaml", "ISON: &a {}\nSOLVER: *a\n", ["line 2", "alias *a repeats"]),
-    "alias to merge": ("a.yaml", "ISON: &a {}\nSOLVER:\n  <<: *a\n", ["line 3", "alias *a repeats"]),
+    "value of a node": ("a.yaml", "ISON: 18\n", ["ISON holds keys", "ISON.DEPTH", "'18'"]),
+    "empty list for a node": ("a.yaml", "ISON: []\n", ["ISON holds keys", "ISON.DEPTH"]),
+    "empty value": ("a.yaml", "ISON:\n  DEPTH:\n", ["ISON.DEPTH", "a whole number", "nothing"]),
+    "empty text": ("a.yaml", "OUTPUT_DIR: ~\n", ["OUTPUT_DIR", "text", "nothing"]),
+    "octal": ("a.yaml", "ISON:\n  DEPTH: 020\n", ["ISON.DEPTH", "a whole number", "'020'"]),
+    "time": ("a.yaml", "ISON:\n  DEPTH: 1:30\n", ["ISON.DEPTH", "a whole number", "'1:30'"]),
+    "a range": ("a.yaml", "ISON:\n  DROPOUT_RATE: 1.5\n", ["ISON.DROPOUT_RATE", "between 0 and", "1.5"]),
+    "half a character": ("a.yaml", 'OUTPUT_DIR: "\\ud800"\n', ["OUTPUT_DIR", "'\\ud800'"]),
+    "name with a zero": ("a.yaml", 'DATASET:\n  NAME: "a\\0b"\n', ["DATASET.NAME", "'\\x00'"]),
+    "list as a name": ("a.yaml", "DATASET:\n  NAME: [a, b]\n", ["DATASET.NAME", "text", "['a', 'b']"]),
+    "alias to a list": ("a.yaml", "DATASET:\n  MEAN: &a [0.5, 0.5, 0.5]\n  STD: *a\n", ["line 3", "alias *a"]),
+    "alias to a node": ("a.yaml", "ISON: &a {}\nSOLVER: *a\n", ["line 2", "alias *a"]),
+    "alias to merge": ("a.yaml", "ISON: &a {}\nSOLVER:\n  <<: *a\n", ["line 3", "alias *a"]),
     "deepest list": ("a.yaml", f"ISON: {'[' * DEEPEST}{']' * DEEPEST}\n", ["ISON holds keys"]),
     "too deep a list": ("a.yaml", f"ISON: {'[' * (DEEPEST + 1)}{']' * (DEEPEST + 1)}\n", TOO_DEEP),
     "too deep a node": ("a.yaml", f"ISON: {'{a: ' * DEEPEST}{{}}{'}' * DEEPEST}\n", TOO_DEEP),
     "too many dashes": ("a.yaml", f"{'- ' * MAX_DEPTH}x\n", TOO_DEEP),
-    "one too long": ("a.yaml", "#" * (MAX_BYTES + 1), ["longer than 100,000 bytes"]),
-    "digits": ("a.yaml", f"ISON:\n  DEPTH: {'9' * 4002}\n", ["ISON.DEPTH takes a whole number"]),
-    "long text": ("a.yaml", f"OUTPUT_DIR: {'x' * 4097}\n", ["OUTPUT_DIR must be at most 4096 bytes"]),
+    "one too long": ("a.yaml", "#" * (MAX_BYTES + 1), ["100,000 bytes"]),
+    "digits": ("a.yaml", f"ISON:\n  DEPTH: {'9' * 4002}\n", ["ISON.DEPTH", "a whole number"]),
+    "long text": ("a.yaml", f"OUTPUT_DIR: {'x' * 4097}\n", ["OUTPUT_DIR", "4096 bytes"]),
     "long key": ("a.yaml", f"? {'x' * 2000}\n: 3\n", ["unknown key"]),
 }  # fmt: skip
 
-OVERRIDES = {
-    "no value": (["ISON.DEPTH"], ["'ISON.DEPTH' has no value"]),
-    "unknown": (["SOLVER.BASE_RL", "0.1"], ["the command line: unknown key SOLVER.BASE_RL", "SOLVER.BASE_LR?"]),
+OVERRIDES = {  # KEY VALUE pairs, words of the message
+    "no value": (["ISON.DEPTH"], ["'ISON.DEPTH'", "no value"]),
+    "unknown": (["SOLVER.BASE_RL", "0.1"], ["command line", "SOLVER.BASE_RL", "SOLVER.BASE_LR?"]),
     "empty": (["", "1"], ["unknown key"]),
     "dots": (["...", "1"], ["unknown key"]),
     "attribute": (["__class__", "1"], ["unknown key __class__"]),
     "node": (["SOLVER", "1"], ["SOLVER holds keys"]),
-    "text": (["ISON.DEPTH", "deep"], ["the command line: ISON.DEPTH takes a whole number", "'deep'"]),
+    "node, empty": (["SOLVER", ""], ["SOLVER holds keys"]),
+    "text": (["ISON.DEPTH", "deep"], ["command line", "ISON.DEPTH", "a whole number", "'deep'"]),
     "fraction": (["ISON.DEPTH", "20.5"], ["a whole number"]),
     "bool as a number": (["ISON.DEPTH", "True"], ["a whole number"]),
     "number as a bool": (["ISON.HAS_BN", "1"], ["True or False"]),
     "expression": (["ISON.DEPTH", "__import__('os').getpid()"], ["a whole number"]),
     "product": (["ISON.DEPTH", "2*10"], ["a whole number"]),
     "two signs": (["ISON.DEPTH", "+-20"], ["a whole number"]),
-    "parentheses": (["SOLVER.LR_MILESTONES", "((30))"], ["a list of int"]),
+    "parentheses": (["SOLVER.LR_MILESTONES", "((30))"], ["a list", "a whole number"]),
     "one digit too many": (["ISON.DEPTH", "9" * 401], ["a whole number"]),
-    "many digits": (["ISON.DEPTH", "9" * 300], ["ISON.DEPTH must be between 1 and 10000", "of about 301 digits"]),
-    "nan": (["SOLVER.BASE_LR", "nan"], ["SOLVER.BASE_LR must be between", "nan"]),
-    "infinite": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR must be between", "inf"]),
-    "negative rate": (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR must be between 0", "-0.1"]),
-    "negative decay": (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY must be"]),
-    "dropout": (["ISON.DROPOUT_RATE", "1.5"], ["ISON.DROPOUT_RATE must be"]),
-    "batch 0": (["SOLVER.TRAIN_BATCH_SIZE", "0"], ["SOLVER.TRAIN_BATCH_SIZE must be between 1"]),
-    "batch": (["SOLVER.TRAIN_BATCH_SIZE", "1" + "0" * 30], ["SOLVER.TRAIN_BATCH_SIZE must be between 1"]),
-    "classes": (["DATASET.NUM_CLASSES", "1000000000000"], ["DATASET.NUM_CLASSES must be"]),
-    "workers": (["DATASET.NUM_WORKERS", "1000000000"], ["DATASET.NUM_WORKERS must be"]),
-    "epochs": (["SOLVER.MAX_EPOCHS", "1" + "0" * 30], ["SOLVER.MAX_EPOCHS must be"]),
-    "warm-up": (["SOLVER.WARMUP_EPOCH", "0"], ["SOLVER.WARMUP_EPOCH must be"]),
-    "keep": (["RUNTIME.KEEP", "0"], ["RUNTIME.KEEP must be"]),
-    "save": (["RUNTIME.SAVE_EVERY", "1" + "0" * 20], ["RUNTIME.SAVE_EVERY must be"]),
-    "seed": (["RUNTIME.SEED", "9223372036854775808"], ["RUNTIME.SEED must be"]),
-    "amp": (["RUNTIME.AMP", "fp8"], ["RUNTIME.AMP must be one of off, bf16, fp16", "'fp8'"]),
-    "milestones": (["SOLVER.LR_MILESTONES", "[30, 10]"], ["SOLVER.LR_MILESTONES", "rising order", "[30, 10]"]),
-    "milestones twice": (["SOLVER.LR_MILESTONES", "[30, 30]"], ["rising order"]),
-    "early milestone": (["SOLVER.LR_MILESTONES", "[-1, 30]"], ["SOLVER.LR_MILESTONES must be values between 0"]),
-    "late milestone": (["SOLVER.LR_MILESTONES", f"[{10**30}]"], ["SOLVER.LR_MILESTONES must be"]),
-    "many milestones": (["SOLVER.LR_MILESTONES", str(list(range(5000)))], ["at most 1000 epochs", "5000"]),
-    "lists in lists": (["SOLVER.LR_MILESTONES", "[[1], 2]"], ["a list of int"]),
-    "mean": (["DATASET.MEAN", "[123.7, 116.3, 103.5]"], ["DATASET.MEAN must be values between 0 and 1"]),
-    "mean nan": (["DATASET.MEAN", "[0.5, nan, 0.5]"], ["DATASET.MEAN must be values"]),
-    "one mean": (["DATASET.MEAN", "[0.5]"], ["DATASET.MEAN takes three values"]),
-    "std 0": (["DATASET.STD", "[0.2, 0.2, 0]"], ["DATASET.STD must be values"]),
-    "size": (["DATASET.IMAGE_SIZE", "4"], ["DATASET.IMAGE_SIZE must be 0", "at least 5"]),
-    "negative size": (["DATASET.IMAGE_SIZE", "-32"], ["DATASET.IMAGE_SIZE must be"]),
-    "huge size": (["DATASET.IMAGE_SIZE", "1000000"], ["DATASET.IMAGE_SIZE must be"]),
-    "parent": (["DATASET.NAME", "../secret"], ["DATASET.NAME is the name of one folder"]),
-    "dot dot": (["DATASET.NAME", ".."], ["DATASET.NAME is the name of one folder"]),
-    "long name": (["DATASET.NAME", "x" * 300], ["DATASET.NAME must have at most 255 bytes"]),
-    "long name in bytes": (["DATASET.NAME", "\u00e9" * 200], ["DATASET.NAME must have at most 255 bytes"]),
-    "long part": (["OUTPUT_DIR", f"runs/{'x' * 300}"], ["OUTPUT_DIR must have at most 255 bytes"]),
-    "long path": (["DATASET.ROOT", "x/" * 3000], ["DATASET.ROOT must be at most 4096 bytes"]),
-    "escape sequence": (["OUTPUT_DIR", "\x1b[2Jout"], ["OUTPUT_DIR holds the character '\\x1b'"]),
-    "line break": (["OUTPUT_DIR", "a\nb"], ["OUTPUT_DIR holds the character '\\n'"]),
-    "not UTF-8": (["DATASET.ROOT", os.fsdecode(b"caf\xe9")], ["DATASET.ROOT holds the character '\\udce9'"]),
-    "depth 0": (["ISON.DEPTH", "0"], ["ISON.DEPTH must be between 1"]),
-    "depth": (["ISON.DEPTH", "100000000"], ["ISON.DEPTH must be between 1"]),
-    "contradiction": (["SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"], ["SOLVER.NESTEROV needs SOLVER.MOMENTUM"]),
-    "held images": (["RUNTIME.INPUT", "memory", "DATASET.IMAGE_SIZE", "224"], ["RUNTIME.INPUT memory holds"]),
-    "no such network": (["DATASET.IMAGE_SIZE", "32", "ISON.DEPTH", "21"], ["ISON.DEPTH 21", "20 and 26"]),
-    "no such big network": (["DATASET.IMAGE_SIZE", "224", "ISON.DEPTH", "20"], ["ISON.DEPTH 20", "18, 34"]),
-    "no such branch": (["ISON.TRANS_FUN", "eval"], ["ISON.TRANS_FUN 'eval'", "basic_transform"]),
+    "many digits": (["ISON.DEPTH", "9" * 300], ["ISON.DEPTH", "between 1 and 10000", "301 digits"]),
+    "nan": (["SOLVER.BASE_LR", "nan"], ["SOLVER.BASE_LR", "between", "nan"]),
+    "infinite": (["SOLVER.BASE_LR", "1e999"], ["SOLVER.BASE_LR", "between", "inf"]),
+    "negative rate": (["SOLVER.BASE_LR", "-0.1"], ["SOLVER.BASE_LR", "between 0", "-0.1"]),
+    "negative decay": (["SOLVER.WEIGHT_DECAY", "-1"], ["SOLVER.WEIGHT_DECAY", "between 0"]),
+    "dropout": (["ISON.DROPOUT_RATE", "1.5"], ["ISON.DROPOUT_RATE", "between 0"]),
+    "batch 0": (["SOLVER.TRAIN_BATCH_SIZE", "0"], ["SOLVER.TRAIN_BATCH_SIZE", "between 1"]),
+    "batch": (["SOLVER.TRAIN_BATCH_SIZE", "1" + "0" * 30], ["SOLVER.TRAIN_BATCH_SIZE", "between 1"]),
+    "classes": (["DATASET.NUM_CLASSES", "1000000000000"], ["DATASET.NUM_CLASSES", "between 1"]),
+    "workers": (["DATASET.NUM_WORKERS", "1000000000"], ["DATASET.NUM_WORKERS", "between 0"]),
+    "epochs": (["SOLVER.MAX_EPOCHS", "1" + "0" * 30], ["SOLVER.MAX_EPOCHS", "between 1"]),
+    "warm-up": (["SOLVER.WARMUP_EPOCH", "0"], ["SOLVER.WARMUP_EPOCH", "between 1"]),
+    "keep": (["RUNTIME.KEEP", "0"], ["RUNTIME.KEEP", "between 1"]),
+    "save": (["RUNTIME.SAVE_EVERY", "1" + "0" * 20], ["RUNTIME.SAVE_EVERY", "between 0"]),
+    "seed": (["RUNTIME.SEED", "9223372036854775808"], ["RUNTIME.SEED", "between 0"]),
+    "amp": (["RUNTIME.AMP", "fp8"], ["RUNTIME.AMP", "off, bf16, fp16", "'fp8'"]),
+    "milestones": (["SOLVER.LR_MILESTONES", "[30, 10]"], ["SOLVER.LR_MILESTONES", "rising", "[30, 10]"]),
+    "milestones twice": (["SOLVER.LR_MILESTONES", "[30, 30]"], ["rising"]),
+    "early milestone": (["SOLVER.LR_MILESTONES", "[-1, 30]"], ["SOLVER.LR_MILESTONES", "between 0", "-1"]),
+    "late milestone": (["SOLVER.LR_MILESTONES", f"[{10**30}]"], ["SOLVER.LR_MILESTONES", "between 0"]),
+    "many milestones": (["SOLVER.LR_MILESTONES", str(list(range(5000)))], ["1000 epochs", "5000"]),
+    "lists in lists": (["SOLVER.LR_MILESTONES", "[[1], 2]"], ["a list", "a whole number"]),
+    "mean": (["DATASET.MEAN", "[123.7, 116.3, 103.5]"], ["DATASET.MEAN", "between 0 and 1", "123.7"]),
+    "mean nan": (["DATASET.MEAN", "[0.5, nan, 0.5]"], ["DATASET.MEAN", "between", "nan"]),
+    "one mean": (["DATASET.MEAN", "[0.5]"], ["DATASET.MEAN", "three values"]),
+    "std 0": (["DATASET.STD", "[0.2, 0.2, 0]"], ["DATASET.STD", "between", "0.0"]),
+    "size": (["DATASET.IMAGE_SIZE", "4"], ["DATASET.IMAGE_SIZE", "0", "at least 5"]),
+    "negative size": (["DATASET.IMAGE_SIZE", "-32"], ["DATASET.IMAGE_SIZE", "between 0"]),
+    "huge size": (["DATASET.IMAGE_SIZE", "1000000"], ["DATASET.IMAGE_SIZE", "between 0"]),
+    "parent": (["DATASET.NAME", "../secret"], ["DATASET.NAME", "one folder"]),
+    "dot dot": (["DATASET.NAME", ".."], ["DATASET.NAME", "one folder"]),
+    "long name": (["DATASET.NAME", "x" * 300], ["DATASET.NAME", "255 bytes"]),
+    "long name in bytes": (["DATASET.NAME", "\u00e9" * 200], ["DATASET.NAME", "255 bytes"]),
+    "long part": (["OUTPUT_DIR", f"runs/{'x' * 300}"], ["OUTPUT_DIR", "255 bytes"]),
+    "long path": (["DATASET.ROOT", "x/" * 3000], ["DATASET.ROOT", "4096 bytes"]),
+    "escape sequence": (["OUTPUT_DIR", "\x1b[2Jout"], ["OUTPUT_DIR", "'\\x1b'"]),
+    "line break": (["OUTPUT_DIR", "a\nb"], ["OUTPUT_DIR", "'\\n'"]),
+    "not UTF-8": (["DATASET.ROOT", os.fsdecode(b"caf\xe9")], ["DATASET.ROOT", "'\\udce9'"]),
+    "depth 0": (["ISON.DEPTH", "0"], ["ISON.DEPTH", "between 1"]),
+    "depth": (["ISON.DEPTH", "100000000"], ["ISON.DEPTH", "between 1"]),
+    "contradiction": (["SOLVER.NESTEROV", "True", "SOLVER.MOMENTUM", "0"], ["SOLVER.NESTEROV", "SOLVER.MOMENTUM"]),
+    "held images": (["RUNTIME.INPUT", "memory", "DATASET.IMAGE_SIZE", "224"], ["RUNTIME.INPUT", "64", "224"]),
+    "counted twice": (["RUNTIME.CHECKPOINT_ACTIVATIONS", "True", "ISON.HAS_BN", "True"], ["ISON.HAS_BN", "twice"]),
+    "no such network": (["DATASET.IMAGE_SIZE", "32", "ISON.DEPTH", "21"], ["ISON.DEPTH", "21", "20 and 26"]),
+    "no such big network": (["DATASET.IMAGE_SIZE", "224", "ISON.DEPTH", "20"], ["ISON.DEPTH", "20", "18, 34"]),
+    "no such branch": (["ISON.TRANS_FUN", "eval"], ["ISON.TRANS_FUN", "'eval'", "basic_transform"]),
 }
 
 
 @pytest.fixture
 def refused(tmp_path, monkeypatch, capsys, tally):
-    """Run a script on a hostile config: ``refused(script, cfg, *opts)`` returns the message, after common checks."""
+    """Run a script on a hostile config: ``refused(cfg, *opts)`` returns the message, after common checks."""
     monkeypatch.syspath_prepend(str(REPO))
     monkeypatch.chdir(tmp_path)
 
-    def _refused(script, cfg, *opts):
+    def _refused(cfg, *opts, script="train"):
         module = importlib.import_module(script)
-        gc.enable()  # flopscount_iso.py, made for a short life, turns it off
         before = sorted(tmp_path.rglob("*"))
         code = run_cli(module.main, module.parse_args(["--cfg", str(cfg), *opts]))
         out, err = capsys.readouterr()
@@ -179,30 +185,45 @@ def refused(tmp_path, monkeypatch, capsys, tally):
 def one_line(err: str) -> str:
     assert err.startswith("error: ")
     assert err.endswith("\n")
-    assert err[:-1].isprintable()  # so that it is one line, too
+    assert err[:-1].isprintable()  # so it is one line, too
     assert "Traceback" not in err
     assert len(err) < 700, len(err)
     return err
 
 
-SCRIPTS = ["train", "flopscount_iso"]
-
-
-@pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("case", FILES)
-def test_a_hostile_file(case, script, refused, tmp_path):
+def write(folder, case):
     name, content, words = FILES[case]
-    path = tmp_path / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    message = refused(script, path)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return name, words
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_hostile_file(case, refused, tmp_path):
+    name, words = write(tmp_path, case)
+    message = refused(tmp_path / name)
     assert all(word in message for word in [name, *words]), message
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("case", OVERRIDES)
-def test_a_hostile_override(case, script, refused):
+def test_a_hostile_override(case, refused):
     opts, words = OVERRIDES[case]
-    message = refused(script, REPO / "configs/self_ISO29.yaml", "ISON.TRANS_FUN", "basic_transform", *opts)
+    message = refused(REPO / "configs/self_ISO29.yaml", "ISON.TRANS_FUN", "basic_transform", *opts)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("case", ["python object", "latin", "twice", "digits", "too deep a list"])
+def test_a_hostile_file_to_count(case, refused, tmp_path):
+    name, words = write(tmp_path, case)
+    message = refused(tmp_path / name, script="flopscount_iso")
+    assert all(word in message for word in [name, *words]), message
+
+
+@pytest.mark.parametrize("case", ["expression", "many digits", "not UTF-8", "contradiction", "no such network"])
+def test_a_hostile_override_to_count(case, refused):
+    opts, words = OVERRIDES[case]
+    message = refused(
+        REPO / "configs/self_ISO29.yaml", "ISON.TRANS_FUN", "basic_transform", *opts, script="flopscount_iso"
+    )
     assert all(word in message for word in words), message
 
 
@@ -216,30 +237,29 @@ def _socket(path):
 
 
 SPECIAL = {
-    "folder": (_folder, ["is a folder", "name a .yaml file in it"]),
-    "socket": (_socket, ["is a pipe, a socket or a device"]),
-    "device": (lambda path: path.symlink_to("/dev/null"), ["is a pipe, a socket or a device"]),
+    "folder": (_folder, ["a folder"]),
+    "socket": (_socket, ["a socket"]),
+    "device": (lambda path: path.symlink_to("/dev/null"), ["a device"]),
+    "pipe": (os.mkfifo, ["a pipe"]),  # nobody writes to it: reading it would wait for ever
     "link to itself": (lambda path: path.symlink_to(path), ["cannot be read", "Too many levels"]),
     "link to nothing": (lambda path: path.symlink_to("nothing"), ["no such config file"]),
     "missing": (lambda path: None, ["no such config file"]),
 }
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("case", SPECIAL)
-def test_what_is_no_file(case, script, refused, tmp_path):
+def test_what_is_no_file(case, refused, tmp_path):
     make, words = SPECIAL[case]
     make(tmp_path / "a.yaml")
-    message = refused(script, "a.yaml")
+    message = refused("a.yaml")
     assert all(word in message for word in ["a.yaml", *words]), message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_file_that_may_not_be_read(script, refused, tmp_path):
+def test_a_file_that_may_not_be_read(refused, tmp_path):
     path = tmp_path / "a.yaml"
     path.touch(mode=0)
-    assert "cannot be read (Permission denied)" in refused(script, path)
+    assert "Permission denied" in refused(path)
 
 
 @pytest.mark.parametrize("name", ["a\0.yaml", "x" * 300 + ".yaml", "x/" * 5000 + "a.yaml", "no/such/folder/a.yaml", ""])
@@ -251,11 +271,10 @@ def test_a_name_that_no_file_has(name, tally):
 
 
 @pytest.mark.parametrize(
-    ("script", "case"), [("train.py", "python"), ("test.py", "python object"), ("train.py", "latin")]
+    ("script", "case"), [("train.py", "python"), ("test.py", "python object"), ("flopscount_iso.py", "latin")]
 )
 def test_as_a_user_runs_it(script, case, tmp_path, tally):
-    name, content, words = FILES[case]
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    name, words = write(tmp_path, case)
     rest = ["--ckpt", "none.pt"] if script == "test.py" else []
     done = run_script(script, "--cfg", name, *rest, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (EXIT_USER_ERROR, "")
@@ -271,6 +290,14 @@ ODD_AND_RIGHT = {
     "number used again": ("SOLVER:\n  MAX_EPOCHS: &n 7\n  WARMUP_EPOCH: *n\n", "SOLVER.WARMUP_EPOCH", 7),
     "windows": ("ISON:\r\n  DEPTH: 18\r\n", "ISON.DEPTH", 18),
     "flow": ("{ISON: {DEPTH: 18}}", "ISON.DEPTH", 18),
+    "quoted": ("ISON:\n  DEPTH: '18'\n", "ISON.DEPTH", 18),
+    "plain tag": ("ISON:\n  DEPTH: !!int 18\n", "ISON.DEPTH", 18),
+    "yes": ("ISON:\n  HAS_BN: yes\n", "ISON.HAS_BN", True),
+    "off": ("RUNTIME:\n  AMP: off\n", "RUNTIME.AMP", "off"),
+    "list over lines": ("SOLVER:\n  LR_MILESTONES:\n  - 1\n  - 2\n", "SOLVER.LR_MILESTONES", [1, 2]),
+    "list of words": ("MODEL:\n  FREEZE: [stem, 's1']\n", "MODEL.FREEZE", ["stem", "s1"]),
+    "empty list": ("SOLVER:\n  LR_MILESTONES: []\n", "SOLVER.LR_MILESTONES", []),
+    "number": ("DATASET:\n  NAME: 2024\n", "DATASET.NAME", "2024"),
     "date": ("DATASET:\n  NAME: 2024-01-31\n", "DATASET.NAME", "2024-01-31"),
     "equals sign": ("DATASET:\n  NAME: =\n", "DATASET.NAME", "="),
     "other letters": ("OUTPUT_DIR: \u7d50\u679c/\u0142\n", "OUTPUT_DIR", "\u7d50\u679c/\u0142"),
@@ -288,8 +315,8 @@ def test_odd_and_right(case, tmp_path, tally):
     path = tmp_path / "a.yaml"
     path.write_bytes(text.encode())
     cfg = load_cfg(path)
-    found = flat(cfg)[key]
-    assert (found, type(found)) == (value, type(value))
+    read = flat(cfg)[key]
+    assert (read, type(read)) == (value, type(value))
     assert flat(parse_cfg(cfg.dump(), "a checkpoint")) == flat(cfg)
     tally("survived")
 
@@ -305,8 +332,10 @@ FROM_PYTHON = {
     "numbers": [3, 4],
     "no key": [None, 4],
     "list as key": [["ISON.DEPTH"], 18],
+    "number as a name": ["DATASET.NAME", 2024],
     "huge int": ["ISON.DEPTH", 10**5000],
     "huge float": ["SOLVER.BASE_LR", 10**5000],
+    "huge int in a list": ["SOLVER.LR_MILESTONES", [10**5000]],
     "long list": ["ISON.DEPTH", [list(range(100))] * 100],
     "object": ["OUTPUT_DIR", object()],
     "tensor": ["DATASET.MEAN", torch.zeros(3, 3, 3)],
@@ -505,11 +534,13 @@ def _outcome(path, opts) -> str:
         assert learning_rate_at(cfg, epoch, 8) >= 0
     size, classes = image_size(cfg), cfg.DATASET.NUM_CLASSES
     if size > 64 or sum(p.numel() for p in model.parameters()) > HEAVY:
-        logits = model(torch.empty(2, 3, size, size, device="meta"))
+        memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
+        model.load_state_dict(memory, assign=True)
+        logits = model.eval()(torch.empty(0, 3, size, size))  # shapes without numbers
     else:
         torch.manual_seed(cfg.RUNTIME.SEED)
         model = build_model(cfg)
         step = TrainStep(model, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF)
         logits = step(torch.randn(2, 3, size, size), torch.tensor([0, classes - 1])).logits
-    assert logits.shape == (2, classes)
+    assert logits.shape[1:] == (classes,)
     return "survived"

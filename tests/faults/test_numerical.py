@@ -17,10 +17,11 @@ from isonet import build_model, load_cfg
 from isonet.data.memory import MemoryLoader
 from isonet.errors import NonFiniteError
 from isonet.files.checkpoint import read_checkpoint
+from isonet.files.run_folder import LATEST
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.failure import first_non_finite
-from isonet.training.run import LATEST, run_training
+from isonet.training.optim import Amp
+from isonet.training.run import run_training
 
 CPU = torch.device("cpu")
 OFF = Amp("off", CPU)
@@ -183,7 +184,7 @@ def test_fp16_may_skip_its_first_step_and_then_starts_from_clean_momentum(tally)
 def test_fp16_without_any_finite_scale_is_a_failure_and_not_a_run_that_trains_nothing(tally):
     model = network()
     model.head.fc.weight.register_hook(lambda grad: grad * float("inf"))
-    step = TrainStep(model, model, build_optimizer(model, load_cfg(None, TINY)), 1e-4, Amp("fp16", CPU))
+    step = TrainStep(model, model, build_optimizer(model, load_cfg(None, TINY)), 1e-4, amp=Amp("fp16", CPU))
     finite = [bool(step(*batch(n=2)).finite) for _ in range(60)]
     assert finite[:40] == [True] * 40  # a search
     assert not finite[-1]
@@ -209,7 +210,7 @@ def test_the_guard_changes_nothing_of_a_finite_step():
             groups = [{**group, "fused": None} for group in optimizer.param_groups]
             optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, foreach=False)
         step = TrainStep(model, model, optimizer, 1e-4)
-        assert step.update.can_hold == fused
+        assert step.update.can_skip == fused
         for seed in range(5):
             step(*batch(seed=seed))
         found.append(model.state_dict())

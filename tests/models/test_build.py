@@ -1,4 +1,4 @@
-"""From configs to networks: shapes, depths, initialisation."""
+"""Networks of configs: shapes, depths and initialisation."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_bottleneck_widths_and_stride():
         (["ISON.TRANS_FUN", "basic"], ["'basic'", "basic_transform", "bottleneck_transform"]),
     ],
 )
-def test_a_network_that_does_not_exist_is_explained(opts, words):
+def test_an_unknown_network_is_refused_with_the_nearest(opts, words):
     with pytest.raises(ConfigError) as error:
         build_model(load_cfg(None, opts))
     assert all(word in str(error.value) for word in words), error.value
 
 
 def test_risonet_starts_as_its_shortcuts():
-    """With every multiplier at 0, changing a residual branch changes nothing."""
+    """While every multiplier is 0, a change of a residual branch changes nothing."""
     model = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, *RISO])).eval()
     assert sum(isinstance(m, ResMultiplier) for m in model.modules()) == 9
     x = torch.randn(2, 3, 32, 32)
@@ -85,7 +85,7 @@ def test_batch_norm_with_shortcuts_starts_each_branch_at_zero():
     assert model.s1.b1.f.a_bn.weight.eq(1).all()
     assert model.s2.b1.bn.weight.eq(1).all()  # the shortcut's
     plain = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, "ISON.HAS_BN", True]))
-    assert plain.s1.b1.f.b_bn.weight.eq(1).all()  # without shortcuts a zero would end the signal
+    assert plain.s1.b1.f.b_bn.weight.eq(1).all()  # without shortcuts a 0 would stop the signal
 
 
 def test_an_untrained_isonet_passes_the_signal_unchanged():

@@ -69,7 +69,7 @@ def test_multiplier_keeps_the_type_of_its_input(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradient_of_the_multiplier_is_a_float32_sum(dtype):
-    """524,289 is neither in float16's range nor one of bfloat16's numbers."""
+    """524,289 is out of float16's range, and bfloat16 would round it."""
     layer = ResMultiplier(0.5)
     x = torch.ones(524_289, 1, 1, 1, dtype=dtype, requires_grad=True)
     layer(x).backward(torch.ones_like(x))
@@ -83,12 +83,12 @@ def test_convs_have_a_bias_only_with_plain_relu_and_no_batch_norm(srelu, batch_n
     assert (layers.conv(3, 4, 3).bias is not None) == bias
 
 
-def test_srelu_remembers_its_output_which_the_next_layer_remembers_anyway():
+def test_srelu_saves_its_output_which_the_next_layer_saves_anyway():
     net = torch.nn.Sequential(SReLU(3), torch.nn.Conv2d(3, 3, 3))
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         net(torch.randn(2, 3, 8, 8, requires_grad=True))
-    large = {t.untyped_storage().data_ptr() for t in kept if t.shape == (2, 3, 8, 8)}
+    large = {t.untyped_storage().data_ptr() for t in saved if t.shape == (2, 3, 8, 8)}
     assert len(large) == 1
 
 
@@ -98,12 +98,12 @@ def test_srelu_in_place_is_the_same_and_needs_no_memory(gradients):
     x = torch.randn(2, 3, 5, 5).round(decimals=1).requires_grad_()
     with torch.set_grad_enabled(gradients):
         expected, overwritten = plain(x), x * 1.0
-        found = inplace(overwritten)
-    assert torch.equal(found, expected)
-    assert found.data_ptr() == overwritten.data_ptr()
+        output = inplace(overwritten)
+    assert torch.equal(output, expected)
+    assert output.data_ptr() == overwritten.data_ptr()
     if gradients:
         grads = [
-            torch.autograd.grad(y.square().sum(), [x, s.srelu_bias]) for y, s in ((expected, plain), (found, inplace))
+            torch.autograd.grad(y.square().sum(), [x, s.srelu_bias]) for y, s in ((expected, plain), (output, inplace))
         ]
         for a, b in zip(*grads, strict=True):
             assert torch.equal(a, b)
@@ -138,12 +138,12 @@ def test_channels_lie_on_any_axis_of_any_rank(shape, dim):
 
 @pytest.mark.parametrize("shape", [(2, 32, 64), (32, 32), (2, 1, 64, 64), (64,), ()])
 def test_another_number_of_channels_is_refused_in_one_sentence(shape):
-    with pytest.raises(ValueError, match=r"^SReLU of 64 channels along dim 1 got an input of shape .*dim=") as refusal:
+    with pytest.raises(ValueError, match=r"^SReLU of 64 channels .*dim=") as refusal:
         SReLU(64)(torch.zeros(shape))
     assert "\n" not in str(refusal.value)
 
 
-def test_layers_leave_their_input_alone_unless_told_otherwise():
+def test_layers_do_not_overwrite_their_input_by_default():
     for act in (LayerFactory().act(3), LayerFactory(srelu=False).act(3)):
         x = torch.full((1, 3, 2, 2), -2.0)
         act(x)

@@ -1,4 +1,4 @@
-"""Hooks, feature extractors and optimizer factories see in a network what its formula says."""
+"""Hooks, feature extractors and optimizer factories work on the networks as their formulas suggest."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import isonet
 from isonet import SReLU
+from isonet.hooks import hooked
 from isonet.training.devices import place
 
 FAMILIES = {
@@ -35,20 +36,18 @@ def images(family: str) -> torch.Tensor:
 
 @every_family
 def test_a_hook_on_a_convolution_keeps_its_output(family):
-    """Computed once more from the input that the hook saw."""
+    """It equals the output that is computed again from the input that the hook saw."""
     net, seen = FAMILIES[family](), []
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d | nn.BatchNorm2d | SReLU | nn.ReLU):
-            module.register_forward_hook(lambda m, inputs, output: seen.append((m, inputs[0], output)))
-    net(images(family))
+    layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | SReLU | nn.ReLU)]
+    with hooked(m.register_forward_hook(lambda m, inputs, output: seen.append((m, inputs[0], output))) for m in layers):
+        net(images(family))
     assert len(seen) > 10
-    for module, given, made in seen:
-        module._forward_hooks.clear()
-        assert torch.equal(module(given), made)
+    for module, given, output in seen:
+        assert torch.equal(module(given), output)
 
 
 @every_family
-def test_a_feature_extractor_tells_a_convolution_from_its_activation(family):
+def test_a_feature_extractor_separates_a_convolution_from_its_activation(family):
     net = FAMILIES[family]()
     nodes = {"stem.conv": "conv", "stem.relu": "act", "s1.b1.relu": "block"}
     found = create_feature_extractor(net, nodes)(images(family))
@@ -60,7 +59,7 @@ def test_a_feature_extractor_tells_a_convolution_from_its_activation(family):
 
 @every_family
 def test_full_backward_hooks_on_every_layer(family):
-    """Each sees the gradient that autograd gives for its layer's output."""
+    """Each sees autograd's gradient of its layer's output."""
     net, seen, outputs = FAMILIES[family]().eval(), {}, {}
 
     def keep(name, output):
@@ -95,7 +94,7 @@ def test_training_scripts_work_in_place_with_equal_results(family):
 
 
 @pytest.mark.parametrize("family", ["ISONet", "R-ISONet", "ISONet-50"])
-def test_timms_optimizer_factory_leaves_the_shifts_alone(family):
+def test_timms_optimizer_factory_does_not_decay_the_shifts(family):
     timm_optim = pytest.importorskip("timm.optim", reason="needs timm")
     net = FAMILIES[family]()
     groups = timm_optim.param_groups_weight_decay(net, 0.1, no_weight_decay_list=net.no_weight_decay())

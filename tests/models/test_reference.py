@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from conftest import NUMERICS, REFERENCE, REPO, options, reference_batch, refere
 from isonet import SReLU, build_model, load_cfg, load_weights, ortho_penalty, ortho_penalty_per_conv
 from isonet.models import ResMultiplier
 from isonet.training import TrainStep, build_optimizer, learning_rate_at, set_learning_rate
-from isonet.training.evaluate import evaluate
+from isonet.training.metrics import evaluate
 
 INIT = json.loads((REFERENCE / "init.json").read_text())
 FLOAT64 = json.loads((REFERENCE / "float64.json").read_text())
@@ -25,23 +26,17 @@ every_network = pytest.mark.parametrize("name", list(NUMERICS))
 def plain_float32():
     """Convolutions without oneDNN, whose kernels round differently.
 
-    The difference is within float32, but in the plain ResNet it carries exactly one ReLU input (of
-    s2.b2.relu, 7e-7 from zero) across zero, which moves the gradient norms of some batch norms by 3e-3.
-    In float64 they agree to 1e-5 (below).
+    The difference is within float32, but in the plain ResNet it moves exactly one ReLU input (of s2.b2.relu, 7e-7 from
+    zero) across zero. The gradient norms of some batch norms then differ by 3e-3. In float64 they agree to 1e-5 (below).
     """
     return torch.backends.mkldnn.flags(enabled=False)
 
 
 @every_network
-def test_state_dict_has_the_published_names_and_shapes(name):
+def test_published_names_and_shapes_and_delta_kernels(name):
     model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
     assert [[key, list(value.shape)] for key, value in model.state_dict().items()] == NUMERICS[name]["state_dict"]
     assert sum(p.numel() for p in model.parameters()) == NUMERICS[name]["num_params"]
-
-
-@every_network
-def test_delta_kernels(name):
-    model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
     parameters = dict(model.named_parameters())
     for key, expected in NUMERICS[name]["dirac_init_sum_sumsq"].items():
         value = parameters[key].detach().double()
@@ -51,7 +46,7 @@ def test_delta_kernels(name):
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("name", list(INIT))
 def test_a_seed_gives_the_published_initial_weights_to_the_bit(name, seed):
-    """Every tensor that is random in the published network, and the next two draws after it was made."""
+    """Every random tensor of the published network, and the next two random numbers after its construction."""
     cfg = load_cfg(None, options(INIT[name]["config"]))
     torch.manual_seed(seed)
     parameters = dict(build_model(cfg).named_parameters())
@@ -59,15 +54,15 @@ def test_a_seed_gives_the_published_initial_weights_to_the_bit(name, seed):
     for key, expected in INIT[name][f"seed {seed}"].items():
         value = parameters[key].detach()
         assert value.flatten()[:4].tolist() == expected["first4"], key
-        # The order in which a float64 sum is taken depends on the processor
+        # The order of a float64 sum depends on the processor
         assert value.double().sum().item() == pytest.approx(expected["sum"], rel=1e-9, abs=1e-9), key
         assert value.double().square().sum().item() == pytest.approx(expected["sumsq"], rel=1e-12), key
 
 
 def published_start(state: dict[str, Tensor], seed: int, normal: bool) -> dict[str, Tensor]:
-    """The published initial weights for the names and shapes of ``state``, from torch's own constructors.
+    """Return the published initial weights for the names and shapes of ``state``, from torch's own constructors.
 
-    They are made in the order of the names, each convolution or linear layer with its bias, and then overwritten.
+    The constructors run in the order of the names, and then the convolutions are overwritten.
     """
     torch.manual_seed(seed)
     layers: dict[str, nn.Module] = {}
@@ -110,7 +105,7 @@ PLAIN = ["ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False]
         ("self_ISO29", []),
     ],
 )
-def test_other_networks_begin_as_published_too(config, opts):
+def test_other_networks_start_as_published_too(config, opts):
     cfg = load_cfg(REPO / "configs" / f"{config}.yaml", opts)
     torch.manual_seed(3)
     model = build_model(cfg)
@@ -124,127 +119,113 @@ def test_other_networks_begin_as_published_too(config, opts):
 
 
 @every_network
-def test_logits(name):
+def test_logits_and_penalty(name):
     record, model = NUMERICS[name], reference_model(name).eval()
     with torch.no_grad():
-        logits = model(reference_batch(name)[0])
+        logits, per_conv = model(reference_batch(name)[0]), ortho_penalty_per_conv(model)
     expected = torch.tensor(record["logits_first8"])
     assert (logits[:, :8] - expected).norm() <= 1e-5 * expected.norm()
     assert logits.double().norm().item() == pytest.approx(record["logits_norm"], rel=1e-5)
-
-
-@every_network
-def test_penalty(name):
-    record, model = NUMERICS[name], reference_model(name)
-    with torch.no_grad():
-        per_conv = ortho_penalty_per_conv(model)
     assert sum(term.double() for term in per_conv.values()).item() == pytest.approx(record["ortho"], rel=1e-5)
     assert list(per_conv) == [conv for conv, _ in record["ortho_per_conv"]]
-    for conv, expected in record["ortho_per_conv"]:
-        assert per_conv[conv].item() == pytest.approx(expected, rel=1e-5), conv
+    for conv, penalty in record["ortho_per_conv"]:
+        assert per_conv[conv].item() == pytest.approx(penalty, rel=1e-5), conv
 
 
-def gradient_norms(name: str, dtype: torch.dtype) -> tuple[float, dict[str, float]]:
-    model = reference_model(name).to(dtype).train()
+@dataclass
+class ThreeSteps:
+    """What three steps of the reference's recipe compute: loss terms and gradients of the first, losses and logits."""
+
+    cross_entropy: float
+    penalty: float
+    norms: dict[str, float]
+    losses: list[float]
+    logits: Tensor
+
+
+def three_steps(name: str, dtype: torch.dtype) -> ThreeSteps:
+    overrides = ["SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 5]
+    cfg = load_cfg(None, options(NUMERICS[name]["config"]) + overrides)
+    model, coeff = reference_model(name).to(dtype).train(), NUMERICS[name]["ortho_coeff_used"]
+    optimizer = build_optimizer(model, cfg)
     images, labels = reference_batch(name)
-    cross_entropy = F.cross_entropy(model(images.to(dtype)), labels)
-    penalty = ortho_penalty(model)
-    assert penalty.item() == pytest.approx(NUMERICS[name]["ortho"], rel=1e-5)
-    (cross_entropy + NUMERICS[name]["ortho_coeff_used"] * penalty).backward()
-    return cross_entropy.item(), {key: p.grad.double().norm().item() for key, p in model.named_parameters()}
+    images, outputs = images.to(dtype), []
+    step = TrainStep(model, model, optimizer, coeff)
+    for epoch in (1, 2, 3):
+        set_learning_rate(optimizer, learning_rate_at(cfg, epoch))
+        outputs.append(step(images, labels))
+        if epoch == 1:
+            norms = {key: p.grad.double().norm().item() for key, p in model.named_parameters()}
+    assert all(out.cross_entropy.dtype == out.penalty.dtype == dtype for out in outputs)
+    losses = [(out.cross_entropy + coeff * out.penalty).item() for out in outputs]
+    with torch.no_grad():
+        logits = model.eval()(images)
+    return ThreeSteps(outputs[0].cross_entropy.item(), outputs[0].penalty.item(), norms, losses, logits)
 
 
 def assert_norms_in_float32(name: str, norms: dict[str, float]) -> None:
-    """But for shifts and multipliers: their gradients are sums that cancel, which float64 shows to 1e-11 (below)."""
+    """Not of shifts and multipliers: their gradients are sums that cancel, which float64 shows to 1e-11 (below)."""
     for key, expected in NUMERICS[name]["grad_norms"]:
         if not key.endswith(("srelu_bias", "shared_scalar.scale")):
             assert norms[key] == pytest.approx(expected, rel=1e-4, abs=1e-9), key
 
 
 @every_network
-def test_loss_and_gradients(name):
+def test_gradients_and_three_sgd_steps(name):
+    """Of the plain ResNet only the first step.
+
+    In float32 another of its ReLU inputs crosses zero in the third step on some processors (with AVX-512 but not with
+    AVX2, whatever computes the convolutions), which moves its logits by 1.5e-4.
+    """
+    record = NUMERICS[name]
     with plain_float32():
-        cross_entropy, norms = gradient_norms(name, torch.float32)
-    assert cross_entropy == pytest.approx(NUMERICS[name]["ce_loss"], rel=1e-5)
-    assert_norms_in_float32(name, norms)
+        run = three_steps(name, torch.float32)
+    assert run.cross_entropy == pytest.approx(record["ce_loss"], rel=1e-5)
+    assert run.penalty == pytest.approx(record["ortho"], rel=1e-5)
+    assert_norms_in_float32(name, run.norms)
+    if name == "cifar10_RES20":
+        return
+    assert run.losses == pytest.approx(record["sgd3_losses"], rel=1e-4)
+    assert run.logits.double().norm().item() == pytest.approx(record["sgd3_logits_norm"], rel=1e-4)
+    expected = torch.tensor(record["sgd3_logits_first8"])
+    assert (run.logits[:, :8] - expected).norm() <= 1e-4 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["cifar10_ISO20", "cifar10_RISO20", "cifar10_ISO56", "IN1k_ISO18"])
 def test_gradients_as_users_run_them(name):
-    _, norms = gradient_norms(name, torch.float32)
-    assert_norms_in_float32(name, norms)
-
-
-def three_steps(name: str, dtype: torch.dtype, coeff: float) -> tuple[list[float], Tensor]:
-    """The losses before three steps of the reference's recipe, and the logits after them."""
-    overrides = ["SOLVER.BASE_LR", 0.01, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 5]
-    cfg = load_cfg(None, options(NUMERICS[name]["config"]) + overrides)
-    model = reference_model(name).to(dtype).train()
-    optimizer = build_optimizer(model, cfg)
-    images, labels = reference_batch(name)
-    images, losses = images.to(dtype), []
-    step = TrainStep(model, model, optimizer, coeff)
-    for epoch in (1, 2, 3):
-        set_learning_rate(optimizer, learning_rate_at(cfg, epoch))
-        out = step(images, labels)
-        assert out.cross_entropy.dtype == out.penalty.dtype == dtype
-        losses.append((out.cross_entropy + coeff * out.penalty).item())
-    with torch.no_grad():
-        return losses, model.eval()(images)
-
-
-@pytest.mark.parametrize("name", [name for name in NUMERICS if name != "cifar10_RES20"])
-def test_three_sgd_steps(name):
-    """Not the plain ResNet: in float32 another of its ReLU inputs crosses zero in the third step on some processors
-    (with AVX-512 but not with AVX2, whatever computes the convolutions), which moves its logits by 1.5e-4."""
-    record = NUMERICS[name]
-    with plain_float32():
-        losses, logits = three_steps(name, torch.float32, record["ortho_coeff_used"])
-    assert losses == pytest.approx(record["sgd3_losses"], rel=1e-4)
-    assert logits.double().norm().item() == pytest.approx(record["sgd3_logits_norm"], rel=1e-4)
-    expected = torch.tensor(record["sgd3_logits_first8"])
-    assert (logits[:, :8] - expected).norm() <= 1e-4 * expected.norm()
+    """By autograd of the whole loss, with oneDNN."""
+    model, (images, labels) = reference_model(name).train(), reference_batch(name)
+    loss = F.cross_entropy(model(images), labels) + NUMERICS[name]["ortho_coeff_used"] * ortho_penalty(model)
+    loss.backward()
+    assert_norms_in_float32(name, {key: p.grad.double().norm().item() for key, p in model.named_parameters()})
 
 
 @pytest.mark.parametrize("name", list(FLOAT64))
 class TestFloat64:
     """The published code in float64, where both agree to 1e-11."""
 
-    def test_logits(self, name):
-        record = FLOAT64[name]
+    def test_logits_and_evaluation(self, name):
+        """The loss of a float64 network is not rounded to float32."""
+        record, model, (images, labels) = FLOAT64[name], reference_model(name).double().eval(), reference_batch(name)
         with torch.no_grad():
-            logits = reference_model(name).double().eval()(reference_batch(name)[0].double())
+            logits = model(images.double())
         expected = torch.tensor(record["logits_first8"], dtype=torch.double)
         assert (logits[:, :8] - expected).norm() <= 1e-11 * expected.norm()
         assert logits.norm().item() == pytest.approx(record["logits_norm"], rel=1e-11)
+        result = evaluate(model, [(images.double(), labels)], images.device)
+        assert result.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-14)
 
-    def test_loss_penalty_and_gradients(self, name):
-        record, model = FLOAT64[name], reference_model(name).double().train()
-        images, labels = reference_batch(name)
-        cross_entropy, penalty = F.cross_entropy(model(images.double()), labels), ortho_penalty(model)
-        assert cross_entropy.item() == pytest.approx(record["ce_loss"], rel=1e-11)
-        assert penalty.item() == pytest.approx(record["ortho"], rel=1e-11)
-        (cross_entropy + NUMERICS[name]["ortho_coeff_used"] * penalty).backward()
-        norms = {key: p.grad.norm().item() for key, p in model.named_parameters()}
-        assert list(norms) == [key for key, _ in record["grad_norms"]]
+    def test_gradients_and_three_sgd_steps(self, name):
+        record, run = FLOAT64[name], three_steps(name, torch.float64)
+        assert run.cross_entropy == pytest.approx(record["ce_loss"], rel=1e-11)
+        assert run.penalty == pytest.approx(record["ortho"], rel=1e-11)
+        assert list(run.norms) == [key for key, _ in record["grad_norms"]]
         smallest = 1e-6 * max(norm for _, norm in record["grad_norms"])  # below it the reference itself is rounding
         for key, expected in record["grad_norms"]:
-            assert norms[key] == pytest.approx(expected, abs=1e-11 * max(expected, smallest)), key
-
-    def test_three_sgd_steps(self, name):
-        record = FLOAT64[name]
-        losses, logits = three_steps(name, torch.float64, NUMERICS[name]["ortho_coeff_used"])
-        assert losses == pytest.approx(record["sgd3_losses"], rel=1e-11)
+            assert run.norms[key] == pytest.approx(expected, abs=1e-11 * max(expected, smallest)), key
+        assert run.losses == pytest.approx(record["sgd3_losses"], rel=1e-11)
         expected = torch.tensor(record["sgd3_logits_first8"], dtype=torch.double)
-        assert (logits[:, :8] - expected).norm() <= 1e-11 * expected.norm()
-
-    def test_evaluation(self, name):
-        """The loss of a float64 network is not rounded to float32 on its way."""
-        model, (images, labels) = reference_model(name).double().eval(), reference_batch(name)
-        with torch.no_grad():
-            expected = F.cross_entropy(model(images.double()), labels).item()
-        found = evaluate(model, [(images.double(), labels)], images.device)
-        assert found.loss == pytest.approx(expected, rel=1e-14)
+        assert (run.logits[:, :8] - expected).norm() <= 1e-11 * expected.norm()
 
 
 @pytest.mark.parametrize("name", ["cifar10_ISO20", "cifar10_RISO20"])

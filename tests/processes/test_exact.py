@@ -12,8 +12,9 @@ import torch
 from conftest import TINY
 from isonet import load_cfg
 from isonet.files.checkpoint import read_checkpoint
-from isonet.training import TrainStep
-from isonet.training.run import LATEST, run_training
+from isonet.files.run_folder import LATEST
+from isonet.training.run import run_training
+from isonet.training.step import TrainStep
 from launch import forked
 
 BATCH, RATE, STEPS = 144, 0.02, 10  # 1,437 images: 9 whole steps, and one of 141, which neither 2 nor 4 divides
@@ -171,30 +172,42 @@ def step_of_overflowing_penalty(rank):
     from isonet.fast_penalty.plan import deal_out
     from isonet.ortho import penalised_convs
     from isonet.training import build_optimizer
-    from isonet.training.peers import processes
+    from isonet.training.distributed import connected
 
     config = load_cfg(None, [*TINY, "ISON.HAS_ST", True])
-    with processes(None) as (world, (device,)):
+    with connected(None) as (world, (device,)):
         model = build_model(config)
         _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of rank 1 alone
         with torch.no_grad():
             first[1].weight *= 1e12  # the square of its Gram matrix overflows float32
         before = [parameter.clone() for parameter in model.parameters()]
-        step = TrainStep(world.synchronised(model, device), model, build_optimizer(model, config), 1e-30, world=world)
+        step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-30, world=world)
         output = step(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 8)
         assert torch.isfinite(output.penalty) == (rank == 0)
         return bool(output.finite), all(map(torch.equal, before, model.parameters()))
 
 
-def test_batch_norm_learns_nothing_from_an_image_that_does_not_count(tmp_path):
+def test_a_rank_without_an_image_changes_nothing(tmp_path):
+    """Of a batch of one image the second rank has none: weights and batch norm are those of one process."""
+    (alone,) = [step_of_one_image(0, 1)]
+    for weights in forked(2, step_of_one_image, tmp_path, 2):
+        for name, value in alone.items():
+            torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8)
+
+
+def step_of_one_image(rank, ranks):
     from isonet import build_model
     from isonet.training import build_optimizer
+    from isonet.training.distributed import connected
 
     config = load_cfg(None, [*TINY, "ISON.HAS_BN", True, "ISON.SReLU", False])
-    model = build_model(config)
-    before = {name: value.clone() for name, value in model.named_buffers()}
-    TrainStep(model, model, build_optimizer(model, config), 1e-4)(
-        torch.empty(0, 3, 8, 8), torch.empty(0, dtype=torch.int64), 8
-    )
-    for name, value in model.named_buffers():
-        assert torch.equal(value, before[name])
+    images, labels = torch.linspace(-1, 1, 3 * 8 * 8).view(1, 3, 8, 8), torch.tensor([4])
+    with connected(None) as (world, (device,)):
+        torch.manual_seed(0)
+        model = build_model(config)
+        step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-4, world=world)
+        mine = world.share.of(1)
+        for _ in range(2):  # the second step reads what the first has left of batch norm
+            step(images[mine], labels[mine], 1)
+        world.broadcast(model.buffers())
+        return {name: value.clone() for name, value in model.state_dict().items()}

@@ -16,8 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from conftest import TINY
 from isonet import OrthoPenalty, build_model, load_cfg
+from isonet.files.run_folder import LATEST
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.run import LATEST, run_training
+from isonet.training.run import run_training
 from launch import forked
 
 NHWC = ["RUNTIME.CHANNELS_LAST", True, "SOLVER.WEIGHT_DECAY", 0.01]

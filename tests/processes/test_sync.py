@@ -9,9 +9,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from conftest import TINY
 from isonet import build_model, load_cfg
 from isonet.training import TrainStep, build_optimizer
-from isonet.training.amp import Amp
 from isonet.training.devices import place
-from isonet.training.peers import processes
+from isonet.training.distributed import connected
+from isonet.training.optim import Amp
 from launch import forked
 
 CPU = torch.device("cpu")
@@ -37,16 +37,18 @@ def events(rank, compiled="", amp="off", accumulate=1, channels_last=False, reco
         seen.append(bucket.buffer().numel())
         return allreduce_hook(state, bucket)
 
-    with processes(None) as (world, _):
+    with connected(None) as (world, _):
         torch.manual_seed(rank)  # the weights of rank 0 count
         model = build_model(config)
         placed = place(model, [CPU], channels_last, compiled == "inductor")
         if compiled == "aot_eager":
             placed = torch.compile(placed, fullgraph=True, dynamic=False, backend=compiled)
-        forward = world.synchronised(placed, CPU, BUCKET_MB)
+        forward = world.data_parallel(placed, CPU, BUCKET_MB)
         forward.register_comm_hook(None, hook)
         model.stem.conv.weight.register_post_accumulate_grad_hook(lambda _: seen.append("stem"))
-        step = TrainStep(forward, model, build_optimizer(model, config), 1e-3, Amp(amp, CPU), world, accumulate)
+        step = TrainStep(
+            forward, model, build_optimizer(model, config), 1e-3, amp=Amp(amp, CPU), world=world, accumulate=accumulate
+        )
         generator = torch.Generator().manual_seed(1)
         steps = []
         for _ in range(3):

@@ -14,9 +14,8 @@ from torch import nn
 
 from isonet import SReLU, isometrize
 from isonet.models import ResMultiplier
-from isonet.surgery.health import DeadNetworkWarning, eight_images, measure_health
-from isonet.surgery.isometrize import UnchangedNetworkWarning
-from isonet.surgery.watching import ModelError
+from isonet.surgery import DeadNetworkWarning, UnchangedNetworkWarning, measure_health
+from isonet.surgery.running import ModelError, eight_images
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 

@@ -19,7 +19,7 @@ from isonet import OrthoPenalty, SReLU, delta_init_, isometrize, ortho_penalty
 from isonet.isometry import signal_norms
 from isonet.models import ResMultiplier
 from isonet.surgery.replacing import Copied
-from isonet.surgery.watching import ModelError, same
+from isonet.surgery.running import ModelError, same
 
 # with torchvision's names: activations, norms, residual blocks, convolutions
 EXPECTED = {

@@ -1,4 +1,4 @@
-"""The isometry report: its numbers are those of the parts, its page stands alone, its command says what is wrong."""
+"""The isometry report: its numbers against those of the parts, its page, which needs no other file, and mistakes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -29,7 +27,7 @@ SMALL = ["ISON.DEPTH", "8"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of the smallest network with shortcuts, and the values that its metrics have of the spectrum."""
+    """A run of the smallest network with shortcuts, which logs the extremes of the spectrum."""
     place = tmp_path_factory.mktemp("runs")
     opts = [*TINY, "ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0]
     return run_training(load_cfg(None, [*opts, "OUTPUT_DIR", str(place), "RUNTIME.LOG_SPECTRUM", 1]), "run")
@@ -55,15 +53,15 @@ def test_the_numbers_are_those_of_the_network(tmp_path):
     assert strided["near_1"] == pytest.approx(near.float().mean().item())
     assert sum(conv["penalty"] or 0 for conv in found["convs"]) == pytest.approx(ortho_penalty(model).item(), abs=1e-9)
     assert [row["part"] for row in found["jacobian"]] == ["stem", "s1", "s2", "s3", "head", "whole"]
-    assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialised, and nothing below the shift
+    assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialised, and no value is clipped
     found["jacobian"][-1]["smallest_error"] = math.nan
     assert "<td>nan</td>" in page(numbers)
     assert len(found["signal"]) == len(signal_norms(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1])))
     assert found["images"] == [5, 3, 8, 8]
 
 
-def test_the_page_needs_nothing_but_itself_and_shows_every_network(tmp_path, trained):
-    names = ["start", "<b>trained</b>", "$a_$"]  # the last would be a broken formula of matplotlib
+def test_the_page_needs_no_other_file_and_shows_every_network(tmp_path, trained):
+    names = ["start", "<b>trained</b>", "$a_$"]  # to matplotlib the last would be an invalid formula
     plain = load_cfg(DIGITS, ["ISON.HAS_BN", True, "ISON.HAS_ST", True, "ISON.SReLU", False])
     (tmp_path / "plain.yaml").write_text(plain.dump())
     numbers, text = report(
@@ -84,11 +82,11 @@ def test_the_page_needs_nothing_but_itself_and_shows_every_network(tmp_path, tra
     assert all(math.isfinite(row["largest"]) for each in numbers.values() for row in each["jacobian"])
 
 
-def test_metrics_of_a_run_have_the_extremes_of_its_convs(trained, tmp_path):
+def test_the_metrics_of_a_run_have_the_extremes_of_its_convs(trained, tmp_path):
     (row,) = map(json.loads, trained.metrics.read_text().splitlines())
     numbers, _ = report(tmp_path, "--ckpt", trained.path, "--steps", 2)
     (found,) = numbers.values()
-    # All frequencies of feature maps of up to 8 pixels are looked at
+    # The feature maps have at most 8 pixels a side, so all of their frequencies are evaluated
     assert row["largest_singular_value"] == pytest.approx(max(conv["largest"] for conv in found["convs"]), rel=1e-4)
     smallest = min(conv["smallest"] for conv in found["convs"])
     assert row["smallest_singular_value"] == pytest.approx(smallest, abs=1e-4)
@@ -98,11 +96,11 @@ def test_metrics_of_a_run_have_the_extremes_of_its_convs(trained, tmp_path):
     ("args", "words"),
     [
         ([], "name a network"),
-        (["--cfg", "nothing.yaml"], "no such config"),
-        (["--cfg", DIGITS, "--ckpt", "nothing.pt"], "no checkpoint nothing.pt"),
-        (["--cfg", DIGITS, "--images", "0"], "must be at least 1"),
-        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "the same name"),
-        (["--cfg", DIGITS, "--output", "/proc/nothing"], "cannot be made"),
+        (["--cfg", "nothing.yaml"], "nothing.yaml"),
+        (["--cfg", DIGITS, "--ckpt", "nothing.pt"], "nothing.pt"),
+        (["--cfg", DIGITS, "--images", "0"], "--images"),
+        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "NAME=WHAT"),
+        (["--cfg", DIGITS, *SMALL, "--output", "/proc/nothing"], "/proc/nothing"),
         (["--ckpt", "a.pt", "--compare", DIGITS], "--ckpt and --compare"),
         (["--compare", "RUNTIME.SEED", "3"], "before the overrides"),
     ],
@@ -112,31 +110,28 @@ def test_a_mistake_is_one_line(args, words, capsys):
         code = run_cli(tool.main, tool.parse_args([str(arg) for arg in [*args, "--steps", 1]]))
     except SystemExit as ended:
         code = ended.code
-    told = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert told[-1].startswith("error: ")
-    assert words in told[-1]
+    assert line.startswith("error: ")
+    assert words in line
 
 
-@pytest.fixture
-def unmeasured(monkeypatch):
-    """Networks are made and not measured."""
-    monkeypatch.setattr(tool, "measure", lambda *_: {})
-    monkeypatch.setattr(tool, "page", lambda _: "")
+def networks(*arguments):
+    args = tool.parse_args(list(map(str, arguments)))
+    return tool.networks_of(args, load_cfg(args.cfg) if args.cfg else None)
 
 
-def test_a_run_whose_name_has_an_equals_sign_is_taken_as_it_is(unmeasured, trained, tmp_path):
+def test_names_are_given_before_an_equals_sign_unless_it_belongs_to_a_run(trained, tmp_path):
     run = tmp_path / trained.path.parent.name / "coeff-ORTHO_COEFF=1e-4"
     run.mkdir(parents=True)
-    (run / "best.pt").write_bytes(trained.best.read_bytes())
-    numbers, _ = report(tmp_path / "out", "--compare", run, f"named={run}")
-    assert {name: found["source"] for name, found in numbers.items()} == dict.fromkeys(
-        [str(run), "named"], str(run / "best.pt")
-    )
+    (run / "best.pt").touch()
+    assert networks("--compare", run, f"named={run}", "a=b.pt") == {str(run): str(run), "named": str(run), "a": "b.pt"}
     cfg = tmp_path / "c.yaml"
     cfg.write_text(load_cfg(trained.config, ["OUTPUT_DIR", str(tmp_path)]).dump())
-    tool.main(tool.parse_args(["--cfg", str(cfg), "--compare", run.name, "--output", str(tmp_path / "out")]))
-    assert list(json.loads((tmp_path / "out" / "report.json").read_text())) == [run.name]
+    assert networks("--cfg", cfg, "--compare", run.name) == {run.name: run.name}
+    assert networks("--compare", run.name) == {"coeff-ORTHO_COEFF": "1e-4"}
+    assert networks("--cfg", cfg) == {"c": str(cfg)}
+    assert networks("--cfg", cfg, "--ckpt", "a") == {"a": "a"}
 
 
 def test_overrides_may_follow_the_networks_that_are_compared():
@@ -147,30 +142,20 @@ def test_overrides_may_follow_the_networks_that_are_compared():
     assert args.opts == ["RUNTIME.SEED", "3", "ISON.DEPTH", "8"]
 
 
-def test_it_computes_as_the_config_says_and_explains_where_memory_ends(monkeypatch, tmp_path, capsys):
-    asked = []
+def test_the_precision_is_that_of_the_config(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored afterwards
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    for deterministic, tf32 in ((True, False), (False, True)):
+        options = ["RUNTIME.DETERMINISTIC", deterministic, "RUNTIME.TF32", tf32, *SMALL]
+        tool.measure_network(str(DIGITS), None, options, images=1, steps=1, device=torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch.backends.cudnn.allow_tf32 == tf32
 
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
     def measure(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(tool, "set_precision", lambda *settings: asked.append(settings))
-    monkeypatch.setattr(tool, "measure", measure)
-    options = [
-        "--cfg",
-        str(DIGITS),
-        "--output",
-        str(tmp_path),
-        "RUNTIME.DETERMINISTIC",
-        "True",
-        "RUNTIME.TF32",
-        "False",
-    ]
-    assert run_cli(tool.main, tool.parse_args(options)) == 2
-    assert asked == [(True, False)]
+    monkeypatch.setattr("isonet.isometry.measure.measure", measure)  # memory cannot be used up in a test
+    assert run_cli(tool.main, tool.parse_args(["--cfg", str(DIGITS), *SMALL])) == 2
     assert capsys.readouterr().err.startswith("error: out of memory")
-
-
-def test_from_a_shell(tmp_path):
-    command = [sys.executable, "-m", "isonet.tools.isometry"]
-    shown = subprocess.run([*command, "--help"], cwd=REPO, capture_output=True, text=True, check=True)
-    assert "--compare start=configs/digits_ISO20.yaml" in shown.stdout

@@ -1,4 +1,4 @@
-"""Predictions against the softmax of the network on the batches of evaluation, in every format, and mistakes."""
+"""Predictions against the softmax of the network on the batches of evaluation, in every format; and mistakes."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import contextlib
 import csv
 import io
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import REFERENCE, REPO, TINY
+from conftest import REFERENCE, TINY
 from isonet import build_model, load_cfg
 from isonet.data import build_loader
 from isonet.data.sources import digits
@@ -29,7 +26,7 @@ SMALL_NET = ["ISON.DEPTH", 18, "DATASET.NUM_CLASSES", 3, "RUNTIME.SEED", 5]
 
 
 def network(cfg):
-    """Random weights of a size that makes probabilities far from equal."""
+    """A network with random weights, large enough for clearly different probabilities."""
     torch.manual_seed(cfg.RUNTIME.SEED)
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -44,7 +41,7 @@ def checkpoint(path, cfg, **more):
 
 
 def expected(cfg):
-    """What evaluation would rate: (N, classes)."""
+    """The probabilities of the validation images, (N, classes)."""
     model = network(cfg)
     with torch.no_grad():
         return torch.cat([model(images).softmax(1) for images, _ in build_loader(cfg, "val")])
@@ -59,7 +56,7 @@ def predict(capsys, *arguments):
 
 
 def assert_predicted(answer, wanted, names):
-    """A JSON answer against probabilities, an image each, (N, classes)."""
+    """Compare a JSON answer with probabilities (N, classes), a row for each image."""
     found = json.loads(answer)
     assert len(found) == len(wanted)
     for item, row in zip(found, wanted, strict=True):
@@ -72,7 +69,7 @@ def assert_predicted(answer, wanted, names):
 
 @pytest.fixture(scope="module")
 def digit_files(tmp_path_factory):
-    """All validation digits, as PNG, in an order of names that is theirs."""
+    """All validation digits as PNG files, whose sorted names have the order of the digits."""
     folder = tmp_path_factory.mktemp("digits")
     for index, pixels in enumerate(digits("val").images):
         place = folder / f"{index // 100}"
@@ -88,13 +85,13 @@ def few(digit_files):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder with a checkpoint of the digits' network."""
+    """A run folder with the checkpoint of a network for the digits."""
     cfg = load_cfg(None, TINY)
     return checkpoint(tmp_path_factory.mktemp("run") / "best.pt", cfg, classes=NAMES).parent
 
 
 def test_digits_are_predicted_as_evaluation_sees_them(capsys, run, digit_files):
-    """All of a folder, so many that workers read them."""
+    """A whole folder, large enough to be read by worker processes."""
     code, out, err = predict(capsys, "--ckpt", run, "--format", "json", "--batch-size", 150, digit_files)
     assert (code, err) == (0, "")
     found = assert_predicted(out, expected(load_cfg(None, TINY)), NAMES)
@@ -104,7 +101,7 @@ def test_digits_are_predicted_as_evaluation_sees_them(capsys, run, digit_files):
 
 @pytest.mark.parametrize(("size", "decoder"), [(96, "pil"), (96, "torch"), (32, "torch")])
 def test_photographs_are_predicted_as_evaluation_sees_them(capsys, tmp_path, size, decoder):
-    """Of several shapes, as JPEG; large ones resized and cut, small ones held in memory, whose decoder is Pillow."""
+    """JPEG files of several shapes: large ones are resized and cropped, small ones held in memory."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for index, (name, shape) in enumerate({"ant": (70, 200), "bee": (150, 100), "cat": (97, 96)}.items()):
@@ -118,7 +115,7 @@ def test_photographs_are_predicted_as_evaluation_sees_them(capsys, tmp_path, siz
     ckpt = checkpoint(tmp_path / "a.pt", cfg, classes=["ant", "bee", "cat"])
     code, out, _ = predict(capsys, "--ckpt", ckpt, "--format", "json", tmp_path / "data/set/val")
     assert code == 0
-    assert_predicted(out, expected(cfg), ["ant", "bee", "cat"])  # of 5 classes that are asked for, there are 3
+    assert_predicted(out, expected(cfg), ["ant", "bee", "cat"])  # the default is 5 classes, and there are 3
 
 
 def test_formats_say_the_same(capsys, run, few):
@@ -143,43 +140,34 @@ def test_formats_say_the_same(capsys, run, few):
     assert len(set(map(len, lines))) == 1
 
 
-def test_the_command_reads_paths_from_standard_input(run, few):
-    command = [sys.executable, "-m", "isonet.tools.predict", "--ckpt", run, "--format", "csv", "-", "RUNTIME.SEED", "1"]
-    done = subprocess.run(
-        list(map(str, command)),
-        input="".join(f"{path}\n" for path in [*few, "no\x1b[2Jsuch.png"]).encode(),
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert done.stderr.decode().splitlines() == [
-        "error: no\\x1b[2Jsuch.png: no such file or folder",
-        "error: 1 of 4 images or folders could not be read, as said above",
-    ]
-    rows = list(csv.DictReader(io.StringIO(done.stdout.decode())))
+def test_paths_are_read_from_standard_input(capsys, monkeypatch, run, few):
+    lines = "".join(f"{path}\n" for path in [*few, "no\x1b[2Jsuch.png"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    code, out, err = predict(capsys, "--ckpt", run, "--format", "csv", "-", "RUNTIME.SEED", 1)
+    assert code == 2
+    missing, last = err.splitlines()
+    assert missing.startswith("error: no\\x1b[2Jsuch.png: ")
+    assert last.startswith("error: 1 of 4 ")
+    rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["image"] for row in rows[::5]] == list(map(str, few))
     assert {row["class"] for row in rows} <= set(NAMES)
 
 
-def test_images_that_cannot_be_read_are_told_and_the_others_predicted(capsys, run, few, tmp_path):
+def test_images_that_cannot_be_read_are_reported_and_the_others_predicted(capsys, run, few, tmp_path):
     (tmp_path / "bad").mkdir()
-    for index in range(9):  # more than a whole batch
+    for index in range(9):  # more than two whole batches
         (tmp_path / f"bad/{index}.png").write_bytes(b"no picture")
     with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.png")  # by a short name: the whole one may be too long for a socket
+        server.bind("socket.png")  # a relative path, because the absolute one may be too long for a socket
     (tmp_path / "empty").mkdir()
     places = [few[0], tmp_path / "bad", tmp_path / "socket.png", tmp_path / "empty", tmp_path / "gone.png", few[1]]
     code, out, err = predict(capsys, "--ckpt", run, "--batch-size", 4, "--format", "json", *places)
     assert code == 2
     assert_predicted(out, expected(load_cfg(None, TINY))[:2], NAMES)
     *lines, last = err.splitlines()
-    assert last == "error: 12 of 14 images or folders could not be read, as said above"
-    assert sum(f"{tmp_path}/bad/" in line and "of no kind that Pillow knows" in line for line in lines) == 9
-    assert f"error: {tmp_path}/socket.png: is a pipe, a socket or a device, not a file" in lines
-    assert f"error: {tmp_path}/gone.png: no such file or folder" in lines
-    assert sum(line.startswith(f"error: {tmp_path}/empty: holds no image") for line in lines) == 1
+    assert last.startswith("error: 12 of 14 ")
+    for name, times in {"bad/": 9, "socket.png": 1, "empty": 1, "gone.png": 1}.items():
+        assert sum(line.startswith(f"error: {tmp_path}/{name}") for line in lines) == times
     assert len(lines) == 12
 
 
@@ -188,7 +176,8 @@ def test_a_checkpoint_without_config_needs_one_and_its_classes_are_numbers(capsy
     image = digit_files / "0/000.png"
     code, out, err = predict(capsys, "--ckpt", ckpt, image)
     assert (code, out) == (2, "")
-    assert err == f"error: {ckpt}: carries no config; name the one it was trained with by --cfg\n"
+    assert err.startswith(f"error: {ckpt}: ")
+    assert "--cfg" in err
     cfg.write_text("DATASET: {NAME: CIFAR10, NUM_CLASSES: 10}\nISON: {DEPTH: 20}\n")
     code, out, _ = predict(capsys, "--ckpt", ckpt, "--cfg", cfg, "--format", "json", "--top", 10, image)
     assert code == 0
@@ -206,7 +195,7 @@ def test_names_of_classes_from_a_file(capsys, run, few, tmp_path):
     names.write_text("one\n\nthree\n")
     code, _, err = predict(capsys, "--ckpt", run, "--classes", names, few[0])
     assert code == 2
-    assert "holds 3 lines, of which line 2 is empty, and must name each of the 10 classes" in err
+    assert all(words in err for words in (str(names), "3 lines", "line 2", "10 classes"))
 
 
 def test_overrides_follow_the_images(capsys, run, few):
@@ -215,18 +204,18 @@ def test_overrides_follow_the_images(capsys, run, few):
     assert code == 0
     assert out != plain
     code, _, err = predict(capsys, "--ckpt", run, few[0], "RUNTIME.AMPP", "bf16")
-    assert (code, err) == (2, "error: the command line: unknown key RUNTIME.AMPP; did you mean RUNTIME.AMP?\n")
+    assert (code, err.startswith("error: "), "did you mean RUNTIME.AMP?" in err) == (2, True, True)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["--top", "0", "a.png"], "--top must be at least 1"), ([], "name images or folders, or - for paths")],
+    ("arguments", "word"),
+    [(["--top", "0", "a.png"], "--top"), (["--batch-size", "-1", "a.png"], "--batch-size"), ([], "standard input")],
 )
-def test_wrong_options(capsys, arguments, message):
+def test_a_wrong_option_is_named(capsys, arguments, word):
     with pytest.raises(SystemExit) as stopped:
         parse_args(["--ckpt", "a.pt", *arguments])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    assert word in capsys.readouterr().err
 
 
 def test_a_network_that_overflows_predicts_nothing(capsys, tmp_path, few):
@@ -237,4 +226,4 @@ def test_a_network_that_overflows_predicts_nothing(capsys, tmp_path, few):
     save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "config": cfg.dump()})
     code, out, err = predict(capsys, "--ckpt", tmp_path / "a.pt", "--format", "json", *few)
     assert (code, out) == (2, "")
-    assert "output is not finite" in err
+    assert "not finite" in err

@@ -1,13 +1,14 @@
-"""Sweeps: the grid of a command, runs that diverge, a sweep that is stopped or really killed and goes on."""
+"""Sweeps: the grid of a command, runs that diverge, and sweeps that are stopped or killed and resume."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -20,13 +21,15 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
+from isonet.plots.sweep import draw_sweep
+from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
 from isonet.tools.sweep.grid import leaf, make_grid
-from isonet.tools.sweep.picture import draw_sweep
-from isonet.tools.sweep.processes import Child, run_all
+from isonet.tools.sweep.processes import run_all
 from isonet.tools.sweep.results import Result, difference, ranked
 from isonet.training.run import run_training
+from launch import start, wait_until
 
 DIGITS = str(REPO / "configs/digits_ISO20.yaml")
 QUICK = ["ISON.DEPTH", "8", "SOLVER.TRAIN_BATCH_SIZE", "128", "SOLVER.MAX_EPOCHS", "3", "RUNTIME.SAVE_EVERY", "4"]
@@ -36,34 +39,30 @@ def command(*pairs):
     return ["--cfg", DIGITS, "--output", "lr", *QUICK, *pairs]
 
 
-def wait_for(file, process=None):
-    end = time.monotonic() + 60
-    while not file.exists():
-        assert time.monotonic() < end
-        assert process is None or process.poll() is None
-        time.sleep(0.002)
+def run_sweep(*arguments):
+    sweep.main(sweep.parse_args(arguments))
 
 
-def test_a_sweep_that_is_killed_goes_on_with_what_is_left(tmp_path, monkeypatch, capsys):
+def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     arguments = command("SOLVER.BASE_LR", "1e6,0.02")
     runs = tmp_path / "outputs/cls/digits"
     diverged, trained = RunFolder(runs / "lr-BASE_LR=1e6"), RunFolder(runs / "lr-BASE_LR=0.02")
-    with subprocess.Popen([sys.executable, "-m", "isonet.tools.sweep", *arguments], stdout=subprocess.PIPE) as first:
-        wait_for(trained.path / "epoch0001-step000004.pt", first)
-        first.kill()
-        printed = first.stdout.read().decode()
-    assert "[1/2] BASE_LR 1e6: diverged: the loss or its gradient is not finite in epoch 1" in printed
+    first = start("isonet.tools.sweep", *arguments, cwd=tmp_path)
+    wait_until((trained.path / "epoch0001-step000004.pt").exists, first)
+    os.kill(first.pid, signal.SIGKILL)  # the sweep alone, not its process group
+    printed = first.wait().stdout
+    assert re.search(r"^\[1/2\] BASE_LR 1e6: diverged: .*not finite.* epoch 1\b", printed, re.MULTILINE)
     log = diverged.log.read_bytes()
 
-    assert run_cli(sweep.main, sweep.parse_args(arguments)) == 0  # what the first had begun may still be saving
+    assert run_cli(sweep.main, sweep.parse_args(arguments)) == 0  # the run of the first may still be saving
     out = capsys.readouterr().out
-    assert "2 runs, 1 of them to do" in out
+    assert "2 runs, 1 " in out
     assert diverged.log.read_bytes() == log
     text = trained.log.read_text()
-    assert "Stopped: by SIGTERM" in text
-    assert "resuming" in text
+    assert "by SIGTERM" in text
+    assert "resum" in text
     whole = run_training(load_cfg(DIGITS, [*QUICK, "SOLVER.BASE_LR", 0.02, "OUTPUT_DIR", str(tmp_path / "o")]), "whole")
     assert trained.metrics.read_bytes() == whole.metrics.read_bytes()
     top1 = [json.loads(line)["top1"] for line in whole.metrics.open()]
@@ -71,26 +70,27 @@ def test_a_sweep_that_is_killed_goes_on_with_what_is_left(tmp_path, monkeypatch,
     assert f"{max(top1):.2f} ({1 + top1.index(max(top1))})" in out
 
     before = {file: file.stat().st_mtime_ns for file in trained.path.iterdir()}
-    sweep.main(sweep.parse_args(arguments))  # which has nothing to do
+    run_sweep(*arguments)  # everything is done
     assert {file: file.stat().st_mtime_ns for file in trained.path.iterdir()} == before
-    with pytest.raises(UserError, match=r"lr is a sweep with SOLVER.TRAIN_BATCH_SIZE 128, now it is 64: choose"):
-        sweep.main(sweep.parse_args([*arguments[:7], "64", *arguments[8:]]))
-    with pytest.raises(UserError, match=r"lr is a sweep of SOLVER.BASE_LR: choose another --output"):
-        sweep.main(sweep.parse_args(command("ISON.ORTHO_COEFF", "0,1")))
-    shutil.rmtree(runs / "lr")  # what is left are runs of this name
-    with pytest.raises(UserError, match=r"1e6 is a run with SOLVER.TRAIN_BATCH_SIZE 128, now it is 64: choose"):
-        sweep.main(sweep.parse_args([*arguments[:7], "64", *arguments[8:]]))
-    for config in runs.glob("lr-*/config.yaml"):  # as runs wrote it that took all images, before the key existed
+    other_batch = [*arguments[:7], "64", *arguments[8:]]
+    with pytest.raises(UserError, match=r"/lr is .* SOLVER.TRAIN_BATCH_SIZE 128, now 64.*--output"):
+        run_sweep(*other_batch)
+    with pytest.raises(UserError, match=r"/lr is .* SOLVER.BASE_LR.*--output"):
+        run_sweep(*command("ISON.ORTHO_COEFF", "0,1"))
+    shutil.rmtree(runs / "lr")  # runs of this name remain
+    with pytest.raises(UserError, match=r"=1e6 is .* SOLVER.TRAIN_BATCH_SIZE 128, now 64.*--output"):
+        run_sweep(*other_batch)
+    for config in runs.glob("lr-*/config.yaml"):  # as older runs wrote it, which trained on all images
         config.write_text("".join(line for line in config.open() if "DROP_LAST" not in line))
-    with pytest.raises(UserError, match=r"is a run with SOLVER.DROP_LAST False, now it is True: choose"):
-        sweep.main(sweep.parse_args(arguments))
+    with pytest.raises(UserError, match=r"SOLVER.DROP_LAST False, now True.*--output"):
+        run_sweep(*arguments)
 
 
-def test_the_end_of_a_falling_rate_is_part_of_a_run():
+def test_the_last_epoch_is_part_of_a_run_whose_rate_falls_to_it():
     before, after = (load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs]) for epochs in (3, 4))
     assert difference(before, after) == ""
     falling = [load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.SCHEDULE", "cosine"]) for epochs in (3, 4)]
-    assert difference(*falling) == "SOLVER.MAX_EPOCHS 3, now it is 4"
+    assert difference(*falling) == "SOLVER.MAX_EPOCHS 3, now 4"
 
 
 def check_files(folder, top1):
@@ -100,7 +100,7 @@ def check_files(folder, top1):
     assert (best["run"], best["state"], best["values"]) == ("lr-BASE_LR=0.02", "finished", {"SOLVER.BASE_LR": 0.02})
     assert (best["epochs"], best["best_top1"], best["last_top1"]) == (3, max(top1), top1[-1])
     assert (failed["state"], failed["best_top1"]) == ("diverged", None)
-    assert failed["reason"].startswith("the loss or its gradient is not finite in epoch 1, step ")
+    assert "not finite" in failed["reason"]
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
     assert [row["SOLVER.BASE_LR"] for row in rows] == ["0.02", "1e6"]
     assert float(rows[0]["best_top1"]) == max(top1)
@@ -110,43 +110,68 @@ def check_files(folder, top1):
     assert not list(folder.glob("*lock*")) + list(folder.glob(".*"))
 
 
-def shell(tmp_path, script):
-    """What starts a shell instead of a run: it reports in lines of a file when it begins and when it ends."""
+@pytest.fixture
+def shell(tmp_path, monkeypatch):
+    """``shell(script, slots)`` runs a sweep of three runs, each of which is a shell script instead of a training.
 
-    def launch(run, slot):
-        output = tmp_path / f"{run}.txt"
-        line = f"echo begin {run} {slot} >> {tmp_path}/all; {script}"
-        with output.open("wb") as file:
-            return Child(run, subprocess.Popen(["sh", "-c", line], stdout=file, stderr=file), output)
+    It returns the results in the order in which they ended, and the signal that stopped them. The script
+    finds the arguments of the process in $name and $gpus; "started NAME GPUS" is a line of the file ``started``.
+    """
+    monkeypatch.chdir(tmp_path)
 
-    return launch
+    def run(script, slots):
+        note = f"echo started $name $gpus >> {shlex.quote(str(tmp_path / 'started'))}"
+        (tmp_path / "python").write_text(f"#!/bin/sh\nname=$6 gpus=$8\n{note}\n{script}\n")
+        (tmp_path / "python").chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+        runs = make_grid(DIGITS, "s", ["RUNTIME.SEED", "1,2,3"])
+        with StopSignals() as stop:
+            return list(run_all([Result(run) for run in runs], slots, tmp_path, stop)), stop.received
 
-
-def test_each_slot_has_one_run_at_a_time(tmp_path):
-    ended = []
-    launch = shell(tmp_path, "sleep 0.3")
-    assert run_all(list("abcd"), ["0", "1"], launch, lambda child: ended.append((child.run, child.outcome))) is None
-    begun = [line.split()[1:] for line in (tmp_path / "all").read_text().splitlines()]
-    assert sorted(begun[:2]) == [["a", "0"], ["b", "1"]]
-    assert sorted(run for run, _ in begun) == list("abcd")
-    assert {slot for _, slot in begun[2:]} == {"0", "1"}
-    assert sorted(ended) == [(run, ("finished", "")) for run in "abcd"]
+    return run
 
 
-def test_a_signal_is_passed_on_and_what_has_not_begun_does_not_begin(tmp_path):
+def started(tmp_path):
+    file = tmp_path / "started"
+    return [line.split()[1:] for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_each_slot_has_one_run_at_a_time(tmp_path, shell):
+    wait = 'while [ "$name" = s-SEED=1 ] && [ $(wc -l < started) -lt 3 ]; do sleep 0.05; done'
+    ended, received = shell(wait, ["4", "7"])
+    assert received is None
+    assert sorted(started(tmp_path)[:2]) == [["s-SEED=1", "4"], ["s-SEED=2", "7"]]
+    assert started(tmp_path)[2] == ["s-SEED=3", "7"]  # the first run waits for the third
+    assert sorted((result.run.name, result.state) for result in ended) == [
+        (f"s-SEED={seed}", "finished") for seed in (1, 2, 3)
+    ]
+
+
+def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
     def stop():
-        while not (tmp_path / "all").exists() or len((tmp_path / "all").read_text().splitlines()) < 2:
+        while len(started(tmp_path)) < 2:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    ended = []
-    script = "trap 'echo stopped: by SIGTERM, saved; exit 75' TERM; while :; do sleep 0.05; done"
-    thread = threading.Thread(target=stop)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    assert run_all(list("abc"), ["0", "1"], shell(tmp_path, script), lambda child: ended.append(child)) == "SIGTERM"
+    ended, received = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
     thread.join()
-    assert sorted(child.run for child in ended) == ["a", "b"]
-    assert all(child.outcome == ("stopped", "by SIGTERM, saved") for child in ended)
+    assert received == signal.SIGTERM
+    assert sorted(result.run.name for result in ended) == ["s-SEED=1", "s-SEED=2"]
+    assert all((result.state, result.reason) == ("stopped", "by SIGTERM, saved") for result in ended)
+    assert len(started(tmp_path)) == 2
+
+
+def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
+    """As they do if it is killed: the end of their standard input is the end of the sweep."""
+    monkeypatch.setattr(Result, "update", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        shell('[ "$name" = s-SEED=1 ] || { cat; touch stopped; }', ["0", "1"])
+    end = time.monotonic() + 60
+    while not (tmp_path / "stopped").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(
@@ -155,39 +180,38 @@ def test_a_signal_is_passed_on_and_what_has_not_begun_does_not_begin(tmp_path):
         ("echo error: no such data; exit 2", "failed", "no such data"),
         ("echo error: not finite; echo a last word; exit 3", "diverged", "not finite"),
         ("printf 'Traceback\\n x\\nZeroDivisionError: y\\n'; exit 1", "failed", "exit code 1: ZeroDivisionError: y"),
-        ("exit 1", "failed", "exit code 1: without a word"),
-        ("kill -9 $$", "failed", "killed by SIGKILL; what it printed is in "),
+        ("exit 1", "failed", "exit code 1: "),
+        ("kill -9 $$", "failed", "killed by SIGKILL"),
     ],
 )
-def test_how_a_run_ended_is_told_in_a_line(tmp_path, script, state, reason):
-    ended = []
-    run_all(["a"], [None], shell(tmp_path, script), ended.append)
-    assert ended[0].outcome[0] == state
-    assert ended[0].outcome[1].startswith(reason)
-    assert "\n" not in ended[0].outcome[1]
+def test_the_end_of_a_run_is_reported_in_one_line(shell, script, state, reason):
+    ended, _ = shell(script, [None])
+    assert [result.state for result in ended] == [state] * 3
+    assert ended[0].reason.startswith(reason)
+    assert "\n" not in ended[0].reason
 
 
 def test_slots_are_gpus_of_each_run_or_of_all():
     """Without a GPU, those of --parallel are as many on the CPU."""
-    assert sweep._slots(None, False) == sweep._slots(None, True) == [None]
-    assert sweep._slots("0,1", False) == ["0,1"]
-    assert sweep._slots("0,1", True) == ["0", "1"]
+    assert sweep.slots_of(None, False) == sweep.slots_of(None, True) == [None]
+    assert sweep.slots_of("0,1", False) == ["0,1"]
+    assert sweep.slots_of("0,1", True) == ["0", "1"]
 
 
 def test_a_grid_is_the_product_of_all_values(tmp_path):
     opts = ["ISON.ORTHO_COEFF", "0.0001,1e-5", "SOLVER.LR_MILESTONES", "[1,2];[3]", "OUTPUT_DIR", f"{tmp_path}/a,b",
             "SOLVER.MAX_EPOCHS", "4", "ISON.DEPTH", "8"]  # fmt: skip
-    grid = make_grid(DIGITS, "g", opts)
-    assert grid.keys == ["ISON.ORTHO_COEFF", "SOLVER.LR_MILESTONES"]
-    assert [run.name for run in grid.runs] == [
+    runs = make_grid(DIGITS, "g", opts)
+    assert list(runs[0].values) == ["ISON.ORTHO_COEFF", "SOLVER.LR_MILESTONES"]
+    assert [run.name for run in runs] == [
         f"g-ORTHO_COEFF={coeff}-LR_MILESTONES={epochs}" for coeff in ("1e-4", "1e-5") for epochs in ("1_2", "3")
     ]
     expected = [(1e-4, [1, 2]), (1e-4, [3]), (1e-5, [1, 2]), (1e-5, [3])]
-    assert [(run.cfg.ISON.ORTHO_COEFF, run.cfg.SOLVER.LR_MILESTONES) for run in grid.runs] == expected
-    for run in grid.runs:
+    assert [(run.cfg.ISON.ORTHO_COEFF, run.cfg.SOLVER.LR_MILESTONES) for run in runs] == expected
+    for run in runs:
         assert run.cfg.SOLVER.MAX_EPOCHS == 4
         assert str(run.folder.path) == f"{tmp_path}/a,b/digits/{run.name}"
-        assert flat(load_cfg(DIGITS, [*opts[4:], *run.opts])) == flat(run.cfg)  # what its process is given
+        assert load_cfg(DIGITS, run.opts) == run.cfg  # the process of the run is given the opts
 
 
 def test_every_key_has_a_short_name_of_its_own():
@@ -196,26 +220,26 @@ def test_every_key_has_a_short_name_of_its_own():
 
 
 @pytest.mark.parametrize(
-    ("opts", "message"),
+    ("opts", "words"),
     [
-        (["SOLVER.BASE_LR", "0.1"], "no key has several values"),
-        (["SOLVER.BASE_LR", "0.1,0.10"], "one value is given twice: s-BASE_LR=0.1 would be two runs"),
-        (["SOLVER.BASE_LR", "0.1,,1"], "a value is missing beside ','"),
-        (["SOLVER.BASE_LR", "0.1,2", "SOLVER.BASE_LR", "3"], "is given twice: separate its values by commas"),
+        (["SOLVER.BASE_LR", "0.1"], "several values"),
+        (["SOLVER.BASE_LR", "0.1,0.10"], "s-BASE_LR=0.1"),
+        (["SOLVER.BASE_LR", "0.1,,1"], "missing"),
+        (["SOLVER.BASE_LR", "0.1,2", "SOLVER.BASE_LR", "3"], "SOLVER.BASE_LR is given twice"),
         (["SOLVER.BASE_LR", "0.1,-1"], "SOLVER.BASE_LR must be between"),
         (["SOLVER.BASE_L", "0.1,1"], "did you mean SOLVER.BASE_LR"),
-        (["SOLVER.BASE_LR", "0.1,1", "ISON.DEPTH"], "ISON.DEPTH has no value"),
-        (["RUNTIME.SEED", ",".join(map(str, range(1001)))], "1,001 runs are more than a sweep has"),
+        (["SOLVER.BASE_LR", "0.1,1", "ISON.DEPTH"], "has no value"),
+        (["RUNTIME.SEED", ",".join(map(str, range(1001)))], "1,001"),
     ],
 )
-def test_mistakes_are_found_before_the_first_run(opts, message):
+def test_a_mistake_is_reported_before_the_first_run(opts, words):
     with pytest.raises(ConfigError) as error:
         make_grid(DIGITS, "s", opts)
-    assert message in str(error.value)
+    assert words in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_negative_values_are_no_options():
+def test_a_negative_value_is_not_an_option():
     assert sweep.parse_args(command("ISON.RES_MULTIPLIER", "-1,-0.5")).opts[-1].strip() == "-1,-0.5"
 
 
@@ -227,14 +251,14 @@ def test_negative_values_are_no_options():
         ["ISON.DROPOUT", "False,True", "SOLVER.BASE_LR", "0.1,0.2", "RUNTIME.SEED", "1,2"],
     ],
 )
-def test_sweeps_of_one_two_and_three_keys_are_drawn_at_every_moment(tmp_path, opts):
-    grid = make_grid(DIGITS, "s", opts)
-    results = [Result(run) for run in grid.runs]
-    pictures = [draw_sweep(grid.keys, results)]
+def test_a_sweep_of_one_two_or_three_keys_is_drawn_before_and_after_its_runs(opts):
+    runs = make_grid(DIGITS, "s", opts)
+    keys, results = list(runs[0].values), [Result(run) for run in runs]
+    pictures = [draw_sweep(keys, [result.point for result in results])]
     for i, result in enumerate(results):
         result.state, result.summary = "finished", Summary(2, 50.0 + i, 1, 40.0 + i)
-    pictures.append(draw_sweep(grid.keys, results))
+    pictures.append(draw_sweep(keys, [result.point for result in results]))
     results[0].state = "diverged"
-    pictures.append(draw_sweep(grid.keys, results))
+    pictures.append(draw_sweep(keys, [result.point for result in results]))
     assert len(set(pictures)) == 3
-    assert [result.run.name for result in ranked(results)][::-1][:2] == [grid.runs[0].name, grid.runs[1].name]
+    assert [result.run for result in ranked(results)][::-1][:2] == runs[:2]

@@ -11,8 +11,9 @@ from isonet import load_cfg
 from isonet.config import flat, parse_cfg, read_written_cfg
 from isonet.config.keys import BEFORE_THE_KEY, default_cfg
 from isonet.files.checkpoint import read_checkpoint, save_checkpoint
-from isonet.training import learning_rate_at, trainer
-from isonet.training.run import LATEST, run_training
+from isonet.files.run_folder import LATEST
+from isonet.training import learning_rate_at, loop
+from isonet.training.run import run_training
 
 # 1,437 images are 11 batches of 128, and 29 more images
 STEPS, LEFT_OUT = 11, 29
@@ -40,10 +41,8 @@ def state(folder):
 def rates(monkeypatch):
     """The rate of each step of the runs in this test."""
     found = []
-    real = trainer.set_learning_rate
-    monkeypatch.setattr(
-        trainer, "set_learning_rate", lambda optimizer, rate: (found.append(rate), real(optimizer, rate))
-    )
+    real = loop.set_learning_rate
+    monkeypatch.setattr(loop, "set_learning_rate", lambda optimizer, rate: (found.append(rate), real(optimizer, rate)))
     return found
 
 

@@ -13,8 +13,8 @@ from conftest import REPO, TINY
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
 from isonet.errors import ConfigError, DeviceError
 from isonet.training import TrainStep
-from isonet.training.amp import Amp
 from isonet.training.devices import place
+from isonet.training.optim import Amp
 from isonet.training.run import run_training
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def losses(model, steps=4, amp=None, forward=None, images=None):
     images = torch.randn(16, 3, 8, 8, generator=generator) if images is None else images
     labels = torch.randint(10, (16,), generator=generator)
     optimizer = torch.optim.SGD(model.parameters(), 0.02)
-    step = TrainStep(model if forward is None else forward, model, optimizer, 1e-3, amp)
+    step = TrainStep(model if forward is None else forward, model, optimizer, 1e-3, amp=amp)
     found = [step(images, labels) for _ in range(steps)]
     return torch.stack([torch.stack([out.cross_entropy, out.penalty]) for out in found])
 

@@ -12,7 +12,7 @@ from conftest import REFERENCE, REPO
 from isonet import SReLU, build_model, load_cfg
 from isonet.models import ResMultiplier
 from isonet.training import build_optimizer, learning_rate_at, set_learning_rate
-from isonet.training.schedule import unused_warmup_factor
+from isonet.training.optim import unused_warmup_factor
 
 SCHEDULES = json.loads((REFERENCE / "lr_schedule.json").read_text())
 CONFIG_OF = {"IN1k": "IN1k-RISO18.yaml", "CIFAR": "cifar10_ISO110.yaml"}
@@ -66,7 +66,7 @@ def test_a_factor_that_says_another_ramp_is_named_with_the_ramp_that_is_used():
         told = warmup(epochs, factor)
         assert f"SOLVER.WARMUP_FACTOR {factor:g} is not used" in told
         assert f"the full rate * epoch / {epochs}." in told
-        silent = float(re.search(r"SOLVER.WARMUP_FACTOR ([\d.]+) says the same", told)[1])
+        silent = float(re.search(r"([\d.]+) states the same", told)[1])
         assert warmup(epochs, silent) == ""
     assert warmup(10, 0.2, "SOLVER.WARMUP", False) == ""
     for schedule in ("linear", "cosine"):

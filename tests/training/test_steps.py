@@ -13,8 +13,7 @@ from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
 from isonet.training.devices import explain_out_of_memory, parse_gpu_ids, pick_devices
-from isonet.training.epoch import NonFiniteStep, train_epoch
-from isonet.training.sums import EpochSums
+from isonet.training.metrics import EpochSums, NonFiniteStep
 
 CPU = torch.device("cpu")
 
@@ -33,11 +32,11 @@ def batches(sizes, classes=7):
     ]
 
 
-def run_epoch(model, step, data, look_every, on_step=lambda *_: None):
-    in_step = [(images, labels, len(labels)) for images, labels in data]
-    return train_epoch(
-        model, lambda images, labels, *_: step(images, labels), in_step, EpochSums(CPU), look_every, on_step
-    )
+def sums_of_epoch(step, data):
+    sums = EpochSums(CPU)
+    for images, labels in sums.timed(data):
+        sums.add(step(images, labels), labels)
+    return sums
 
 
 def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
@@ -56,15 +55,19 @@ def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
 def test_an_epochs_means_weigh_each_image_alike():
     model = small_network()
     data = batches([4, 4, 2])
-    seen = []
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.0), 0.1)
-    means = run_epoch(model, step, data, 2, lambda step, found: seen.append((step, found)))
+    sums = sums_of_epoch(step, data)
+    means = sums.means(model)
     images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
     logits = model(images).detach()
     assert means["cross_entropy"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert means["train_top1"] == pytest.approx(100 * (logits.argmax(1) == labels).float().mean().item())
     assert means["penalty"] == pytest.approx(ortho_penalty(model).item(), rel=1e-6)
-    assert [(step, found is not None) for step, found in seen] == [(1, False), (2, True), (3, False)]
+    assert (sums.steps, sums.taken) == (3, 10)
+    assert 0 <= sums.waited <= sums.seconds
+    resumed = EpochSums(CPU, part=sums.part())
+    assert resumed.means() == means
+    assert (resumed.steps, resumed.taken) == (3, 10)
 
 
 def test_evaluation_against_one_pass_over_everything():
@@ -98,9 +101,22 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named():
     data = batches([2] * 9)
     data[4][0][0, 0, 0, 0] = float("inf")
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
+    sums = sums_of_epoch(step, data)
     with pytest.raises(NonFiniteStep) as error:
-        run_epoch(model, step, data, 4)
+        sums.means(model)
     assert error.value.step == 5
+
+
+def test_weights_that_only_the_last_update_made_infinite_are_seen():
+    model = small_network()
+    step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
+    sums = sums_of_epoch(step, batches([2]))
+    sums.means(model)
+    with torch.no_grad():
+        model[0].weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFiniteStep) as error:
+        sums.means(model)
+    assert error.value.step == 0
 
 
 def test_gpu_ids():

@@ -1,1 +1,1 @@
-"""Runs over a grid of values of config keys: ``python -m isonet.tools.sweep``."""
+"""A sweep: one training run for each combination of the values of some config keys, and a comparison of the runs."""

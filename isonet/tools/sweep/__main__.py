@@ -1,30 +1,31 @@
-"""Train a network with every combination of the values that config keys are given, and compare the runs.
+"""Train a network with every combination of the values of some config keys, and compare the runs.
 
-A value with commas is several values; all combinations are run, one after another, and lie in
-OUTPUT_DIR/DATASET.NAME/NAME-KEY=VALUE.../. Tables and a picture of them lie in OUTPUT_DIR/DATASET.NAME/NAME/. The
-same command goes on with a sweep that was stopped or killed: finished runs are not repeated, nor those that diverged.
+A value with commas is several values. Each combination is trained, one after another, in
+OUTPUT_DIR/DATASET.NAME/NAME-KEY=VALUE.../, and tables and a picture of all are in OUTPUT_DIR/DATASET.NAME/NAME/. The
+same command resumes a sweep that was stopped or killed; it repeats neither finished runs nor those that diverged.
 Lists are separated by semicolons: SOLVER.LR_MILESTONES "[30,60];[40,80]".
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from isonet.config import read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
+from isonet.launch import is_launched, parse_gpu_ids
 from isonet.plots import MISSING, have_matplotlib
-from isonet.tools.cli import make_parser
-from isonet.tools.sweep.grid import Grid, Run, make_grid
-from isonet.tools.sweep.picture import draw_sweep
-from isonet.tools.sweep.processes import Child, run_all, start
-from isonet.tools.sweep.results import Files, Result, difference, read_results, results_table, write_results
-from isonet.training.devices import parse_gpu_ids, pick_devices
+from isonet.plots.sweep import draw_sweep
+from isonet.signals import StopSignals
+from isonet.tools.cli import check_gpu_ids, make_parser
+from isonet.tools.sweep.grid import Run, make_grid
+from isonet.tools.sweep.processes import run_all
+from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
 from isonet.training.log import log_to_terminal
-from isonet.training.world import world_of_environment
 
 EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/digits_ISO20.yaml --output coeff ISON.ORTHO_COEFF 1e-5,1e-4,1e-3
@@ -32,39 +33,42 @@ EXAMPLES = """\
       ISON.ORTHO_COEFF 1e-5,1e-4,1e-3 SOLVER.BASE_LR 0.01,0.02 SOLVER.MAX_EPOCHS 30"""
 
 _GPUS_HELP = (
-    "GPUs of each run, or with --parallel of all runs, e.g. --gpus 0,1 (default: all visible ones, else the CPU)"
+    "GPUs of each run, with --parallel of all runs together, e.g. 0,1 (default: all visible ones, else the CPU)"
 )
+_PICTURE = "sweep.png"
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The config, the name of the sweep, and keys with their values."""
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; ``opts`` holds the keys and their values, alternating."""
     parser = make_parser(__doc__ or "", EXAMPLES, gpus_help=_GPUS_HELP)
     parser.prog = "python -m isonet.tools.sweep"
-    parser.add_argument("--output", required=True, metavar="NAME", help="of the sweep, e.g. --output coeff")
+    parser.add_argument("--output", required=True, metavar="NAME", help="the name of the sweep, e.g. --output coeff")
     parser.add_argument(
         "--parallel", action="store_true", help="one run on each GPU at a time (without GPUs: as many on the CPU)"
     )
-    argv = list(sys.argv[1:] if argv is None else argv)
-    return parser.parse([f" {a}" if re.match(r"-[0-9.]", a) else a for a in argv])  # "-1,-0.5" is no option
+    return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run what is not finished yet; tell what has come of all."""
+    """Train the runs that are not finished, and report the results of all."""
     log_to_terminal()
-    if world_of_environment().launched:
-        raise UserError("a sweep is one process, which starts others: start it without torchrun")
-    grid = make_grid(args.cfg, args.output, args.opts)
-    slots = _slots(args.gpus, args.parallel)
-    folder = run_folder(grid.cfg, args.output)
+    if is_launched():
+        raise UserError("a sweep is one process that starts others: start it without torchrun")
+    check_gpu_ids(args.gpus)
+    runs = make_grid(args.cfg, args.output, args.opts)
+    slots = slots_of(args.gpus, args.parallel)
+    folder = run_folder(runs[0].cfg, args.output)
     if folder.holds_a_run():
         raise UserError(f"{folder.path} holds a run: choose another --output for the sweep")
     folder.path.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder.path):
-        Sweep(grid, Files(folder.path)).run(slots)
+        train_all(runs, folder.path, slots)
 
 
-def _slots(gpus: str | None, parallel: bool) -> list[str | None]:
-    """What --gpus is for each of the runs that go on at the same time."""
+def slots_of(gpus: str | None, parallel: bool) -> list[str | None]:
+    """The ``--gpus`` of the runs that are trained at the same time: one for each of them."""
+    from isonet.training.devices import pick_devices
+
     devices = pick_devices(gpus)
     if not parallel:
         return [gpus]
@@ -73,84 +77,53 @@ def _slots(gpus: str | None, parallel: bool) -> list[str | None]:
     return [None] if gpus is None else [str(number) for number in parse_gpu_ids(gpus)]
 
 
-class Sweep:
-    """The runs of a grid, and the files that tell of them."""
+def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) -> None:
+    """Train the runs that are not finished, and renew the files in ``folder`` after each.
 
-    def __init__(self, grid: Grid, files: Files) -> None:
-        self.grid, self.files = grid, files
-        self.results = read_results(files, grid)
-        self.draws = have_matplotlib()
-        _check_same(files, grid)
-
-    def run(self, slots: list[str | None]) -> None:
-        """Run what is left. Raises ``Stopped`` after a signal, ``UserError`` where a run failed without diverging."""
-        if not self.draws:
-            print(f"{self.files.picture.name} is not drawn: {MISSING}", flush=True)
-        remove_leftovers(self.files.path)
-        write_file(self.files.cfg, self.grid.cfg.dump())
-        left = [result.run for result in self.results if result.state == "waiting"]
-        where = printable(self.files.path)
-        print(f"{len(self.results)} runs, {len(left)} of them to do; what they come to is in {where}", flush=True)
-        self._write()
-        signal = run_all(left, slots, self._launch, self._on_end) if left else None
-        print(results_table(self.grid, self.results), flush=True)
-        undone = [result for result in self.results if result.state in ("waiting", "stopped")]
-        if undone:
-            by = f"by {signal}" if signal else "some of the runs were stopped"
-            raise Stopped(f"{by}; {len(undone)} runs are not finished, and saved: the same command goes on with them")
-        if failed := [result for result in self.results if result.state == "failed"]:
-            raise UserError(f"{len(failed)} of {len(self.results)} runs failed; the first: {failed[0].reason}")
-
-    def _launch(self, run: Run, gpus: str | None) -> Child:
-        self._result(run).state = "running"
-        return start(run, self.files.cfg, gpus, self.files.output(run))
-
-    def _on_end(self, child: Child) -> None:
-        """Read what a run that has ended came to, say it in a line, and renew the files."""
-        result = self._result(child.run)
-        result.state, result.reason = child.outcome
-        result.update()
-        self._write()
-        print(f"{self._position(result)} {_told(result)}", flush=True)
-
-    def _position(self, result: Result) -> str:
-        done = sum(other.state not in ("waiting", "running") for other in self.results)
-        return f"[{done}/{len(self.results)}] {result.run.title}:"
-
-    def _result(self, run: Run) -> Result:
-        return next(result for result in self.results if result.run is run)
-
-    def _write(self) -> None:
-        write_results(self.files, self.grid, self.results)
-        if not self.draws:
-            return
-        try:
-            picture = draw_sweep(self.grid.keys, self.results)
-        except Exception as error:  # of a library that only draws
-            self.draws = False
-            print(f"{self.files.picture.name} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
-        else:
-            write_file(self.files.picture, picture)
+    Raises ``Stopped`` if runs were stopped before their end, and ``UserError`` if one failed other than by diverging.
+    """
+    results = read_results(folder, runs)
+    check_same(runs, folder)
+    remove_leftovers(folder)
+    write_file(folder / CFG_FILE, runs[0].cfg.dump())
+    waiting = [result for result in results if result.state == "waiting"]
+    print(f"{len(runs)} runs, {len(waiting)} of them to do; the results are in {printable(folder)}", flush=True)
+    if not (draw := have_matplotlib()):
+        print(f"{_PICTURE} is not drawn: {MISSING}", flush=True)
+    _write(folder, results, draw)
+    with StopSignals() as stop:
+        for result in run_all(waiting, slots, folder, stop):
+            _write(folder, results, draw)
+            ended = sum(other.state not in ("waiting", "running") for other in results)
+            print(f"[{ended}/{len(runs)}] {result.run.title}: {result.as_line()}", flush=True)
+    print(results_table(results), flush=True)
+    if undone := sum(result.state in ("waiting", "stopped") for result in results):
+        why = f"by {stop.received.name}" if stop.received else "some of the runs were stopped"
+        raise Stopped(f"{why}; {undone} runs are not finished, and saved: the same command resumes them")
+    if failed := [result for result in results if result.state == "failed"]:
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0].reason}")
 
 
-def _told(result: Result) -> str:
-    """A run that has ended, in one line."""
-    summary = result.summary
-    if result.state != "finished" or summary.best_top1 is None:
-        return f"{result.state}: {printable(result.reason)}"
-    return (
-        f"best top-1 {summary.best_top1:.2f} % (epoch {summary.best_epoch}), last {summary.last_top1:.2f} %, "
-        f"{summary.seconds or 0:.0f} s"
-    )
+def check_same(runs: Sequence[Run], folder: Path) -> None:
+    """Raise ``UserError`` if ``folder``, or that of a run, already holds a sweep or a run with another config."""
+    kept = [("sweep", folder, folder / CFG_FILE, runs[0].cfg, list(runs[0].values))]
+    kept += [("run", run.folder.path, run.folder.config, run.cfg, []) for run in runs]
+    for kind, path, file, cfg, varying in kept:
+        if file.exists() and (other := difference(read_written_cfg(file), cfg, varying)):
+            raise UserError(f"{path} is a {kind} with {other}: choose another --output")
 
 
-def _check_same(files: Files, grid: Grid) -> None:
-    """Refuse to mix runs of two configs in one sweep, or to take others' runs for its own. Raises ``UserError``."""
-    if files.cfg.exists() and (other := difference(read_written_cfg(files.cfg), grid.cfg, grid.keys)):
-        raise UserError(f"{files.path} is a sweep with {other}: choose another --output")
-    for run in grid.runs:
-        if run.folder.config.exists() and (other := difference(read_written_cfg(run.folder.config), run.cfg)):
-            raise UserError(f"{run.folder.path} is a run with {other}: choose another --output")
+def _write(folder: Path, results: Sequence[Result], draw: bool) -> None:
+    """Write the tables, and the picture if ``draw``."""
+    write_results(folder, results)
+    if not draw:
+        return
+    try:
+        picture = draw_sweep(list(results[0].run.values), [result.point for result in results])
+    except Exception as error:  # the runs do not depend on the library that draws their results
+        print(f"{_PICTURE} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
+    else:
+        write_file(folder / _PICTURE, picture)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The grid of a sweep: which keys have several values, and the run of each combination.
+"""The grid of a sweep: the keys that have several values, and one run for each combination of them.
 
-Values of a key are separated by commas. A list, such as SOLVER.LR_MILESTONES takes, holds commas itself: several
-lists are separated by semicolons, as in "[30,60];[40,80]".
+Commas separate the values of a key. The items of a list, such as SOLVER.LR_MILESTONES, are separated by commas
+already, so semicolons separate several lists: "[30,60];[40,80]".
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 from yacs.config import CfgNode
 
 from isonet.config import default_cfg, flat, load_cfg
+from isonet.config.load import check_overrides
 from isonet.errors import ConfigError, printable
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.plots import short
 
-MOST_RUNS = 1000  # beyond them lies a slip of the finger
+MOST_RUNS = 1000  # more are taken for a typo
 
-# Where runs and data lie is one place, the same for all runs, and may have a comma in its name
+# Where runs and data are stored is the same for all runs, and the path may contain a comma
 _ONE_VALUE = ("OUTPUT_DIR", "DATASET.ROOT", "DATASET.NAME")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One combination. values: of the keys that vary, in their types; opts: these as ``KEY VALUE`` text."""
+    """One combination. values: of the keys that vary. opts: every override of the run as ``KEY VALUE`` text."""
 
     name: str
     values: dict[str, Any]
@@ -38,49 +39,43 @@ class Run:
 
     @property
     def title(self) -> str:
+        """The values in short: ORTHO_COEFF 1e-4, BASE_LR 0.02."""
         return ", ".join(f"{leaf(key)} {shown(value)}" for key, value in self.values.items())
 
 
-@dataclass(frozen=True)
-class Grid:
-    keys: list[str]  # that vary
-    runs: list[Run]
-    cfg: CfgNode  # of the first run: what the runs have in common
+def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
+    """Every run of a sweep.
 
+    output: the name of the sweep, with which the names of its runs begin. opts: keys and their values, alternating.
+    At least one key must have several values.
 
-def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> Grid:
-    """All runs of a command; ``opts`` alternates keys and values, of which one key at least has several.
-
-    Raises ``ConfigError`` for whatever is wrong with one of them, before any has begun.
+    Raises ``ConfigError`` if any run has an invalid config, so that no run starts before all of them are checked.
     """
     choices = _choices(opts)
-    keys = [key for key, values in choices.items() if len(values) > 1]
-    if not keys:
-        load_cfg(cfg_path, opts)  # which has more to say of keys that are none
+    varying = [key for key, texts in choices.items() if len(texts) > 1]
+    if not varying:
+        load_cfg(cfg_path, opts)  # an unknown key has an error of its own
         raise ConfigError("no key has several values: separate them by commas, as in ISON.ORTHO_COEFF 1e-5,1e-4")
     if (size := math.prod(map(len, choices.values()))) > MOST_RUNS:
-        raise ConfigError(f"{size:,} runs are more than a sweep has, which is {MOST_RUNS:,} at most")
+        raise ConfigError(f"a sweep has at most {MOST_RUNS:,} runs, and these values make {size:,}")
     runs = []
-    for combination in itertools.product(*choices.values()):
-        every = dict(zip(choices, combination, strict=True))
-        cfg = load_cfg(cfg_path, [item for pair in every.items() for item in pair])
-        values = {key: flat(cfg)[key] for key in keys}
+    for texts in itertools.product(*choices.values()):
+        pairs = [item for pair in zip(choices, texts, strict=True) for item in pair]
+        cfg = load_cfg(cfg_path, pairs)
+        values = {key: flat(cfg)[key] for key in varying}
         name = "-".join([output, *(f"{leaf(key)}={shown(value)}" for key, value in values.items())])
-        varying = [item for key in keys for item in (key, every[key])]
-        runs.append(Run(name, values, varying, cfg, run_folder(cfg, name)))
+        runs.append(Run(name, values, pairs, cfg, run_folder(cfg, name)))
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
-        raise ConfigError(f"one value is given twice: {printable(max(names, key=names.count))} would be two runs")
-    return Grid(keys, runs, runs[0].cfg)
+        raise ConfigError(f"two runs are called {printable(max(names, key=names.count))}: give each value once")
+    return runs
 
 
 def _choices(opts: Sequence[str]) -> dict[str, list[str]]:
     """The values of each key, as text."""
-    defaults = flat(default_cfg())
     if len(opts) % 2:
-        raise ConfigError(
-            f"overrides come as KEY VALUES pairs, but {printable(opts[-1])[:60]} has no value (or spaces within values)"
-        )
+        check_overrides(opts[-1:])  # raises: a key without a value
+    defaults = flat(default_cfg())
     choices: dict[str, list[str]] = {}
     for key, text in zip(opts[::2], opts[1::2], strict=True):
         if key in choices:
@@ -88,21 +83,19 @@ def _choices(opts: Sequence[str]) -> dict[str, list[str]]:
         separator = ";" if isinstance(defaults.get(key), list) else ","
         choices[key] = [text] if key in _ONE_VALUE else [part.strip() for part in text.split(separator)]
         if len(choices[key]) > 1 and not all(choices[key]):
-            raise ConfigError(f"{printable(key)[:60]} {printable(text)[:60]}: a value is missing beside {separator!r}")
+            raise ConfigError(f"{printable(key)[:60]} {printable(text)[:60]}: a value beside {separator!r} is missing")
     return choices
 
 
 def leaf(key: str) -> str:
-    """The last part of a key, which tells it from the others: ORTHO_COEFF."""
+    """The last part of a key, such as ORTHO_COEFF, or all of the key if two keys have the same last part."""
+    leaves = [other.rpartition(".")[2] for other in flat(default_cfg())]
     name = key.rpartition(".")[2]
-    same = [other for other in flat(default_cfg()) if other.rpartition(".")[2] == name]
-    return name if len(same) == 1 else key
+    return name if leaves.count(name) == 1 else key
 
 
 def shown(value: Any) -> str:
-    """A value as part of a file's name; equal values are equal texts: 1e-4, 0.02, 30_60."""
+    """A value as part of a file name, the same text for equal values: 1e-4, 0.02, 30_60."""
     if isinstance(value, list):
         return "_".join(map(shown, value)) or "none"
-    if isinstance(value, float):
-        return short(value)
-    return re.sub(r"[^A-Za-z0-9_.+-]", "_", str(value))
+    return short(value) if isinstance(value, float) else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(value))

@@ -1,0 +1,134 @@
+"""The kinds of values that config keys take.
+
+A kind has three things. ``takes`` says in words what a value must be, for the message about one of another type.
+``read(value)`` returns the value, or the text of it from a file or a command line, in the type of the key, and raises
+``ValueError``, ``TypeError`` or ``OverflowError`` if it cannot. ``fault(value)`` says what is wrong with a value that
+was read, as the end of a sentence that begins with the key; "" if nothing is.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from isonet.config.file import shown
+
+_BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
+_LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on Linux and its file systems
+
+
+class Bool:
+    """True or False."""
+
+    takes: ClassVar[str] = "True or False"
+
+    def read(self, value: Any) -> bool:
+        if isinstance(value, str):
+            value = _BOOLS.get(value.strip().lower())
+        if not isinstance(value, bool):
+            raise TypeError(value)
+        return value
+
+    def fault(self, value: bool) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class _Number:
+    low: float
+    high: float
+
+    def fault(self, value: float) -> str:
+        within = self.low <= value <= self.high  # False for nan
+        return "" if within else f"must be between {self.low} and {self.high}, got {shown(value)}"
+
+
+class Int(_Number):
+    """A whole number from ``low`` to ``high``."""
+
+    takes: ClassVar[str] = "a whole number"
+
+    def read(self, value: Any) -> int:
+        if isinstance(value, str) and len(value) <= _LONGEST_NUMBER:
+            return int(value, 0)
+        if type(value) is not int:  # isinstance would accept a bool
+            raise TypeError(value)
+        return value
+
+
+class Float(_Number):
+    """A number from ``low`` to ``high``."""
+
+    takes: ClassVar[str] = "a number"
+
+    def read(self, value: Any) -> float:
+        if (isinstance(value, str) and len(value) <= _LONGEST_NUMBER) or type(value) in (int, float):
+            return float(value)
+        raise TypeError(value)
+
+
+class Text:
+    """Text that can be a path: logs, checkpoints and terminals show it, too."""
+
+    takes: ClassVar[str] = "text"
+
+    def read(self, value: Any) -> str:
+        if not isinstance(value, str):
+            raise TypeError(value)
+        return value
+
+    def fault(self, value: str) -> str:
+        for char in value:
+            if unicodedata.category(char) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
+                return f"must not contain the character {char!a}, got {shown(value)}"
+        if len(value.encode()) > _LONGEST_PATH:
+            return f"must be at most {_LONGEST_PATH} bytes long, got {shown(value)}"
+        if any(len(part.encode()) > _LONGEST_NAME for part in value.split("/")):
+            return f"must have at most {_LONGEST_NAME} bytes between slashes, got {shown(value)}"
+        return ""
+
+
+class OneOf(Text):
+    """One of a few words."""
+
+    def __init__(self, *choices: str) -> None:
+        self.choices = choices
+
+    def fault(self, value: str) -> str:
+        return "" if value in self.choices else f"must be one of {', '.join(self.choices)}, got {shown(value)}"
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list, or text such as ``[1, 2]`` or ``a,b``; no Python is evaluated to read it."""
+
+    items: Int | Float | OneOf
+
+    @property
+    def takes(self) -> str:
+        return "names such as [a, b]" if isinstance(self.items, OneOf) else f"a list, each {self.items.takes}: [1, 2]"
+
+    def read(self, value: Any) -> list[Any]:
+        return [self.items.read(item) for item in self._split(value)]
+
+    def fault(self, value: Sequence[Any]) -> str:
+        faults = (self.items.fault(item) for item in value)
+        return next((f"has a value that {fault}" for fault in faults if fault), "")
+
+    def _split(self, value: Any) -> Sequence[Any]:
+        if isinstance(value, list | tuple):
+            return value
+        if not isinstance(value, str):
+            raise TypeError(value)
+        text = value.strip()
+        if text[:1] + text[-1:] in ("[]", "()"):
+            text = text[1:-1].strip()
+        elif "," not in text and not isinstance(self.items, OneOf):
+            raise ValueError(value)  # a single number is no list
+        return [item.strip(" '\"") for item in text.removesuffix(",").split(",")] if text else []
+
+
+Kind = Bool | Int | Float | Text | ListOf

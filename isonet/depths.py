@@ -1,0 +1,38 @@
+"""Which depths there are, and how their blocks are distributed over the stages (no torch, to check configs early)."""
+
+from __future__ import annotations
+
+from isonet.errors import ConfigError
+
+BRANCH_CONVS = {"basic_transform": 2, "bottleneck_transform": 3}  # convolutions in a residual branch
+IMAGENET_DEPTHS = {
+    "basic_transform": {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)},
+    "bottleneck_transform": {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)},
+}
+_CIFAR_STAGES = 3
+
+
+def stage_depths(depth: int, transform: str, imagenet: bool) -> tuple[int, ...]:
+    """Return the number of blocks in each stage of the network with ``depth`` layers.
+
+    transform: a key of ``BRANCH_CONVS``.
+    imagenet: the ImageNet rather than the CIFAR family.
+
+    Raises ``ConfigError`` if there is no such network.
+    """
+    if transform not in BRANCH_CONVS:
+        raise ConfigError(f"ISON.TRANS_FUN {transform!r} is unknown; choose from {', '.join(BRANCH_CONVS)}")
+    if imagenet:
+        if depth not in IMAGENET_DEPTHS[transform]:
+            there = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
+            raise ConfigError(f"no ImageNet network of ISON.TRANS_FUN {transform} has ISON.DEPTH {depth} ({there})")
+        return IMAGENET_DEPTHS[transform][depth]
+    per_block = _CIFAR_STAGES * BRANCH_CONVS[transform]  # layers that one more block in every stage adds
+    n, rest = divmod(depth - 2, per_block)
+    if rest or n < 1:
+        near = [per_block * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
+        raise ConfigError(
+            f"depth {depth} (ISON.DEPTH) of {transform} must be {per_block}n+2 for images up to 64 px; "
+            f"the nearest are {near[0]} and {near[1]}"
+        )
+    return (n,) * _CIFAR_STAGES

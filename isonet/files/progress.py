@@ -1,0 +1,102 @@
+"""How far a run has come: what its checkpoints hold beside weights and optimizer, checked when it is read."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Part:
+    """The beginning of an epoch that was interrupted.
+
+    taken: images of its order that its steps have taken, on all ranks. sums: what ``EpochSums`` has added up.
+    """
+
+    taken: int
+    sums: dict[str, Any]
+
+
+@dataclass
+class Progress:
+    """epoch: finished epochs. history, timing: a row of metrics, and of seconds, for each of them.
+
+    best_top1: percent, in epoch best_epoch. part: the beginning of the epoch after those, if it was interrupted.
+    """
+
+    epoch: int = 0
+    best_top1: float = -1.0
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    timing: list[dict[str, float]] = field(default_factory=list)
+    part: Part | None = None
+
+    def __str__(self) -> str:
+        steps = self.part.sums["steps"] if self.part else 0
+        return f"epoch {self.epoch + 1}, step {steps}" if steps else f"epoch {self.epoch}"
+
+    def record(self, row: dict[str, float], timing: dict[str, float]) -> bool:
+        """Add the rows of a finished epoch; returns whether it is the best so far."""
+        self.epoch, self.part = int(row["epoch"]), None
+        self.history.append(row)
+        self.timing.append(timing)
+        improved = row["top1"] > self.best_top1
+        if improved:
+            self.best_top1, self.best_epoch = row["top1"], self.epoch
+        return improved
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entries of a checkpoint."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], num_images: int) -> Progress:
+        """Read the entries of a checkpoint. Raises ``ValueError`` and the like for what is no such number.
+
+        num_images: of the training set, of which a part of an epoch cannot have taken more.
+        """
+        part = _part(state["part"], num_images) if state.get("part") else None
+        return cls(
+            epoch=count(state["epoch"]),
+            best_top1=finite(state["best_top1"]),
+            best_epoch=count(state["best_epoch"]),
+            history=[_row(row) for row in state["history"]],
+            timing=[_row(row) for row in state.get("timing", [])],
+            part=part,
+        )
+
+
+def count(value: Any) -> int:
+    """``value`` if it is a number of epochs, steps or images; else raises ``ValueError``."""
+    if type(value) is not int or not 0 <= value < 2**53:
+        raise ValueError("where it must hold a number of epochs, steps or images, it holds something else")
+    return value
+
+
+def finite(value: Any) -> float:
+    """``value`` if it is a finite number; else raises ``ValueError``."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError("where it must hold a finite number, it holds something else")
+    return value
+
+
+def _row(row: dict[str, float]) -> dict[str, float]:
+    if not all(isinstance(key, str) for key in row):
+        raise TypeError("a row of metrics has keys that are not text")
+    return {key: finite(value) for key, value in row.items()}
+
+
+def _part(part: dict[str, Any], num_images: int) -> Part:
+    taken, state = count(part["taken"]), part["sums"]
+    cross_entropy, penalty = state["losses"]
+    top1, top5 = state["correct"]
+    sums = {
+        "losses": [finite(cross_entropy), finite(penalty)],
+        "correct": [count(top1), count(top5)],
+        **{key: count(state[key]) for key in ("images", "steps")},
+        **{key: finite(state[key]) for key in ("seconds", "waited")},
+    }
+    if not (taken <= num_images and sums["steps"] and sums["images"]):
+        raise ValueError(f"saved after {taken} images of an epoch of {num_images}; is this the same data set?")
+    return Part(taken, sums)

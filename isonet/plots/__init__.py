@@ -1,0 +1,141 @@
+"""Everything that draws: one style, one palette, one way to a PNG.
+
+``curves`` draws metrics against epochs, ``sweep`` the accuracy of a sweep, ``isometry`` the figures of the isometry
+report. matplotlib is an optional dependency, so only the functions that draw import it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from isonet.errors import UserError
+
+# The colour-blind palette of Okabe and Ito, dark colours first, without its yellow, which is invisible on white
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+MOST_LOOKS = len(COLOURS) * len(MARKERS)
+_DPI = 150
+
+MISSING = "matplotlib is not installed (pip install 'isonet[plot]', or matplotlib)"
+
+Row = dict[str, float]
+
+
+def have_matplotlib() -> bool:
+    """Whether matplotlib is installed. Loads its renderer, so that the first figure takes no longer than the next."""
+    try:
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def require_matplotlib(what: str) -> None:
+    """Raise ``UserError`` if matplotlib is missing; ``what`` names the figure in the message."""
+    if not have_matplotlib():
+        raise UserError(f"{what} is not drawn: {MISSING}")
+
+
+@contextmanager
+def style(size: float) -> Iterator[None]:
+    """Apply the common style, with text of ``size`` points, to figures that are made and drawn within the block.
+
+    Mathematical text is off: a ``$`` in the name of a run is a ``$``.
+    """
+    import matplotlib
+
+    small = size - 1
+    settings = {
+        "font.size": size, "axes.titlesize": size, "axes.labelsize": size, "axes.titlelocation": "left",
+        "legend.fontsize": small, "xtick.labelsize": small, "ytick.labelsize": small, "text.parse_math": False,
+        "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "lines.linewidth": 1.4, "lines.markersize": 4,
+        "axes.spines.top": False, "axes.spines.right": False, "legend.framealpha": 0.8, "legend.edgecolor": "none",
+    }  # fmt: skip
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def new_figure(width: int, height: int, fitted: bool = True) -> Any:
+    """An empty ``matplotlib.figure.Figure``; ``width`` and ``height`` in pixels.
+
+    fitted: leave room for all text, which matplotlib measures at each draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained" if fitted else None)
+    FigureCanvasAgg(figure)  # keeps its buffer; savefig would allocate one per call
+    engine: Any = figure.get_layout_engine()
+    if engine:
+        engine.set(w_pad=0.1, h_pad=0.1)  # inches, because tick labels extend beyond what is measured
+    return figure
+
+
+def as_png(figure: Any) -> bytes:
+    """Render ``figure`` as a PNG file."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the font may lack a character in the name of a run
+        figure.savefig(buffer, format="png", dpi=_DPI, pil_kwargs={"compress_level": 4})
+    return buffer.getvalue()
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and marker of line ``number``. The first ``MOST_LOOKS`` differ, the first six in a greyscale print too."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def shortened(name: str, longest: int) -> str:
+    """The end of ``name``, which tells runs apart, in at most ``longest`` characters."""
+    return name if len(name) <= longest else f"...{name[3 - longest :]}"
+
+
+def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
+    """A legend under all panels."""
+    blanks = [" "] * len(names)  # matplotlib leaves out a name that starts with an underscore
+    legend = figure.legend(handles, blanks, loc="outside lower center", ncols=columns)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
+
+
+def spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis suits ``values``: none is negative, and the largest is ten times the smallest.
+
+    Zeros, such as a penalty that is not computed, and nan do not count; a logarithmic axis does not show them.
+    """
+    known = [value for value in values if value and not math.isnan(value)]
+    return bool(known) and min(known) > 0 and max(known) >= 9.99 * min(known)
+
+
+def log_scale(axis: Any, low: float, high: float) -> None:
+    """Make the y axis logarithmic, for values from ``low`` to ``high``: ticks at 1, 2 and 5 within two decades."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
+    plain_numbers(axis.yaxis)
+
+
+def plain_numbers(axis: Any) -> None:
+    """Label the ticks of an x or y axis like 0.02 and 1e-5, without minor ticks."""
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))
+    axis.set_minor_locator(NullLocator())
+
+
+def short(number: float) -> str:
+    """The shortest text that reads back as ``number``: 1e-4, 0.02, 3e6."""
+    plain = repr(float(number)).removesuffix(".0")
+    if number == 0 or not math.isfinite(number):
+        return plain
+    exact = next(text for digits in range(17) if float(text := f"{number:.{digits}e}") == number)
+    mantissa, exponent = exact.split("e")
+    powers = f"{mantissa}e{int(exponent)}"
+    return powers if len(powers) < len(plain) else plain

@@ -1,0 +1,243 @@
+"""The ranks of a run: how they meet, and what they sum, broadcast and gather.
+
+A run that a person starts is one process. Under ``torchrun`` it is as many ranks as that starts. Tensors of a GPU
+travel by NCCL; everything else, and all of a run on CPUs, by gloo.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from isonet.data import Loader
+from isonet.errors import DeviceError
+from isonet.launch import Launch, LaunchError, launch
+from isonet.shares import Share
+from isonet.signals import STOP_SIGNALS, StopRequested, StopSignals
+from isonet.training.devices import pick_devices
+
+T = TypeVar("T")
+
+_BUCKET_MB = 25.0  # of gradients that are averaged while the backward pass computes others: torch's default
+_RENDEZVOUS_SECONDS = 300.0  # the machines of a job do not start at the same moment
+_POLL_SECONDS = 0.01
+_QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the store: of a rank, of what it has drawn
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run; by default the only one.
+
+    store: a key-value store that all ranks reach, also after one of them has failed; None for a run without a launcher.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0  # among the ranks of this machine
+    launch: Launch | None = None
+    store: dist.Store | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, which prints and writes."""
+        return self.rank == 0
+
+    @property
+    def share(self) -> Share:
+        """This rank's share of work that is divided among the ranks."""
+        return Share(self.rank, self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """All-reduce: the sum over the ranks, in place."""
+        if self.launch:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def minimum(self, tensor: Tensor) -> Tensor:
+        """All-reduce: the minimum over the ranks, in place."""
+        if self.launch:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return tensor
+
+    def start_maximum(self, number: Callable[[], int]) -> Callable[[], int]:
+        """Start an all-reduce; the function that is returned waits for it and returns the maximum over the ranks.
+
+        A run of one process evaluates ``number`` only when the result is asked for.
+        """
+        if not self.launch:
+            return number
+        tensor = torch.tensor(number())
+        work = dist.all_reduce(tensor, dist.ReduceOp.MAX, async_op=True)
+
+        def result() -> int:
+            work.wait()
+            return int(tensor)
+
+        return result
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Broadcast what ``make`` returns on rank 0, which alone calls it."""
+        if not self.launch:
+            return make()
+        box = [make() if self.is_main else None]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all ranks, in the order of ranks."""
+        if not self.launch:
+            return [item]
+        items: list[Any] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self.gather(None)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite tensors by those of rank 0."""
+        if self.launch:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def data_parallel(self, model: nn.Module, device: torch.device, bucket_mb: float = _BUCKET_MB) -> nn.Module:
+        """``model`` with gradients averaged over the ranks, in buckets while the backward pass runs.
+
+        The weights become those of rank 0. Batch norm takes the mean and variance of each rank's images.
+        """
+        if not self.launch:
+            return model
+        ids = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, bucket_cap_mb=bucket_mb, gradient_as_bucket_view=True)
+
+
+ALONE = World()
+
+
+def lockstep(
+    loader: Loader, world: World = ALONE, stop: StopSignals | None = None
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Iterate over batches in lockstep: all ranks start and stop at the same batch.
+
+    Yields the images (N, 3, H, W) and labels (N,) of this rank, and the number of images of the batch on all ranks.
+    Raises ``StopRequested`` on every rank after one of them has received a signal. The ranks exchange signals one batch
+    ahead, so that the exchange overlaps with the step and no rank waits for it.
+    """
+
+    def signal_number() -> int:
+        return stop.received or 0 if stop else 0
+
+    def raise_if_asked(maximum: Callable[[], int]) -> None:
+        if number := maximum():
+            raise StopRequested(next(s.name for s in STOP_SIGNALS if s == number))
+
+    taken, ahead = loader.taken, None
+    for images, labels in loader:
+        batch = images, labels, loader.taken - taken
+        taken = loader.taken
+        ahead, ready = (batch, world.start_maximum(signal_number)), ahead
+        if ready:
+            raise_if_asked(ready[1])
+            yield ready[0]
+    if ahead:
+        raise_if_asked(ahead[1])
+        yield ahead[0]
+    raise_if_asked(world.start_maximum(signal_number))
+
+
+@contextmanager
+def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
+    """Connect the ranks of a run while the ``with`` block runs; yields this rank and its devices.
+
+    gpus: see ``pick_devices``; a launched rank takes one of them. Raises ``LaunchError`` if the ranks cannot meet.
+    """
+    process = launch()
+    if process is None:
+        yield ALONE, pick_devices(gpus)
+        return
+    devices = [_own_device(process, gpus)]
+    on_gpu = devices[0].type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(devices[0])
+    try:
+        store = rendezvous(process.rank, process.size)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise LaunchError(f"the {process.size} ranks do not meet at {process.address} ({error})") from None
+    yield World(process.rank, process.size, process.local_rank, process, store), devices
+    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def _own_device(process: Launch, gpus: str | None) -> torch.device:
+    devices, here = pick_devices(gpus), process.local_size
+    if devices[0].type == "cpu":
+        return devices[0]
+    if len(devices) < here or (gpus is not None and len(devices) > here):
+        named = f"--gpus {gpus} names" if gpus is not None else "the number of visible GPUs is"
+        raise DeviceError(
+            f"{here} ranks on this machine take a GPU each, but {named} {len(devices)}: start torchrun with "
+            f"--nproc-per-node {len(devices)}"
+        )
+    return devices[process.local_rank]
+
+
+def rendezvous(rank: int, size: int) -> dist.Store:
+    """A store that only the ranks of this start share. Raises ``TimeoutError`` if one of them does not come.
+
+    torchrun restarts the ranks with the store of the start before, which still holds the addresses of dead ranks: a
+    rank that reads such an address waits for a dead process. torch has no prefix for a start. So rank 0 draws one and
+    hands it to each rank that asks, under a key that this rank has drawn.
+    """
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=_RENDEZVOUS_SECONDS)))
+    prefix = _hand_out_prefix(store, size) if rank == 0 else _ask_for_prefix(store, rank)
+    return dist.PrefixStore(prefix, store)
+
+
+def _hand_out_prefix(store: dist.Store, size: int) -> str:
+    """Answer every rank that asks, dead ones of an earlier start included, until each has confirmed the prefix."""
+    prefix = f"isonet/{uuid.uuid4()}"
+    waiting, answered, end = set(range(1, size)), set(), time.monotonic() + _RENDEZVOUS_SECONDS
+    while waiting:
+        for rank in sorted(waiting):
+            question = _QUESTION.format(rank)
+            if store.check([f"{prefix}/confirmed/{rank}"]):
+                waiting.remove(rank)
+            elif store.check([question]) and (token := store.get(question).decode()) not in answered:
+                store.set(_ANSWER.format(token), prefix)
+                answered.add(token)
+        if time.monotonic() > end:
+            raise TimeoutError(f"rank {min(waiting)} has not come in {_RENDEZVOUS_SECONDS:.0f} s")
+        time.sleep(_POLL_SECONDS)
+    return prefix
+
+
+def _ask_for_prefix(store: dist.Store, rank: int) -> str:
+    token = str(uuid.uuid4())
+    store.set(_QUESTION.format(rank), token)
+    prefix = read_store(store, _ANSWER.format(token), _RENDEZVOUS_SECONDS)
+    if prefix is None:
+        raise TimeoutError(f"rank 0 has not answered in {_RENDEZVOUS_SECONDS:.0f} s")
+    store.set(f"{prefix}/confirmed/{rank}", "yes")
+    return prefix
+
+
+def read_store(store: dist.Store, key: str, seconds: float) -> str | None:
+    """The text under ``key``, as soon as a rank writes it; None after ``seconds``. torch's own wait would log that."""
+    end = time.monotonic() + seconds
+    while not store.check([key]):
+        if time.monotonic() > end:
+            return None
+        time.sleep(_POLL_SECONDS)
+    return store.get(key).decode()

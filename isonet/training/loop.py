@@ -1,0 +1,204 @@
+"""The training loop: epochs, batches, rate, step, look, save, stop, evaluate, record."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+from isonet.config import global_batch
+from isonet.data import Loader
+from isonet.errors import NonFiniteError, Stopped
+from isonet.files.archive import pack
+from isonet.files.progress import Progress
+from isonet.files.run_folder import RunFolder
+from isonet.files.storage import append_line
+from isonet.signals import StopRequested, StopSignals
+from isonet.training.distributed import World, lockstep
+from isonet.training.failure import where_non_finite
+from isonet.training.finetune import train_mode, trained_parts
+from isonet.training.log import EpochDisplay
+from isonet.training.metrics import EpochSums, NonFiniteStep, evaluate
+from isonet.training.optim import Amp, learning_rate_at, set_learning_rate
+from isonet.training.report import Report, StepProfile, singular_values
+from isonet.training.step import TrainStep
+
+log = logging.getLogger("isonet")
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What the loop works with.
+
+    forward: ``model``, or a wrapper that compiles it or spreads it over devices or ranks. accumulate: SOLVER.ACCUMULATE
+    as the user gave it; the value in ``cfg`` keeps the global batch of a resumed run.
+    """
+
+    cfg: CfgNode
+    folder: RunFolder
+    world: World
+    devices: list[torch.device]
+    model: nn.Module
+    forward: nn.Module
+    optimizer: torch.optim.Optimizer
+    amp: Amp
+    train_loader: Loader
+    val_loader: Loader
+    progress: Progress
+    accumulate: int
+
+    @property
+    def num_gpus(self) -> int:
+        """The GPUs of all ranks; a CPU counts as one."""
+        return len(self.devices) * self.world.size
+
+    @property
+    def global_batch(self) -> int:
+        """Images of a training step, on all ranks."""
+        return global_batch(self.cfg, self.num_gpus)
+
+    def rate(self, epoch: int, taken: int = 0) -> float:
+        """The learning rate of the step that follows the first ``taken`` images of an epoch."""
+        return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.epoch_images)
+
+    def save(self, epoch: int, step: int, best: bool = False) -> None:
+        """Save a checkpoint of ``epoch`` after ``step`` (0: after all of it): tensors, numbers and text only."""
+        for loader in (self.train_loader, self.val_loader):  # rank 0 lists what the others could not read
+            for skipped in self.world.gather(dict(loader.skipped)) if self.cfg.DATASET.ON_ERROR == "skip" else ():
+                loader.skipped.update(skipped)
+        if not self.world.is_main:
+            return
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.amp.scaler.state_dict(),  # empty without fp16
+            **self.progress.as_dict(),
+            "num_devices": self.num_gpus,
+            "accumulate": self.accumulate,
+            "config": self.cfg.dump(),
+            "classes": list(self.train_loader.classes),
+            "num_images": self.train_loader.num_images,
+        }
+        self.folder.save(pack(state), epoch, step, self.cfg.RUNTIME.KEEP, best)
+
+
+def train(run: Run, report: Report, stop: StopSignals) -> None:
+    """Train until SOLVER.MAX_EPOCHS, from where ``run.progress`` stands.
+
+    All ranks save, stop and fail at the same step; rank 0 writes. Raises ``Stopped`` after a signal, and
+    ``NonFiniteError`` after a non-finite loss, gradient or weight.
+    """
+    cfg, world, progress = run.cfg, run.world, run.progress
+    solver, runtime, device = cfg.SOLVER, cfg.RUNTIME, run.devices[0]
+    step = TrainStep(
+        world.data_parallel(run.forward, device), trained_parts(run.model), run.optimizer, cfg.ISON.ORTHO_COEFF,
+        amp=run.amp, world=world, accumulate=solver.ACCUMULATE, seed=runtime.SEED, strided=cfg.ISON.ORTHO_STRIDED,
+    )  # fmt: skip
+
+    for epoch in range(progress.epoch + 1, solver.MAX_EPOCHS + 1):
+        sums = EpochSums(device, world, progress.part)
+        run.train_loader.set_epoch(epoch, skip=sums.taken)
+        run.val_loader.set_epoch(epoch)
+        train_mode(run.model)
+        with saved_if_stopped(run, epoch, sums):
+            with display_of(run, epoch, sums) as display, profile_of(run, epoch) as profile:
+                for images, labels, total in sums.timed(lockstep(run.train_loader, world, stop)):
+                    set_learning_rate(run.optimizer, run.rate(epoch, sums.taken))
+                    output = step(images, labels, total, position=(epoch, sums.steps + 1))
+                    sums.add(output, labels, total)
+                    profile.step()
+                    display.advance()
+                    if sums.steps % runtime.LOG_EVERY == 0:  # reading the sums waits for the device
+                        display.show(sums.steps, sums.means(run.model))
+                    if runtime.SAVE_EVERY and sums.steps % runtime.SAVE_EVERY == 0:
+                        save_within_epoch(run, epoch, sums)
+            means = sums.means(run.model)
+            world.broadcast(run.model.buffers())  # such as batch norm's, which differ between ranks
+            result = evaluate(run.forward, lockstep(run.val_loader, world, stop), device, run.amp, world)
+            if not math.isfinite(result.loss):  # the last update is not in the training loss
+                raise NonFiniteStep(0)
+        row = {"epoch": epoch, "learning_rate": run.rate(epoch), **means, **result.as_row()}
+        if world.is_main:
+            row |= singular_values(run.model, cfg, epoch)
+        best = progress.record(row, sums.timing(epoch, result.seconds))
+        run.save(epoch, 0, best)
+        if world.is_main:
+            record(run)
+            report.update()
+
+
+@contextmanager
+def saved_if_stopped(run: Run, epoch: int, sums: EpochSums) -> Iterator[None]:
+    """After a signal, save the part of the epoch that is done. Turn a signal, or a non-finite value, into its error."""
+    try:
+        yield
+    except StopRequested as signal:
+        if sums.steps:
+            save_within_epoch(run, epoch, sums)
+        raise Stopped(stop_message(run.folder, signal, epoch, sums.steps)) from None
+    except NonFiniteStep as failure:
+        raise NonFiniteError(non_finite_message(run, epoch, failure.step, sums.steps)) from None
+
+
+def display_of(run: Run, epoch: int, sums: EpochSums) -> EpochDisplay:
+    """The progress of an epoch; rank 0 shows it."""
+    steps = sums.steps + len(run.train_loader)
+    return EpochDisplay(epoch, run.cfg.SOLVER.MAX_EPOCHS, sums.steps, steps, hidden=not run.world.is_main)
+
+
+def profile_of(run: Run, epoch: int) -> StepProfile:
+    """The profile of the first steps of a run that RUNTIME.PROFILE asks for; rank 0 writes it."""
+    first = epoch == 1 and run.world.is_main
+    return StepProfile(run.cfg.RUNTIME.PROFILE if first else 0, run.devices[0], run.folder.profile)
+
+
+def save_within_epoch(run: Run, epoch: int, sums: EpochSums) -> None:
+    """Save the part of the epoch that is done; never non-finite weights, for which it raises ``NonFiniteStep``."""
+    sums.means(run.model)
+    run.progress.part = sums.part()
+    run.save(epoch, sums.steps)
+
+
+def record(run: Run) -> None:
+    """Append the finished epoch to ``metrics.jsonl`` and ``timing.jsonl``, and log it."""
+    row, timing = run.progress.history[-1], run.progress.timing[-1]
+    append_line(run.folder.metrics, json.dumps(row, allow_nan=False))
+    append_line(run.folder.timing, json.dumps(timing, allow_nan=False))
+    log.info(
+        "epoch %d/%d: rate %.4g, cross entropy %.4f, penalty %.4g, train top-1 %.2f, top-1 %.2f, top-5 %.2f, "
+        "%.0f images/s, %.1f s waiting for data",
+        row["epoch"], run.cfg.SOLVER.MAX_EPOCHS, row["learning_rate"], row["cross_entropy"], row["penalty"],
+        row["train_top1"], row["top1"], row["top5"], timing["images_per_second"], timing["data_wait_seconds"],
+    )  # fmt: skip
+
+
+def stop_message(folder: RunFolder, signal: StopRequested, epoch: int, steps: int) -> str:
+    """Where a signal stopped the run, and how to resume it."""
+    if not steps and not folder.latest.exists():
+        return f"by {signal} before the first step: nothing was saved, and nothing is lost"
+    where = f"in epoch {epoch} after step {steps}" if steps else f"after epoch {epoch - 1}"
+    return (
+        f"by {signal} {where}; saved in {folder.latest}: resume with the same command and --resume (or --resume auto)"
+    )
+
+
+def non_finite_message(run: Run, epoch: int, bad_step: int, steps: int) -> str:
+    """What became non-finite and what to try. bad_step: see ``NonFiniteStep``. steps: those of the epoch so far."""
+    latest, cfg = run.folder.latest, run.cfg
+    saved = f"the last good checkpoint is {latest}" if latest.exists() else "nothing was saved"
+    what = "the loss or its gradient" if bad_step else "the network or its validation loss"
+    rate = run.rate(epoch, max(0, (bad_step or steps) - 1) * run.global_batch)
+    first = where_non_finite(run, epoch, bad_step)
+    return (
+        f"{what} is not finite in epoch {epoch}, step {bad_step or steps}, at a rate of {rate:g}"
+        f"{f', first in {first}' if first else ''}; {saved}. "
+        "Try a lower SOLVER.BASE_LR, SOLVER.WARMUP True, or another ISON.ORTHO_COEFF"
+        f"{', or RUNTIME.AMP bf16' if cfg.RUNTIME.AMP == 'fp16' else ''}"
+    )

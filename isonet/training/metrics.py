@@ -1,0 +1,197 @@
+"""Sums over the steps of an epoch, kept on the device, and the evaluation of a network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from isonet.errors import DataError
+from isonet.files.progress import Part
+from isonet.training.distributed import ALONE, World
+from isonet.training.optim import Amp
+from isonet.training.step import StepOutput, full_type
+
+Batch = TypeVar("Batch")
+
+TOP_K = 5
+_NEVER = torch.iinfo(torch.int64).max
+
+
+class NonFiniteStep(Exception):  # noqa: N818 - the loop turns it into an error for the user
+    """Step ``step`` of the epoch, counted from 1, had a non-finite loss or gradient.
+
+    0: no step had, but the weights are non-finite since the last update was too large.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"non-finite step {step}")
+        self.step = step
+
+
+class EpochSums:
+    """Sums over the steps of an epoch.
+
+    Each rank of ``world`` adds up its own images. ``means`` and ``part`` add the ranks and wait for the device; all
+    ranks call them at the same step.
+
+    steps: how many were added. taken: images that those took, on all ranks. seconds: of the steps; waited: of those,
+    the seconds that the loop waited for data.
+    """
+
+    def __init__(self, device: torch.device, world: World = ALONE, part: Part | None = None) -> None:
+        """part: the beginning of the epoch, from a checkpoint that was saved within it."""
+        self.world = world
+        # cross entropy x images, penalty, images, top-1, top-5: float64 counts exactly beyond any epoch
+        self.own = torch.zeros(5, dtype=torch.float64, device=device)
+        self.bad_step = torch.full((), _NEVER, device=device)  # the first non-finite one
+        self.steps, self.taken, self.seconds, self.waited = 0, 0, 0.0, 0.0
+        if part:
+            sums, self.taken = part.sums, part.taken
+            if world.is_main:  # it takes the sums of all ranks as its own
+                own = [*sums["losses"], sums["images"], *sums["correct"]]
+                self.own.copy_(torch.tensor(own, dtype=torch.float64))
+            self.steps, self.seconds, self.waited = sums["steps"], sums["seconds"], sums["waited"]
+
+    def add(self, output: StepOutput, labels: Tensor, total: int | None = None) -> None:
+        """Add a step on ``labels``, (N,), of a batch of ``total`` images on all ranks, by default N."""
+        total = total or len(labels)
+        self.steps += 1
+        self.taken += total
+        losses = [output.cross_entropy * total, output.penalty, torch.full_like(output.penalty, len(labels))]
+        self.own += torch.cat([torch.stack(losses).double(), count_correct(output.logits, labels)])
+        self.bad_step.clamp_(max=torch.where(output.finite, _NEVER, self.steps))
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches on, and measure how long the loop takes and how long it waits for them."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                self.own.cpu()  # waits for the device, which may still compute the last steps
+                self.seconds += time.perf_counter() - start
+                return
+            yield batch
+            self.seconds += time.perf_counter() - start
+
+    def means(self, model: nn.Module | None = None) -> dict[str, float]:
+        """Means over all ranks so far; accuracies in percent.
+
+        Raises ``NonFiniteStep``, on all ranks, if a step of one of them or a value of ``model`` was non-finite.
+        """
+        cross_entropy, penalty, images, top1, top5 = self._totals()
+        self._raise_if_non_finite(model)
+        return {
+            "cross_entropy": cross_entropy / images,
+            "penalty": penalty / self.steps,
+            "train_top1": 100 * top1 / images,
+            "train_top5": 100 * top5 / images,
+        }
+
+    def _raise_if_non_finite(self, model: nn.Module | None) -> None:
+        bad_step = int(self.world.minimum(self.bad_step.clone()))
+        if bad_step != _NEVER:
+            raise NonFiniteStep(bad_step)
+        if model is not None:  # with batch norm's means and variances, which differ between ranks
+            values = [value for value in model.state_dict().values() if value.is_floating_point()]
+            if not self.world.minimum(get_total_norm(values).isfinite().int()):
+                raise NonFiniteStep(0)
+
+    def part(self) -> Part:
+        """What a checkpoint within the epoch holds of it; call ``means`` before: none is saved after a failure."""
+        cross_entropy, penalty, images, top1, top5 = self._totals()
+        sums: dict[str, Any] = {
+            "losses": [cross_entropy, penalty],
+            "correct": [int(top1), int(top5)],
+            "images": int(images),
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "waited": self.waited,
+        }
+        return Part(self.taken, sums)
+
+    def timing(self, epoch: int, evaluation_seconds: float) -> dict[str, float]:
+        """How long a finished epoch took: a row of ``timing.jsonl``."""
+        return {
+            "epoch": epoch,
+            "images_per_second": self.taken / self.seconds,
+            "data_wait_seconds": self.waited,
+            "seconds": self.seconds + evaluation_seconds,
+        }
+
+    def _totals(self) -> list[float]:
+        return self.world.sum(self.own.clone()).tolist()
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the first, and among the first five, guesses: (2,) int64."""
+    guesses = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
+    hits = guesses == labels[:, None]
+    return torch.stack([hits[:, 0].sum(), hits.sum()])
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """top1, top5: percent. loss: mean cross entropy per image, in nats. images: how many."""
+
+    top1: float
+    top5: float
+    loss: float
+    images: int
+    images_per_second: float
+
+    @property
+    def seconds(self) -> float:
+        """How long the evaluation took."""
+        return self.images / self.images_per_second
+
+    def as_dict(self) -> dict[str, float]:
+        """All figures, for ``test.py --json``."""
+        return asdict(self)
+
+    def as_row(self) -> dict[str, float]:
+        """The figures of an epoch, for ``metrics.jsonl``."""
+        return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
+
+
+@torch.no_grad()  # not inference_mode, which the threads of DataParallel do not inherit
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    device: torch.device,
+    amp: Amp | None = None,
+    world: World = ALONE,
+) -> Evaluation:
+    """Run ``model``, in evaluation mode and back, over ``batches`` of images and labels on ``device``.
+
+    Each rank gives its own batches, and all get the whole result. Waits for the device once, at the end. Raises
+    ``DataError`` if there is no image.
+    """
+    amp = amp or Amp("off", device)
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    start = time.perf_counter()
+    for inputs, labels, *_ in batches:
+        if not len(labels):
+            continue
+        with amp.autocast():
+            logits = model(inputs)
+        logits = full_type(logits)
+        sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+        sums[1:3] += count_correct(logits, labels)
+        sums[3] += len(labels)
+    loss, top1, top5, images = world.sum(sums).tolist()
+    if not images:
+        raise DataError("there is no image to evaluate on")
+    seconds = time.perf_counter() - start
+    model.train(was_training)
+    return Evaluation(100 * top1 / images, 100 * top5 / images, loss / images, int(images), images / seconds)
