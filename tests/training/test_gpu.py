@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REPO, TINY, VISIBLE_GPUS
+from launch import run_new_interpreter
 
 DIGITS = REPO / "configs/digits_ISO20.yaml"
 
