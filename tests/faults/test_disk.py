@@ -27,6 +27,8 @@ from launch import REPO, Script, run_script, start, wait_until
 
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])
@@ -156,8 +158,8 @@ def test_a_second_run_is_told_who_holds_the_folder_and_a_dead_one_does_not_hold_
 def test_a_lock_is_free_again_after_every_kind_of_end(tmp_path):
     with pytest.raises(ZeroDivisionError), FolderLock(tmp_path):
         raise ZeroDivisionError
-    with FolderLock(tmp_path):
-        assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
+    with FolderLock(tmp_path) as lock:
+        assert json.loads(lock.holder.read_text())["pid"] == os.getpid()
     assert not list(tmp_path.iterdir())
     with FolderLock(tmp_path / "not there yet") as lock:
         lock.path.parent.mkdir()
@@ -196,13 +198,14 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
     damage(folder.latest)
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
     text = folder.log.read_text()
+    first, *_ = [line for line in text.splitlines() if "warning: " in line]
     if damage is flip:  # of both names
-        assert f"{folder.latest}: is damaged: its checksum does not match; using the one before it" in text
+        assert f"{folder.latest}: is damaged" in first
         assert "epoch0002.pt after epoch 2" in text
         assert (path / "epoch0003.pt.damaged").exists()
     else:
         assert "epoch0003.pt after epoch 3" in text
-        assert f"{folder.latest} was not the newest checkpoint that is whole" in text
+        assert f"{folder.latest} was not the newest" in first
     assert folder.metrics.read_bytes() == three_epochs.metrics.read_bytes()
     assert read_checkpoint(folder.latest)["epoch"] == 3
     assert folder.latest.samefile(folder.numbered()[-1])
@@ -286,7 +289,7 @@ def test_when_every_checkpoint_is_damaged_it_is_said_and_nothing_is_touched(thre
     for file in path.glob("*.pt"):
         replace(file)
     before = contents(path)
-    with pytest.raises(CheckpointError, match=r"epoch0003.pt: is damaged.*and so are the 2 before it"):
+    with pytest.raises(CheckpointError, match=r"epoch0003.pt: is damaged.* 2 before it"):
         run_training(cfg(tmp_path), "run", resume=LATEST)
     assert contents(path) == before
     tally("refused")
@@ -339,5 +342,5 @@ def test_a_log_that_cannot_be_written_is_said_once(mounted, capsys):
 
 def test_times_of_locks_are_readable(tmp_path):
     with FolderLock(tmp_path) as lock:
-        since = json.loads(lock.path.read_text())["since"]
+        since = json.loads(lock.holder.read_text())["since"]
     assert abs(time.mktime(time.strptime(since, "%Y-%m-%d %H:%M:%S")) - time.time()) < 60
