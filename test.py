@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     if not is_launched():
         look(args)
-    from isonet.tools.evaluate import evaluate_on_ranks, report  # these import torch
+    from isonet.tools.trained import evaluate_on_ranks, report  # these import torch
     from isonet.training.failure import ranks
 
     with ranks(args.gpus) as (world, devices):

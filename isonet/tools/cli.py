@@ -47,37 +47,30 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, is_main() * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
 
 
-def tool_parser(tool: str | None, description: str | None, examples: str) -> Parser:
-    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, or for a script if ``tool`` is None."""
+def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
+    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, or for a script if ``tool`` is empty."""
     parser = Parser(
-        prog=tool and f"python -m isonet.tools.{tool}",
+        prog=f"python -m isonet.tools.{tool}" if tool else None,
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--debug", action="store_true", help="print the traceback of an error, e.g. as the last option")
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error, e.g. for a bug report")
     return parser
 
 
 def make_parser(
-    description: str | None,
-    examples: str,
-    cfg_required: bool = True,
-    gpus_help: str = GPUS_HELP,
-    tool: str | None = None,
+    description: str | None, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP, tool: str = ""
 ) -> Parser:
     """Return a ``tool_parser`` with ``--cfg``, ``--gpus`` and trailing ``KEY VALUE`` overrides."""
     parser = tool_parser(tool, description, examples)
     parser.add_argument(
-        "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. --cfg configs/cifar10_ISO110.yaml"
+        "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. configs/digits_ISO20.yaml"
     )
     parser.add_argument("--gpus", metavar="IDS", help=gpus_help)
     parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys to override, after all other options, e.g. ISON.DROPOUT False SOLVER.BASE_LR 0.02",
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of config keys, e.g. ISON.DROPOUT False ISON.DEPTH 20"
     )
     return parser
 

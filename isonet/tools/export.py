@@ -59,9 +59,9 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     trained = load_trained(args.ckpt, args.cfg, args.opts)
     classes = class_names(trained, args.classes)
-    suffix, in_zoo = SUFFIXES[args.format], args.ckpt.startswith(PREFIX)  # whose files are in a cache
-    beside = Path(args.ckpt.removeprefix(PREFIX) + suffix) if in_zoo else trained.path.with_suffix(suffix)
-    output = Path(args.output) if args.output else beside
+    in_zoo = args.ckpt.startswith(PREFIX)  # whose files are in a cache
+    stem = args.ckpt.removeprefix(PREFIX) if in_zoo else trained.path.with_suffix("")
+    output = Path(args.output or f"{stem}{SUFFIXES[args.format]}")
     look_for_folder_of("--output", str(output))
     if output.is_dir() or (output.exists() and output.samefile(trained.path)):
         raise UserError(f"--output {output}: is a folder, or the checkpoint itself; name another file")

@@ -70,8 +70,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
     macs = sum(stage.macs for stage in stages)
     all_grams = [Grams(shape_of(conv), cfg.ISON.ORTHO_STRIDED) for _, conv in penalised_convs(model)]
     penalty_macs, penalty_gradient = (sum(macs) for macs in zip(*map(_macs_at_points, all_grams), strict=True))
-    batch_size = cfg.SOLVER.TRAIN_BATCH_SIZE
-    network_step = batch_size * (3 * macs - stem_macs)
+    network_step = cfg.SOLVER.TRAIN_BATCH_SIZE * (3 * macs - stem_macs)
     penalty_step = penalty_macs + penalty_gradient if cfg.ISON.ORTHO_COEFF > 0 else 0
     return FlopCount(
         input=[3, image_size(cfg), image_size(cfg)],
@@ -82,7 +81,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
         penalty_macs=penalty_macs,
         penalty_macs_half_offsets=sum(map(_macs_by_offset, all_grams)),
         penalty_macs_published=sum(map(_published_macs, all_grams)),
-        batch_size=batch_size,
+        batch_size=cfg.SOLVER.TRAIN_BATCH_SIZE,
         network_step_macs=network_step,
         penalty_step_macs=penalty_step,
         penalty_share=penalty_step / (network_step + penalty_step),
@@ -120,17 +119,15 @@ def write_count(count: FlopCount, folder: Path) -> None:
 def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
     """Return the parts of ``model`` for images of ``size`` pixels a side, and the MACs of its first convolution."""
     shapes: dict[nn.Module, list[int]] = {}  # of each output, without the batch
+    macs: dict[nn.Module, int] = {}
 
-    def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         shapes[module] = list(output.shape[1:])
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            macs[module] = module.weight.numel() * output.shape[2:].numel()  # each weight once per position
 
-    with torch.no_grad(), hooked(module.register_forward_hook(remember) for module in model.modules()):
+    with torch.no_grad(), hooked(module.register_forward_hook(count) for module in model.modules()):
         model(torch.empty(0, 3, size, size))
-    macs: dict[nn.Module, int] = {
-        module: module.weight.numel() * math.prod(shapes[module][1:])  # each weight once per position
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
     stages = []
     for name, part in model.named_children():
         part_macs = sum(macs.get(module, 0) for module in part.modules())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from isonet.config import image_size, uses_small_images
 from isonet.data.augment import EVAL_RESIZE
@@ -22,23 +22,26 @@ from isonet.tools.trained import Trained
 
 Network = Callable[[Tensor], Tensor]  # (N, 3, H, W) -> (N, classes)
 
-_CHECKED_BATCHES = (1, 3)  # images; the network is traced with 2
+_CHECKED_BATCHES = (1, 3)  # images
 
 
 def export(
     trained: Trained, classes: list[str], form: str, output: Path, opset: int, tolerance: float
 ) -> tuple[float, float]:
-    """Write the network to ``output`` after a check: what is written gives the same logits as the network.
+    """Write the network to ``output``, after a check that the content gives the network's logits for random images.
 
     classes: their names. form: one of ``FORMATS``. opset: of an ONNX file. tolerance: the largest difference of a logit
     that the check allows, as a part of the largest logit.
-    Returns what ``compare`` does. Raises ``UserError`` if the check fails.
+    Returns the largest difference, and the largest logit of the network. Raises ``UserError`` if the check fails.
     """
     size = image_size(trained.cfg)
     example = torch.zeros(2, 3, size, size)  # torch would take a batch of one for a constant
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(count, 3, size, size, generator=generator) for count in _CHECKED_BATCHES]
     with torch.no_grad():
         content, exported = FORMATS[form](trained, example, metadata(trained, classes), opset)
-        difference, largest = compare(trained.model, exported, size)
+        expected, logits = (torch.cat([network(images) for images in batches]) for network in (trained.model, exported))
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
     if not math.isfinite(largest):
         raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so no file can be checked")
     if not difference <= tolerance * largest:  # nor may it be NaN
@@ -48,18 +51,6 @@ def export(
         )
     write_file(output, content)
     return difference, largest
-
-
-def compare(model: nn.Module, exported: Network, size: int) -> tuple[float, float]:
-    """The largest difference of logits between two networks for random images, and the largest logit of ``model``.
-
-    size: of the images, in pixels.
-    """
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(count, 3, size, size, generator=generator) for count in _CHECKED_BATCHES]
-    expected, logits = (torch.cat([network(images) for images in batches]) for network in (model, exported))
-    difference = (logits - expected).abs().max().item() if logits.shape == expected.shape else math.inf
-    return difference, expected.abs().max().item()
 
 
 def metadata(trained: Trained, classes: list[str]) -> dict[str, str]:
@@ -106,9 +97,6 @@ def _safetensors(trained: Trained, _example: Tensor, about: dict[str, str], _ops
     return content, model.eval()
 
 
-# Each returns the content of a file, and the network that this content is to other programs
-FORMATS: dict[str, Callable[..., tuple[bytes, Network]]] = {
-    "onnx": _onnx,
-    "torch": _torch,
-    "safetensors": _safetensors,
-}
+# Returns the content of a file, and the network that other programs read from it
+Exporter = Callable[[Trained, Tensor, dict[str, str], int], tuple[bytes, Network]]
+FORMATS: dict[str, Exporter] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}

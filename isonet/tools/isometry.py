@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ from isonet.training.log import log_to_terminal, versions
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger("isonet")
 
 EXAMPLES = """\
   python -m isonet.tools.isometry --cfg configs/digits_ISO20.yaml
@@ -49,10 +46,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="networks: configs (.yaml, as initialised) and checkpoints, each with a name of your own")  # fmt: skip
     add = parser.add_argument
     add("--images", type=positive, default=8, metavar="N", help="images for the norms (default: 8)")
-    add("--steps", type=positive, default=60, metavar="N",
-        help="most steps towards the Jacobian's extremes (default: 60)")  # fmt: skip
-    add("--output", type=Path, default=Path("outputs/isometry"), metavar="DIR",
-        help="folder of the page and report.json (default: outputs/isometry)")  # fmt: skip
+    add("--steps", type=positive, default=60, metavar="N", help="limit on the steps for each Jacobian (default: 60)")
+    add("--output", type=Path, default=Path("outputs/isometry"), metavar="DIR", help="(default: %(default)s)")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.compare, overrides = split_overrides(args.compare)
     args.opts = overrides + args.opts
@@ -74,10 +69,7 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     device = pick_devices(args.gpus)[0]
     with explain_out_of_memory():
-        reports = {
-            name: measure_network(network, args.cfg, args.opts, args.images, args.steps, device)
-            for name, network in networks.items()
-        }
+        reports = {name: measure_network(network, args, device) for name, network in networks.items()}
     args.output.mkdir(parents=True, exist_ok=True)
     write_file(args.output / "report.json", json.dumps(reports, indent=1) + "\n")
     write_file(args.output / "index.html", page(reports))
@@ -103,14 +95,10 @@ def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]
     return networks
 
 
-def measure_network(
-    network: str, cfg_path: str | None, opts: Sequence[Any], images: int, steps: int, device: torch.device
-) -> dict[str, Any]:
+def measure_network(network: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """Measure one network; returns the numbers of ``isonet.isometry.measure``, and where they come from.
 
-    network: a config file, for the network as initialised, or a checkpoint, whose config ``cfg_path`` replaces if
-    given. opts: ``KEY VALUE`` pairs, merged on top of the config. images: how many. steps: towards the extremes of the
-    Jacobian, at most.
+    network: a config file, for the network as initialised, or a checkpoint, whose config ``--cfg`` replaces if given.
     """
     from isonet.data import build_loader
     from isonet.isometry.measure import measure
@@ -118,18 +106,18 @@ def measure_network(
     from isonet.tools.trained import load_trained
     from isonet.training.devices import seed_everything, set_precision
 
-    opts = [*opts, "SOLVER.TEST_BATCH_SIZE", images, "DATASET.NUM_WORKERS", 0]
+    opts = [*args.opts, "SOLVER.TEST_BATCH_SIZE", args.images, "DATASET.NUM_WORKERS", 0]
     if network.endswith(CONFIGS):
         cfg, source = load_cfg(network, opts), f"{network} as initialised"
         seed_everything(cfg.RUNTIME.SEED)
         model = build_model(cfg)
     else:
-        trained = load_trained(network, cfg_path, opts)
+        trained = load_trained(network, args.cfg, opts)
         model, cfg, source = trained.model, trained.cfg, str(trained.path)
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     batch, labels = next(iter(build_loader(cfg, "val", (device,))))
-    log.info("measuring %s", source)
-    numbers = measure(model.to(device), batch, labels, steps, strided=cfg.ISON.ORTHO_STRIDED)
+    print(f"measuring {printable(source)}", flush=True)
+    numbers = measure(model.to(device), batch, labels, args.steps, strided=cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))
     return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **numbers}
 

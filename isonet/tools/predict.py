@@ -99,14 +99,10 @@ def predict(
     import torch
 
     from isonet.data.unlabelled import read_batches
-    from isonet.training.devices import place, set_precision
-    from isonet.training.optim import Amp
+    from isonet.tools.trained import placed
 
-    cfg = trained.cfg
-    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    forward = place(trained.model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
-    amp = Amp(cfg.RUNTIME.AMP, devices[0])
-    for batch in read_batches(cfg, paths, batch_size, devices[0]):
+    forward, amp = placed(trained, devices)
+    for batch in read_batches(trained.cfg, paths, batch_size, devices[0]):
         for failed in batch.failures:
             log.error("%s: %s", failed.path, failed.reason)
             unread.append(failed.path)

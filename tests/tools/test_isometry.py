@@ -147,7 +147,8 @@ def test_the_precision_is_that_of_the_config(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     for deterministic, tf32 in ((True, False), (False, True)):
         options = ["RUNTIME.DETERMINISTIC", deterministic, "RUNTIME.TF32", tf32, *SMALL]
-        tool.measure_network(str(DIGITS), None, options, images=1, steps=1, device=torch.device("cpu"))
+        args = tool.parse_args(["--cfg", str(DIGITS), "--images", "1", "--steps", "1", *map(str, options)])
+        tool.measure_network(args.cfg, args, torch.device("cpu"))
         assert torch.are_deterministic_algorithms_enabled() == deterministic
         assert torch.backends.cudnn.allow_tf32 == tf32
 

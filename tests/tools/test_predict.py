@@ -195,7 +195,7 @@ def test_names_of_classes_from_a_file(capsys, run, few, tmp_path):
     names.write_text("one\n\nthree\n")
     code, _, err = predict(capsys, "--ckpt", run, "--classes", names, few[0])
     assert code == 2
-    assert all(words in err for words in (str(names), "3 lines", "line 2", "10 classes"))
+    assert all(words in err for words in (str(names), "3 classes", "line 2", "10 classes"))
 
 
 def test_overrides_follow_the_images(capsys, run, few):

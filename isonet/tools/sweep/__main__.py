@@ -19,7 +19,7 @@ from isonet.config import flat, read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
-from isonet.launch import is_launched, parse_gpu_ids
+from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
 from isonet.signals import StopSignals
 from isonet.tools.cli import check_gpu_ids, make_parser
@@ -32,9 +32,7 @@ EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/cifar10_ISO110.yaml --output both --gpus 0,1 --parallel \\
       ISON.ORTHO_COEFF 1e-5,1e-4,1e-3 SOLVER.BASE_LR 0.01,0.02 SOLVER.MAX_EPOCHS 30"""
 
-_GPUS_HELP = (
-    "GPUs of each run, with --parallel of all runs together, e.g. 0,1 (default: all visible ones, else the CPU)"
-)
+_GPUS_HELP = "GPUs of each run, or with --parallel of all runs together (default: all visible ones, else the CPU)"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,24 +53,22 @@ def main(args: argparse.Namespace) -> None:
     check_gpu_ids(args.gpus)
     runs = make_grid(args.cfg, args.output, args.opts)
     slots = slots_of(args.gpus, args.parallel)
-    folder = run_folder(runs[0].cfg, args.output)
-    if folder.holds_a_run():
-        raise UserError(f"{folder.path} holds a run: choose another --output for the sweep")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder.path):
-        train_all(runs, folder.path, slots)
+    folder = run_folder(runs[0].cfg, args.output).path
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        train_all(runs, folder, slots)
 
 
-def slots_of(gpus: str | None, parallel: bool) -> list[str | None]:
+def slots_of(gpus: str | None, parallel: bool) -> Sequence[str | None]:
     """The ``--gpus`` of the runs that are trained at the same time: one for each of them."""
     from isonet.training.devices import pick_devices
 
     devices = pick_devices(gpus)
     if not parallel:
         return [gpus]
-    if devices[0].type == "cuda":
-        return [str(device.index) for device in devices]
-    return [None] if gpus is None else [str(number) for number in parse_gpu_ids(gpus)]
+    if gpus is not None:
+        return gpus.split(",")
+    return [None if device.type == "cpu" else str(device.index) for device in devices]
 
 
 def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) -> None:
@@ -121,8 +117,7 @@ def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> st
 
     old, new = flat(before), flat(now)
     ignored = may_differ(now) | set(varying)
-    key = next((key for key in new if key not in ignored and old[key] != new[key]), None)
-    return f"{key} {old[key]}, now {new[key]}" if key else ""
+    return next((f"{key} {old[key]}, now {new[key]}" for key in new if key not in ignored and old[key] != new[key]), "")
 
 
 if __name__ == "__main__":

@@ -135,12 +135,7 @@ def shown(value: Any) -> str:
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
     """The highest best top-1 first, then runs without figures, and at the end those that diverged or failed."""
-
-    def place(run: Run) -> tuple[bool, float]:
-        top1 = run.summary.best_top1
-        return run.state in FAILED, 1.0 if top1 is None else -top1
-
-    return sorted(runs, key=place)
+    return sorted(runs, key=lambda run: (run.state in FAILED, -(run.summary.best_top1 or -1.0)))
 
 
 def write_results(folder: Path, runs: Sequence[Run]) -> None:
