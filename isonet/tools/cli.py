@@ -65,9 +65,7 @@ def make_parser(
 ) -> Parser:
     """Return a ``tool_parser`` with ``--cfg``, ``--gpus`` and trailing ``KEY VALUE`` overrides."""
     parser = tool_parser(tool, description, examples)
-    parser.add_argument(
-        "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. configs/digits_ISO20.yaml"
-    )
+    parser.add_argument("--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. configs/self_ISO29.yaml")
     parser.add_argument("--gpus", metavar="IDS", help=gpus_help)
     parser.add_argument(
         "opts", nargs="*", metavar="KEY VALUE", help="overrides of config keys, e.g. ISON.DROPOUT False ISON.DEPTH 20"
