@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from isonet.config import load_cfg
 from isonet.data import build_loader
-from isonet.errors import NonFiniteError, UserError
+from isonet.errors import NonFiniteError
 from isonet.files.storage import write_file
 from isonet.files.zoo import open_checkpoint
 from isonet.models import build_model
@@ -73,12 +72,6 @@ def evaluate_on_ranks(
     if not math.isfinite(result.loss):
         raise NonFiniteError(f"{checkpoint.path}: the output of the network is non-finite, so it has no accuracy")
     return result, checkpoint.path
-
-
-def check_writable(json_file: str | None) -> None:
-    """Raise ``UserError`` before an evaluation, not after it, if the folder of ``json_file`` is missing."""
-    if json_file and not os.path.isdir(os.path.dirname(json_file) or "."):
-        raise UserError(f"--json {json_file}: there is no such folder; make it first")
 
 
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:

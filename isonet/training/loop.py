@@ -138,11 +138,12 @@ def train(run: Run, report: Report, stop: StopSignals) -> None:
 def saved_if_stopped(run: Run, epoch: int, sums: EpochSums) -> Iterator[None]:
     """After a signal, save the part of the epoch that is done. Turn a signal, or a non-finite value, into its error."""
     try:
-        yield
-    except StopRequested as signal:
-        if sums.steps:
-            save_within_epoch(run, epoch, sums)
-        raise Stopped(stop_message(run.folder, signal, epoch, sums.steps)) from None
+        try:
+            yield
+        except StopRequested as signal:
+            if sums.steps:
+                save_within_epoch(run, epoch, sums)  # which may raise NonFiniteStep
+            raise Stopped(stop_message(run.folder, signal, epoch, sums.steps)) from None
     except NonFiniteStep as failure:
         raise NonFiniteError(non_finite_message(run, epoch, failure.step, sums.steps)) from None
 

@@ -27,7 +27,7 @@ def plain_float32():
     """Convolutions without oneDNN, whose kernels round differently.
 
     The difference is within float32, but in the plain ResNet it moves exactly one ReLU input (of s2.b2.relu, 7e-7 from
-    zero) across zero. The gradient norms of some batch norms then differ by 3e-3. In float64 they agree to 1e-5 (below).
+    zero) across zero. The gradient norms of some batch norms then differ by 3e-3; in float64 they agree to 1e-5 (below)
     """
     return torch.backends.mkldnn.flags(enabled=False)
 

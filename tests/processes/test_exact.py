@@ -37,8 +37,8 @@ def train(_rank, tmp_path, config, resume=None):
     """Run the training; returns this rank's share of the losses of each step."""
     losses = []
 
-    def step(self, *args, real=TrainStep.__call__):
-        output = real(self, *args)
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        output = real(self, *args, **kwargs)
         losses.append((float(output.cross_entropy), float(output.penalty)))
         return output
 

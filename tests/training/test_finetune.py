@@ -192,9 +192,9 @@ def test_a_list_of_one_name_of_none_and_of_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("stm", "must be names out of stem, s1, s2, s3, s4, head, got"),
+        ("stm", "has a value that must be one of stem, s1, s2, s3, s4, head, got"),
         ("stem,stem", "names a part twice"),
-        ("stem,,s1", "must be names out of"),
+        ("stem,,s1", "has a value that must be one of"),
         ([1], r"takes names such as \[a, b\]"),
         (3, r"takes names such as \[a, b\]"),
     ],
