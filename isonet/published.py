@@ -1,12 +1,11 @@
 """The published ImageNet networks: the rows of MODEL_ZOO.md, and the config of each.
 
 The builders, the zoo and the tables read them from here. This module does not import torch, so that a typo after
-``zoo:`` is found at once.
+``zoo:`` is refused before torch is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -67,7 +66,7 @@ class PublishedNetwork:
         return load_cfg(None, opts)
 
 
-_NETWORKS: Sequence[PublishedNetwork] = (  # depth, residual, dropout, top1, file_id
+_NETWORKS = (  # depth, residual, dropout, top1, file_id
     PublishedNetwork(18, False, False, 67.94, "1z055ncj4nFLwHGI8nWmI1e_pO83Etwe2"),
     PublishedNetwork(34, False, False, 70.45, "1XyhENR7lIdOL0_nVJg0wHcD1hjtOWapE"),
     PublishedNetwork(50, False, False, 70.73, "1s2Z81aS2XTMmOWNWQrQqrmWSmLZnSJK0"),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from isonet.config import image_size, parse_cfg, uses_small_images
-from isonet.data.build import EVAL_RESIZE, statistics
+from isonet.data.augment import EVAL_RESIZE
+from isonet.data.build import statistics
 from isonet.errors import NonFiniteError, UserError
 from isonet.files.checkpoint import load_state
 from isonet.files.storage import write_file

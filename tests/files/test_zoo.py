@@ -312,7 +312,7 @@ def test_google_drives_pages_are_handled(published, server, tmp_path, monkeypatc
 
 
 _CLEAN = multiprocessing.get_context("forkserver")
-_CLEAN.set_forkserver_preload(["isonet", "gdown", "pytest", "PIL.Image"])
+_CLEAN.set_forkserver_preload(["isonet.builders", "gdown", "pytest", "PIL.Image"])
 
 
 def fetch_in_child(environment, results=None):
@@ -346,11 +346,11 @@ def test_processes_at_once_download_once_and_survive_a_killed_one(published, ser
     others = [child(results) for _ in range(3)]
     first.kill()
     first.join()
-    found = [results.get(timeout=30) for _ in others]
+    actual = [results.get(timeout=30) for _ in others]
     for process in others:
         process.join()
     server.hold.set()
-    assert found == [{name: float(w.double().sum()) for name, w in published[1].items()}] * 3
+    assert actual == [{name: float(w.double().sum()) for name, w in published[1].items()}] * 3
     assert [asked for asked in server.ranges if asked] != []
     assert len(server.ranges) == 3  # one of the killed process, and two of the one that resumed
     assert files() == ["isonet-IN1k-ISO18.pt"]
@@ -373,13 +373,13 @@ def test_evaluation_by_name_needs_no_config(published, server, tmp_path, monkeyp
             logits = model(x.float().permute(2, 0, 1)[None])
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])).item())
 
-    args = ["--ckpt", "zoo:IN1k-ISO18", "--json", "found.json", "DATASET.NUM_WORKERS", 0]
+    args = ["--ckpt", "zoo:IN1k-ISO18", "--json", "actual.json", "DATASET.NUM_WORKERS", 0]
     monkeypatch.chdir(tmp_path)
     assert run_cli(test_script.main, test_script.parse_args(list(map(str, args)))) == 0
     output = capsys.readouterr()
     assert "ISONet-18, 68.10 %" in output.out
     assert "\r" not in output.out + output.err  # no progress bar without a terminal
     assert file().read_bytes() == published[0].read_bytes()
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["images"] == 2
-    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    actual = json.loads((tmp_path / "actual.json").read_text())
+    assert actual["images"] == 2
+    assert actual["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
