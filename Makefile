@@ -1,10 +1,13 @@
 # make demo   install, train ISONet-20 on handwritten digits, evaluate it (three minutes on two cores)
 # make test   install, lint, check types, run the tests
-# make torture  the long form of the tests under tests/faults: kills, full disks, hostile files (twenty minutes at most)
+# make torture  the long tests, and the long form of others: kills at random moments, full disks, hostile files, 200 epochs
+#               (twenty minutes at most)
 # make bench  speed against the published formulation, short form, a table for each of five questions (five minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Processes that run tests side by side: one for each core, or WORKERS=3
+WORKERS ?= auto
 
 .PHONY: demo test torture bench lint clean
 
@@ -13,10 +16,10 @@ demo: $(VENV)/installed
 	$(BIN)/python test.py --cfg configs/digits_ISO20.yaml --ckpt demo
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/faults --torture
+	$(BIN)/python -m pytest tests/faults tests/processes/test_sync.py --torture
 
 # Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)

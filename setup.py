@@ -9,7 +9,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.14"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],  # isonet.tools.export
     "zoo": ["gdown>=6.3"],  # --ckpt zoo:NAME
-    "shards": ["webdataset>=0.2.90"],
+    "shards": [],  # kept for commands of former versions: shards need no other package
 }
 
 setup(
@@ -42,6 +42,7 @@ setup(
             "scikit-learn>=1.3",
             "timm>=1.0",
             "hypothesis>=6.100",
+            "webdataset>=0.2.90",
         ],
     },
 )

@@ -20,12 +20,14 @@ import torch
 from benchmarks.baseline import PilImages, baseline_loader, cifar_transform, imagenet_transform
 from benchmarks.common import Row, interleave, make_parser, report
 from isonet import load_cfg
-from isonet.data.build import _image_transforms, statistics
-from isonet.data.memory import CropFlip, MemoryLoader
+from isonet.data.augment import Augment, image_transforms
+from isonet.data.build import statistics
+from isonet.data.folders import FolderSource, image_folder
+from isonet.data.memory import CropFlip, Decoded, MemoryLoader
 from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
-from isonet.data.sources import ArraySource, FolderSource, image_folder
-from isonet.data.workers import Augment, SourceImages, WorkerLoader
+from isonet.data.sources import ArraySource
+from isonet.data.workers import WorkerLoader
 
 BATCH = 128
 
@@ -36,8 +38,9 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
     mean, std = statistics(load_cfg(None, ["DATASET.NAME", "CIFAR10"]))
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
     normalise = Normalise(mean, std, device, channels_last=True)
-    pixels = torch.from_numpy(source.images)
-    ours = MemoryLoader(pixels, source.labels, source.classes, BATCH, normalise, CropFlip(4, True), True, 0)
+    batches = EpochBatches(len(source.labels), BATCH, shuffle=True, seed=0)
+    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels))
+    ours = MemoryLoader(decoded, source.classes, batches, normalise, CropFlip(4, True))
     seconds = interleave([lambda: _drain(published), lambda: _drain(ours)], repeats, device)
     count = len(source.labels)
     return [_rate("CIFAR-10 training images, 32 px", count, seconds, 5.0, "PIL with 2 workers")]
@@ -50,14 +53,13 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     mean, std = statistics(load_cfg(None))
     normalise = Normalise(mean, std, device, channels_last=True)
     published = baseline_loader(PilImages(source, imagenet_transform(mean, std)), 50, num_workers=0)
-    transform = _image_transforms(224, False, CropFlip(0, True))
+    transform = image_transforms(224, False, CropFlip(0, True))
     rows = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(photographs))):
-        images = SourceImages(source, Augment(transform, seed=0), as_tensor=decoder == "torch")
         batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
-        loader = WorkerLoader(images, batches, source.classes, 224, normalise, num_workers=0)
+        loader = WorkerLoader(source, batches, Augment(transform, 0), 224, normalise, 0, as_tensor=decoder == "torch")
         seconds = interleave([functools.partial(_drain, published), functools.partial(_drain, loader)], repeats, device)
         rows.append(_rate(f"ImageNet training images, DECODER {decoder}", len(source.labels), seconds, goal, note))
     torch.set_num_threads(threads)
@@ -66,7 +68,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
 
 def _difference(source: FolderSource) -> str:
     """Mean difference of pixels after the same crops and flips, torchvision's decoder and resizing against Pillow's."""
-    transform = _image_transforms(224, False, CropFlip(0, True))
+    transform = image_transforms(224, False, CropFlip(0, True))
     mean = []
     for index in range(len(source.labels)):
         torch.manual_seed(index)

@@ -3,6 +3,8 @@
 python -m benchmarks.penalty                      networks, and single kernels of many shapes
 python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a figure (needs matplotlib)
 python -m benchmarks.penalty --survey             single kernels of 168 shapes, the smallest speedup first
+
+The definition (``isonet.ortho``) computes kernels of four taps and more on an axis without a stride.
 """
 
 from __future__ import annotations

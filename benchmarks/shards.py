@@ -23,8 +23,8 @@ from benchmarks.common import Row, interleave, make_parser, report
 from isonet import load_cfg
 from isonet.data import Loader, build_loader
 from isonet.data.folders import image_folder
-from isonet.data.shards.index import read_index
-from isonet.data.shards.reader import read_shard
+from isonet.data.random_streams import Windows, generator
+from isonet.data.shards.source import open_shards
 from isonet.data.shards.writer import make_plan, write_shards
 
 NAMES = {"cifar": ("CIFAR-10, 2 kB each", 32), "imagenet": ("ImageNet, 110 kB each", 224)}  # and pixels
@@ -39,7 +39,7 @@ def rows_of(kind: str, folder: Path, repeats: int) -> list[Row]:
         source, out = image_folder(root, "train"), root / "shards" / "train"
         count = len(source.paths)
         start = time.perf_counter()
-        write_shards(make_plan(source, root / "train", True, 0, 1000), out, False, lambda todo, done: iter(todo))
+        write_shards(make_plan(source, root / "train", True, 0, 1000), out, overwrite=False)
         seconds = time.perf_counter() - start
         shards = sorted(out.glob("*.tar"))
         megabytes = sum(path.stat().st_size for path in shards) / 1e6
@@ -95,10 +95,10 @@ def _read_files(paths: Sequence[Path]) -> None:
 
 
 def _read_shards(folder: Path) -> None:
-    index = read_index(folder)
-    for first, shard in zip(index.first_numbers, index.shards, strict=True):
-        for _ in read_shard(folder / shard.name, range(first, first + shard.images)):
-            pass
+    source = open_shards(folder)
+    windows = Windows([shard.images for shard in source.index.shards], 10_000)
+    for index in windows.order(generator("benchmark")).tolist():
+        source.encoded(index)
 
 
 def _rate(work: str, count: int, seconds: list[float]) -> Row:

@@ -69,6 +69,11 @@ def is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def processes_here() -> int:
+    """How many processes of the run share this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def parse_gpu_ids(text: str) -> list[int]:
     """``"7,1"`` -> [7, 1]; the weights are on the first. Raises ``DeviceError`` for anything but distinct ids."""
     ids = [part.strip() for part in text.split(",")]

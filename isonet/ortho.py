@@ -16,7 +16,7 @@ numbers for whole networks, many times faster.
 With a stride there are two penalties (``strided``). They differ only for more outputs than inputs.
 
 "published": the exchanged kernel keeps the stride. The penalty is then no property of the operator: an orthogonal
-8 -> 16 convolution of stride 2 has a penalty of about 5, and the delta initialisation, which loses channels, one of 0.
+8 -> 16 convolution of stride 2 has a penalty of about 5, and the delta initialisation, which loses channels, has 0.
 
 "operator": the penalty is 0 exactly for an operator A with orthonormal rows or columns. Per output position it is
 
@@ -51,7 +51,7 @@ def kernel_penalty(weight: Tensor, shape: ConvShape, strided: str = PUBLISHED) -
         w = weight.to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, (shape.groups, -1))
         if strided == PUBLISHED and shape.in_channels < shape.out_channels:
             w = w.transpose(1, 2)  # (groups, C, D, *kernel)
-        # 2k - 1 taps on each axis hold all offsets. A multiple of the step lets the frequencies fold evenly
+        # The offsets of k taps need 2k - 1 taps. With a multiple of the step, the frequencies fold evenly
         sizes = [math.ceil((2 * k - 1) / step) * step for k, step in zip(shape.kernel, shape.step, strict=True)]
         f = torch.fft.fftn(w, sizes, dim=tuple(range(3, w.ndim)))
         # Only offsets that are multiples of the step count: the mean of F F^H over the frequencies that fold onto one

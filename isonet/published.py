@@ -1,7 +1,7 @@
 """The published ImageNet networks: the rows of MODEL_ZOO.md, and the config of each.
 
 The builders, the zoo and the tables read them from here. This module does not import torch, so that a typo after
-``zoo:`` is found at once.
+``zoo:`` is refused before torch is imported.
 """
 
 from __future__ import annotations

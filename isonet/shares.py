@@ -34,10 +34,10 @@ def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
     Greedy: the most expensive job that is left goes to the cheapest part. The most expensive part costs at most 4/3 of
     the optimum (Graham 1969). The same costs always give the same parts.
     """
-    dealt: list[list[int]] = [[] for _ in range(parts)]
+    divided: list[list[int]] = [[] for _ in range(parts)]
     sums = [0.0] * parts
     for job in sorted(range(len(costs)), key=lambda j: -costs[j]):
         part = sums.index(min(sums))
-        dealt[part].append(job)
+        divided[part].append(job)
         sums[part] += costs[job]
-    return [sorted(jobs) for jobs in dealt]
+    return [sorted(jobs) for jobs in divided]

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -45,6 +46,14 @@ def _no_leaks():
     log.propagate = True
     if torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def no_pictures():
+    """Runs find no matplotlib, and draw nothing: the picture takes more than half of the time of a run of one epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        yield
 
 
 def pytest_addoption(parser):

@@ -29,7 +29,7 @@ SECONDS = 300.0  # after which a process hangs
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([
     "pytest", "torchvision.transforms", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "matplotlib.backends.backend_agg",
-    "matplotlib.figure", "torch.distributed.elastic.agent.server.api", "isonet.training.run", "isonet.tools.evaluate",
+    "matplotlib.figure", "torch.distributed.elastic.agent.server.api", "isonet.training.run", "isonet.tools.trained",
 ])  # fmt: skip
 _running: set[Script] = set()
 _numbers = itertools.count()
@@ -58,9 +58,8 @@ class Script:
         self._err = Path(_folder().name) / f"{number}.err"
         env = {**os.environ, "PYTHONPATH": str(REPO), **env}
         streams = str(self._out), str(self._err)
-        self._process = _SERVER.Process(
-            target=_run_script, args=(name, [str(arg) for arg in args], str(cwd), env, streams, first)
-        )
+        run = functools.partial(_run_script, name, [str(arg) for arg in args], str(cwd), env, streams, first)
+        self._process = _SERVER.Process(target=_child, args=(hidden_modules(), run))
         self._process.start()
         _running.add(self)
 
@@ -158,6 +157,17 @@ def end_all() -> None:
         script.kill()
 
 
+def hidden_modules() -> list[str]:
+    """Names of modules that this process cannot import, although they are installed."""
+    return [name for name, module in sys.modules.items() if module is None]
+
+
+def _child(hidden: list[str], run: Callable[[], None]) -> None:
+    """Run in a forked process, in which the same modules are hidden as in the test."""
+    sys.modules.update(dict.fromkeys(hidden))
+    run()
+
+
 def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
@@ -215,7 +225,11 @@ def forked(processes: int, function: Callable[..., Any], tmp_path: Path, *args: 
     port, folder = free_port(), tmp_path / f"forked{processes}-{os.urandom(4).hex()}"
     folder.mkdir(parents=True)
     children = [
-        _SERVER.Process(target=_run, args=(rank, processes, port, folder, function, args)) for rank in range(processes)
+        _SERVER.Process(
+            target=_child,
+            args=(hidden_modules(), functools.partial(_run, rank, processes, port, folder, function, args)),
+        )
+        for rank in range(processes)
     ]
     for child in children:
         child.start()

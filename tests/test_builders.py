@@ -158,19 +158,19 @@ def test_features_of_every_stage_are_those_of_the_stages(family, training):
     extractor = create_feature_extractor(model, stages)
     x = torch.randn(2, 3, 32, 32) if cifar else torch.randn(2, 3, 64, 64)
 
-    found = extractor(x)
+    actual = extractor(x)
     y, expected = model.stem(x), {}
     for name, key in stages.items():
         expected[key] = y = getattr(model, name)(y)
-    assert list(found) == list(expected)
+    assert list(actual) == list(expected)
     for key in expected:
-        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=0)
+        torch.testing.assert_close(actual[key], expected[key], rtol=0, atol=0)
     with torch.no_grad():
         for key, value in extractor(x).items():
             torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-5)
 
     weight = dict(extractor.named_parameters())["stem.conv.weight"]
-    (through,) = torch.autograd.grad(sum(value.sum() for value in found.values()), weight)
+    (through,) = torch.autograd.grad(sum(value.sum() for value in actual.values()), weight)
     (direct,) = torch.autograd.grad(sum(value.sum() for value in expected.values()), model.stem.conv.weight)
     torch.testing.assert_close(through, direct, rtol=1e-5, atol=1e-5)
     assert direct.abs().max() > 0

@@ -33,13 +33,13 @@ def test_pieces_follow_each_other_and_differ_by_one_at_most(count, parts):
 @settings(max_examples=60, deadline=None)
 @given(costs=st.lists(st.integers(1, 20), min_size=1, max_size=7), parts=st.integers(1, 3))
 def test_the_most_expensive_part_is_at_most_a_third_above_the_optimum(costs, parts):
-    dealt = balance(costs, parts)
-    assert sorted(itertools.chain(*dealt)) == list(range(len(costs)))
+    divided = balance(costs, parts)
+    assert sorted(itertools.chain(*divided)) == list(range(len(costs)))
     best = min(
         max(sum(c for c, p in zip(costs, ways, strict=True) if p == part) for part in range(parts))
         for ways in itertools.product(range(parts), repeat=len(costs))
     )
-    assert max(sum(costs[i] for i in jobs) for jobs in dealt) <= best * (4 / 3 - 1 / (3 * parts)) + 1e-9
+    assert max(sum(costs[i] for i in jobs) for jobs in divided) <= best * (4 / 3 - 1 / (3 * parts)) + 1e-9
 
 
 def odd_network():
@@ -75,10 +75,10 @@ def test_shares_add_up_to_the_penalty_and_its_gradient(network, parts, dtype):
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     whole, gradient = value_and_gradient(model, WHOLE)
-    found = [value_and_gradient(model, Share(i, parts)) for i in range(parts)]
+    actual = [value_and_gradient(model, Share(i, parts)) for i in range(parts)]
     tolerance = 1e-6 if dtype == torch.float32 else 1e-14
-    assert sum(value for value, _ in found).item() == pytest.approx(whole.item(), rel=tolerance)
-    for total, *pieces in zip(gradient, *(grads for _, grads in found), strict=True):
+    assert sum(value for value, _ in actual).item() == pytest.approx(whole.item(), rel=tolerance)
+    for total, *pieces in zip(gradient, *(grads for _, grads in actual), strict=True):
         assert (sum(pieces) - total).norm() <= tolerance * total.norm()
     if parts == 64:  # more than there are convolutions
         assert any(not OrthoPenalty(model, Share(i, parts))().requires_grad for i in range(parts))

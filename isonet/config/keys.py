@@ -51,10 +51,11 @@ _ROWS = (
     Key("DATASET.MEAN", [], ListOf(Float(0, 1)),
         "per channel, subtracted; empty: the data set's own (folders: ImageNet's, or up to 64 pixels CIFAR's)"),
     Key("DATASET.STD", [], ListOf(Float(1e-4, 1e4)), "per channel, divided by; empty: as for MEAN"),
-    Key("DATASET.SHUFFLE_BUFFER", 1000, Int(1, _MANY),
-        "with shards: images from which each worker draws the next, kept as JPEG"),
+    Key("DATASET.SHUFFLE_BUFFER", 10_000, Int(1, _MANY),
+        "with shards: the order mixes whole shards of at least so many images at a time"),
     Key("DATASET.ON_ERROR", "stop", OneOf("stop", "skip"),
-        "at an unreadable image; skip: leave it out, count it and list it at the end", may_differ=True),
+        "at an unreadable image; skip: use the next readable one in training, leave it out in evaluation",
+        may_differ=True),
 
     # How the network is trained
     Key("SOLVER.BASE_LR", 0.05, Float(0, 1e6), "learning rate per GPU: multiplied by the GPUs and by ACCUMULATE"),

@@ -1,5 +1,6 @@
 """Data sets and loaders."""
 
-from isonet.data.build import Loader, build_loader
+from isonet.data.build import build_loader
+from isonet.data.loader import Loader
 
 __all__ = ["Loader", "build_loader"]

@@ -1,73 +1,67 @@
-"""Images that cannot be read: what is said of one, and whether a run stops at it or leaves it out."""
+"""Images that cannot be read: the error that names one, and what a loader does about it."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from isonet.errors import DataError, printable
 
-WHOLE_BATCH = 8  # images; fewer, such as the last ones of an epoch, may all be bad by chance
-STORAGE_GONE = "the storage has probably gone away: see to it, DATASET.ON_ERROR skip is for single bad files"
+log = logging.getLogger("isonet")
+
+WHOLE_BATCH = 8  # unreadable images in a row that are blamed on the storage and not on the images
+STORAGE_GONE = "the storage has probably gone away: check it; DATASET.ON_ERROR skip is for single bad files"
+_LOGGED = 10  # unreadable images that a loader logs as it meets them
+
+OnError = Literal["stop", "leave out", "replace"]
 
 
 class ImageError(DataError):
-    """An image file that cannot be read, through a fault of its own: such a one may be left out.
+    """An image that cannot be read because of a fault of its own, so that a run can do without it.
 
-    reason: what is wrong with it, without its path.
+    path: its file. reason: what is wrong with it, without the path.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = str(path), printable(reason)
-        super().__init__(
-            f"{printable(path)}: {self.reason}; mend or remove it, "
-            "or let such images be left out with DATASET.ON_ERROR skip"
+        super().__init__(self.path, self.reason)  # the arguments with which pickle rebuilds it
+
+    def __str__(self) -> str:
+        return (
+            f"{printable(self.path)}: {self.reason}; repair or remove it, "
+            "or let the run do without such images with DATASET.ON_ERROR skip"
         )
 
 
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read, on its way from a worker to the process that reports it.
+def storage_gone(example: str) -> DataError:
+    """The error for so many unreadable images in a row, ``example`` among them, that it cannot be the images."""
+    return DataError(f"too many images in a row cannot be read, e.g. {printable(example)}; {STORAGE_GONE}")
 
-    path, reason: of an ``ImageError``; empty where the fault is not the image's own.
+
+class Unreadable:
+    """Raises the first error of an image or, unless ``on_error`` is "stop", records the image.
+
+    skipped: path and reason of each recorded image, however many epochs read it.
     """
 
-    index: int
-    message: str
-    path: str = ""
-    reason: str = ""
-
-
-def failure(index: int, error: DataError) -> Failure:
-    """What became of image ``index``, as something that passes between processes."""
-    if isinstance(error, ImageError):
-        return Failure(index, str(error), error.path, error.reason)
-    return Failure(index, str(error))
-
-
-class LeftOut:
-    """Stops at the first image that cannot be read or, to ``skip``, lists all of them.
-
-    skipped: what was left out, each once however many epochs meet it: path to reason.
-    """
-
-    def __init__(self, num_images: int, skip: bool) -> None:
-        self.num_images = num_images
-        self.skip = skip
+    def __init__(self, on_error: OnError) -> None:
+        self.on_error = on_error
         self.skipped: dict[str, str] = {}
 
-    def note(self, failures: Sequence[Failure], batch_size: int) -> None:
-        """Take down the failures among the ``batch_size`` images of a batch, or raise ``DataError``."""
-        for failed in failures:
-            if not self.skip or not failed.path:
-                raise DataError(failed.message)
-            self.skipped.setdefault(failed.path, failed.reason)
-        whole_batch = len(failures) == batch_size >= WHOLE_BATCH
-        if failures and (whole_batch or len(self.skipped) == self.num_images):
-            path, reason = printable(failures[0].path), failures[0].reason
-            raise DataError(
-                f"none of {len(failures)} images could be read, of which the first is {path}: {reason}; {STORAGE_GONE}"
-                if whole_batch
-                else f"none of the {self.num_images} images of the set could be read, the last of them {path}: {reason}"
-            )
+    def note(self, errors: Sequence[DataError], asked: int, read: int) -> None:
+        """Record the errors of a batch that was to have ``asked`` images and has ``read``.
+
+        Raises ``DataError`` for an error that is not an image's own, and if the storage seems to have gone: not one
+        image of a batch of ``WHOLE_BATCH`` or more could be read, or no replacement for an image.
+        """
+        for error in errors:
+            if self.on_error == "stop" or not isinstance(error, ImageError):
+                raise DataError(str(error))  # a new one: in ``errors`` it would keep the loader alive, in a cycle
+            if error.path not in self.skipped:
+                self.skipped[error.path] = error.reason
+                if len(self.skipped) <= _LOGGED:
+                    log.warning("%s: %s (DATASET.ON_ERROR skip)", printable(error.path), error.reason)
+        if read < asked and (self.on_error == "replace" or (read == 0 and asked >= WHOLE_BATCH)):
+            raise storage_gone(getattr(errors[-1], "path", ""))

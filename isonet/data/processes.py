@@ -1,7 +1,8 @@
-"""Worker processes: they outlive the signals that stop a run, and if one dies it is said of what."""
+"""Worker processes: they outlive the signals that stop a run, and the death of one is explained in one sentence."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -18,24 +19,23 @@ from pathlib import Path
 from types import TracebackType
 
 from isonet.errors import WorkerError
+from isonet.signals import STOP_SIGNALS
 
-# What a terminal or a scheduler sends to every process of a run, of which only the main one acts
-_STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP}
-_WATCH_SECONDS = 2.0  # between two looks whether the main process is still there
+_WATCH_SECONDS = 2.0  # between two checks that the main process still exists
 
-_DEAD = re.compile(
-    r"DataLoader worker \(pid(?:\(s\))? (\d+).*?\) "
-    r"(?:is killed by signal: ([^.]+)|exited unexpectedly(?: with exit code (\d+))?)"
-)
+_DEAD = re.compile(r"DataLoader worker \(pid(?:\(s\))? (\d+)")
 _SHARED_MEMORY = re.compile(r"unable to .*(shared memory|</torch_)")
 
 _workers: weakref.WeakValueDictionary[int, BaseProcess] = weakref.WeakValueDictionary()
 
+# torch raises for every worker that a signal ends; multiprocessing ends those that are left in this way at exit
+atexit.register(signal.signal, signal.SIGCHLD, signal.SIG_DFL)
+
 
 @contextlib.contextmanager
 def held_stop_signals() -> Iterator[None]:
-    """Deliver signals that stop a run after this, and to processes that start meanwhile not before they are ready."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    """Deliver the signals that stop a run only after the block, and to processes started in it only when they ask."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -43,15 +43,17 @@ def held_stop_signals() -> Iterator[None]:
 
 
 def outlive_stop_signals(_: int) -> None:
-    """Begin a worker: signals that stop a run are for the main process, which still wants its batches.
+    """Initialise a worker: it ignores the signals that a terminal or a scheduler sends to every process of a run.
 
-    SIGTERM is obeyed if the main process itself sends it, as it does to workers that are left at its end.
+    Only the main process acts on them, and it still wants its batches. The worker obeys a SIGTERM of the main process
+    itself, which ends the workers that are left when it exits.
     """
-    for number in _STOP_SIGNALS - {signal.SIGTERM}:
+    for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     sys.excepthook = _show_unless_the_main_process_is_gone
     if hasattr(signal, "sigtimedwait"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         main = multiprocessing.parent_process()
         if main is not None and main.pid is not None:
             threading.Thread(target=_wait_for_the_end, args=(main.pid, os.getppid()), daemon=True).start()
@@ -60,93 +62,89 @@ def outlive_stop_signals(_: int) -> None:
 def _show_unless_the_main_process_is_gone(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    """The thread that hands batches over would print that nobody takes them any more, after the error that counts."""
+    """Do not print that nobody receives a batch: the error that ended the main process is the one that counts."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, traceback)
 
 
 def _wait_for_the_end(main: int, parent: int) -> None:
-    """End this process when ``main`` says so or when ``parent``, most often the same, has gone."""
-    while os.getppid() == parent:  # torch looks too, but not while it waits for a file
+    """End this process when ``main`` sends SIGTERM or when ``parent``, usually the same, is gone."""
+    while os.getppid() == parent:  # torch checks as well, but not while a worker waits for a file
         received = signal.sigtimedwait({signal.SIGTERM}, _WATCH_SECONDS)
         if received is not None and received.si_pid == main:
             break
-    os._exit(0)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.raise_signal(signal.SIGTERM)  # ends the process at once, whatever its main thread waits for
 
 
 def remember_workers() -> None:
-    """Keep the handles of this process's children, which tell later what became of them."""
+    """Keep the handles of this process's children, to learn later how they ended."""
     _workers.update({child.pid: child for child in multiprocessing.active_children() if child.pid is not None})
 
 
 @contextlib.contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Turn what torch raises when a worker has died, anywhere in the main thread, into a ``WorkerError``.
+    """Turn the error that torch raises, anywhere in the main thread, when a worker has died into a ``WorkerError``.
 
-    May be nested, and lets everything else pass.
+    May be nested; lets every other error pass.
     """
-    before = _oom_kills()
+    before = oom_kills()
     try:
         yield
     except (RuntimeError, ConnectionError, EOFError) as error:
-        message = str(error)
-        if isinstance(error, ConnectionError | EOFError):  # a batch breaks off before the death is noticed
-            message = _wait_for_a_death()
-        if sentence := _explanation(message, before):
-            raise WorkerError(sentence) from error
+        if _SHARED_MEMORY.search(str(error)):
+            raise WorkerError(f"a process that reads images has no room for a batch: {_shared_memory()}") from error
+        match = _DEAD.search(_wait_for_a_death() if isinstance(error, ConnectionError | EOFError) else str(error))
+        if match:
+            raise WorkerError(_explanation(int(match[1]), before)) from error
         raise
 
 
 def _wait_for_a_death() -> str:
-    """The message of torch, or one like it, about a worker that dies within a second; else an empty one."""
+    """Torch's message, or one like it, about a worker that dies within a second; empty if none does.
+
+    A batch breaks off before torch notices the death of the worker that sends it.
+    """
     end = time.monotonic() + 1
     try:
         while time.monotonic() < end:
             for pid, worker in list(_workers.items()):
                 if worker.exitcode:  # neither None nor 0
-                    return f"DataLoader worker (pid {pid}) exited unexpectedly"
+                    return f"DataLoader worker (pid {pid})"
             time.sleep(0.01)
-    except RuntimeError as error:  # torch has noticed meanwhile
+    except RuntimeError as error:  # torch has noticed it meanwhile
         return str(error)
     return ""
 
 
-def _explanation(message: str, kills_before: dict[Path, int]) -> str | None:
-    """One sentence about the worker whose death ``message`` reports; None if it is about something else."""
-    if _SHARED_MEMORY.search(message):
-        return f"a process that reads images found no room for a batch: {_shared_memory()}"
-    found = _DEAD.search(message)
-    if found is None:
-        return None
-    pid, number = int(found[1]), _signal_number(found[2])
-    code = int(found[3]) if found[3] else None
+def _explanation(pid: int, kills_before: dict[Path, int]) -> str:
+    """One sentence about the worker ``pid``, which has died."""
+    who, code = f"a process that reads images (pid {pid})", None
     if (worker := _workers.pop(pid, None)) is not None:
-        worker.join(1)  # so that torch does not come upon it, and raise, once more
-        code = worker.exitcode if code is None else code
-    if number is None and code is not None and code < 0:
-        number = -code
-    who = f"a process that reads images (pid {pid})"
-    if number is None and found[2] is None:
+        worker.join(1)  # so that torch does not raise for it once more
+        code = worker.exitcode
+    if code is None or code >= 0:
         how = "unexpectedly" if code is None else f"with exit code {code}"
         return f"{who} ended {how}; DATASET.NUM_WORKERS 0 shows the error itself"
-    return f"{who} was killed by {_signal_name(number, found[2])}: {_cause(number, kills_before)}"
+    names = {number.value: number.name for number in signal.Signals}
+    return f"{who} was killed by {names.get(-code, f'signal {-code}')}: {_cause(-code, kills_before)}"
 
 
-def _cause(number: int | None, kills_before: dict[Path, int]) -> str:
+def _cause(number: int, kills_before: dict[Path, int]) -> str:
     if number == signal.SIGKILL:
-        now = _oom_kills()
+        now = oom_kills()
         raised = [file for file, count in now.items() if count > kills_before.get(file, count)]
         less = "use fewer DATASET.NUM_WORKERS, smaller batches (SOLVER.TRAIN_BATCH_SIZE) or more memory"
         if any(file.is_relative_to("/sys/fs/cgroup") for file in raised):
             return f"out of memory, by the kernel's out-of-memory killer; {less}"
         if raised:
-            return f"out of memory, it seems: the kernel's out-of-memory killer has been at work; {less}"
-        return f"by hand or by a limit of the job, not by the kernel's out-of-memory killer; if of memory, {less}"
+            return f"probably out of memory: the kernel's out-of-memory killer killed a process meanwhile; {less}"
+        return f"by a person or a limit of the job, not by the kernel's out-of-memory killer; if of memory, {less}"
     if number == signal.SIGBUS:
         return _shared_memory()
     if number in (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE):
         return "a library crashed, perhaps at a damaged image; DATASET.NUM_WORKERS 0 shows where"
-    return "from outside; start the run again"
+    return "from outside the run; start it again"
 
 
 def _shared_memory() -> str:
@@ -159,34 +157,18 @@ def _shared_memory() -> str:
     )
 
 
-def _signal_number(description: str | None) -> int | None:
-    """Of the signal that the C library describes so."""
-    return next((n for n in signal.valid_signals() if description and signal.strsignal(n) == description), None)
+def oom_kills() -> dict[Path, int]:
+    """How many processes the kernel has killed because memory was full, by each counter that can be read.
 
-
-def _signal_name(number: int | None, description: str | None) -> str:
-    with contextlib.suppress(ValueError):
-        if number is not None:
-            return signal.Signals(number).name
-    return f"a signal ({description or number})"
-
-
-def _oom_kills() -> dict[Path, int]:
-    """How many processes the kernel has killed for want of memory, by each counter that can be read.
-
-    Those of this process's control group, such as a container or a job, and that of the whole machine.
+    The counters are those of this process's control groups, such as a container or a job, and that of the machine.
     """
-    groups = {Path("/sys/fs/cgroup/memory.events"), Path("/sys/fs/cgroup/memory/memory.oom_control")}
+    files = [Path("/proc/vmstat"), Path("/sys/fs/cgroup/memory.events")]
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, kind, place = line.split(":", 2)
-            if kind == "":  # version 2
-                groups.add(Path(f"/sys/fs/cgroup{place}/memory.events"))
-            elif "memory" in kind.split(","):
-                groups.add(Path(f"/sys/fs/cgroup/memory{place}/memory.oom_control"))
+        groups = re.findall(r"^0::/(.+)$", Path("/proc/self/cgroup").read_text(), re.MULTILINE)
+        files += [Path("/sys/fs/cgroup", group, "memory.events") for group in groups]
     counts = {}
-    for file in (*groups, Path("/proc/vmstat")):
+    for file in files:
         with contextlib.suppress(OSError):
-            if found := re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE):
-                counts[file] = int(found[1])
+            if match := re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE):
+                counts[file] = int(match[1])
     return counts

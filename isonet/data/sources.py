@@ -1,4 +1,5 @@
-"""Where images come from: arrays (CIFAR, digits) or files. A source reads one image at a time."""
+"""Sources of labelled images, which read one image at a time: arrays here, files in ``folders.py``, tar shards in
+``shards/source.py``."""
 
 from __future__ import annotations
 
@@ -12,12 +13,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
 
-from isonet.data.folders import FolderSource, image_folder
+from isonet.data.decode import decode_image, decode_tensor
 from isonet.errors import DataError
 
-__all__ = ["ArraySource", "FolderSource", "ImageSource", "cifar", "digits", "image_folder"]
+Labels = Sequence[int] | np.ndarray
 
 
 class ImageSource(Protocol):
@@ -27,13 +27,27 @@ class ImageSource(Protocol):
     def classes(self) -> Sequence[str]: ...
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Labels: ...
 
     def read(self, index: int) -> Image.Image:
-        """The image as RGB; ``DataError`` if it cannot be read."""
+        """Read an image as RGB. Raises ``DataError``: an ``ImageError`` if the image itself is the reason."""
 
     def read_tensor(self, index: int) -> Tensor:
-        """The image as uint8 (3, H, W), JPEG decoded by torchvision; ``DataError`` if it cannot be read."""
+        """Read an image as uint8 (3, H, W), JPEG decoded by torchvision. Raises like ``read``."""
+
+
+class EncodedSource:
+    """The two ways to read an image, for sources of image files."""
+
+    def encoded(self, index: int) -> tuple[bytes, Path]:
+        """The bytes of an image's file, and its path for messages."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Image.Image:
+        return decode_image(*self.encoded(index))
+
+    def read_tensor(self, index: int) -> Tensor:
+        return decode_tensor(*self.encoded(index))
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class ArraySource:
 
 
 def digits(split: str) -> ArraySource:
-    """The 8x8 handwritten digits that the package ships, as RGB."""
+    """The 8 x 8 handwritten digits that the package ships, as RGB."""
     with resources.files("isonet.data").joinpath("digits/digits.npz").open("rb") as file, np.load(file) as data:
         images, labels, val = data["images"], data["labels"], data["val"]
     rows = val if split == "val" else np.setdiff1d(np.arange(len(labels)), val)
@@ -62,16 +76,19 @@ def digits(split: str) -> ArraySource:
 
 
 def cifar(name: str, root: Path, split: str, download: bool) -> ArraySource:
-    """CIFAR10 or CIFAR100 through torchvision, which checks and unpacks the archive."""
+    """CIFAR10 or CIFAR100 through torchvision, which checks and unpacks the archive; ``DataError`` if that fails."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
-    place = f"unpack {dataset.filename} so that {root / dataset.base_folder} exists"
+    remedy = f"unpack {dataset.filename} so that {root / dataset.base_folder} exists"
     try:
         data = dataset(str(root), train=split == "train", download=download)
     except OSError as error:  # no network, no space, no permission
         raise DataError(
-            f"{name}: cannot be fetched into {root} ({error}). By hand: get {dataset.url} and {place}"
+            f"{name}: cannot be fetched into {root} ({error}). By hand: download {dataset.url} and {remedy}"
         ) from None
     except RuntimeError as error:
-        hint = f"{place}, or let it be fetched with the override DATASET.DOWNLOAD True"
-        raise DataError(f"{name} is missing or damaged under {root} ({error}): {hint}") from None
+        raise DataError(
+            f"{name} is missing or damaged under {root} ({error}): {remedy}, or set DATASET.DOWNLOAD True"
+        ) from None
     return ArraySource(data.data, data.targets, data.classes)

@@ -1,4 +1,4 @@
-"""Image files without labels: found where a user says, and read as evaluation reads its images."""
+"""Image files without labels: listed from what a user names, and read like validation images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from yacs.config import CfgNode
 
-from isonet.data.build import evaluation_images, num_workers, statistics
-from isonet.data.faults import Failure
-from isonet.data.folders import FolderSource, images_below
+from isonet.config import image_size, uses_small_images
+from isonet.data.augment import Augment, image_transforms
+from isonet.data.build import kept_in_memory, num_workers, statistics
+from isonet.data.faults import ImageError
+from isonet.data.folders import IMG_EXTENSIONS, FolderSource, images_below
 from isonet.data.pixels import Normalise
 from isonet.data.processes import explain_dead_workers
 from isonet.data.random_streams import EpochBatches
-from isonet.data.workers import ImageBatches
+from isonet.data.workers import ImageBatches, SourceImages
 from isonet.errors import DataError, printable
 
 _WORTH_WORKERS = 200  # images; fewer are read before worker processes have started
@@ -30,31 +31,30 @@ class FileBatch:
 
     images: Tensor
     paths: list[Path]
-    failures: list[Failure]
+    failures: list[ImageError]
 
 
 def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Files as they are named, and of each folder the images at any depth, sorted by path; and what is amiss.
+    """List the files as they are named and the images below each folder, sorted by path; and what is wrong, in words.
 
-    A file may have any name; of a folder those count whose name ends as an image's does and does not begin
-    with a dot. Whether a file can be read is told when it is.
+    A file may have any name; below a folder, files with the extension of an image count, except hidden ones. Whether
+    a file can be read shows when it is read.
     """
     paths: list[Path] = []
     problems = []
     for place in places:
         if os.path.isdir(place):
             try:
-                found = images_below(Path(place))
+                below = images_below(Path(place))
             except DataError as error:
                 problems.append(str(error))
-                continue
             except OSError as error:
-                problems.append(f"{error.filename or place}: cannot be looked into ({error.strerror})")
-                continue
-            if not found:
-                problems.append(f"{place}: holds no image ({', '.join(IMG_EXTENSIONS)})")
-            paths += found
-        elif os.path.exists(place) and not os.path.isfile(place):  # reading a pipe would wait for ever
+                problems.append(f"{error.filename or place}: cannot be listed ({error.strerror})")
+            else:
+                paths += below
+                if not below:
+                    problems.append(f"{place}: holds no image ({', '.join(IMG_EXTENSIONS)})")
+        elif os.path.exists(place) and not os.path.isfile(place):  # reading a pipe could wait for ever
             problems.append(f"{place}: is a pipe, a socket or a device, not a file")
         elif not os.path.lexists(place):
             problems.append(f"{place}: no such file or folder")
@@ -64,26 +64,25 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 
 def read_batches(cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: torch.device) -> Iterator[FileBatch]:
-    """The images of ``paths`` in their order, on ``device``, each as the validation images of ``cfg`` are made.
+    """Yield the images of ``paths`` in their order, on ``device``, preprocessed like the validation images of ``cfg``.
 
-    Many are read by worker processes. Raises ``DataError`` where an image could not be read through no fault
-    of its own.
+    Worker processes read them if there are many. Raises ``DataError`` if an image is not to blame for not being read.
     """
-    images = evaluation_images(cfg, FolderSource(paths, range(len(paths)), ()))
     normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
+    augment = Augment(image_transforms(image_size(cfg), uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
     reader = ImageBatches(
-        images,
-        batch_sampler=EpochBatches(len(paths), batch_size, shuffle=False, seed=0),
-        num_workers=num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0,
+        SourceImages(FolderSource(paths, range(len(paths)), ()), augment, as_tensor),
+        EpochBatches(len(paths), batch_size, shuffle=False, seed=0),
+        num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0,
         pin_memory=device.type == "cuda",
     )
     with explain_dead_workers():
-        for batch, failures in reader:
-            for failed in failures:
-                if not failed.path:
-                    raise DataError(failed.message)
+        for batch, errors, _ in reader:
+            if other := [str(error) for error in errors if not isinstance(error, ImageError)]:
+                raise DataError(other[0])
             if batch is None:
-                yield FileBatch(torch.empty(0, device=device), [], failures)
+                yield FileBatch(torch.empty(0, device=device), [], errors)
             else:
                 pixels, indices = batch
-                yield FileBatch(normalise(pixels), [paths[index] for index in indices.tolist()], failures)
+                yield FileBatch(normalise(pixels), [paths[index] for index in indices.tolist()], errors)

@@ -104,15 +104,6 @@ def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], colu
         text.set_text(name)
 
 
-def spans_decades(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis suits ``values``: none is negative, and the largest is ten times the smallest.
-
-    Zeros, such as a penalty that is not computed, and nan do not count; a logarithmic axis does not show them.
-    """
-    known = [value for value in values if value and not math.isnan(value)]
-    return bool(known) and min(known) > 0 and max(known) >= 9.99 * min(known)
-
-
 def log_scale(axis: Any, low: float, high: float) -> None:
     """Make the y axis logarithmic, for values from ``low`` to ``high``: ticks at 1, 2 and 5 within two decades."""
     from matplotlib.ticker import LogLocator

@@ -7,21 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from isonet import plots
 from isonet.errors import UserError
-from isonet.plots import (
-    COLOURS,
-    MOST_LOOKS,
-    Row,
-    as_png,
-    legend_below,
-    log_scale,
-    look,
-    new_figure,
-    plain_numbers,
-    shortened,
-    spans_decades,
-    style,
-)
+from isonet.plots import Row, look
 
 _MOST_MARKERS = 10  # on one curve
 _ALL_MARKED = 40  # epochs of a single run up to which each is marked
@@ -59,25 +47,25 @@ class CurvesFigure:
 
     def __init__(self, name: str) -> None:
         """name: the title, usually the name of the run."""
-        with style(9.5):
-            self.figure = new_figure(1350, 900, fitted=False)  # measuring the text would double the time
+        with plots.style(9.5):
+            self.figure = plots.new_figure(1350, 900, fitted=False)  # measuring the text would double the time
             self.figure.subplots_adjust(left=0.09, right=0.985, top=0.925, bottom=0.08, wspace=0.26, hspace=0.27)
             self.axes = list(self.figure.subplots(2, 2).flat)
-            self.figure.suptitle(shortened(name, 90), y=0.985)
+            self.figure.suptitle(plots.shortened(name, 90), y=0.985)
 
     def draw(self, rows: Sequence[Row]) -> bytes:
         """A PNG of ``rows``, one row of metrics per epoch and at least one."""
         marker = {"marker": "o"} if len(rows) <= _ALL_MARKED else {}
-        with style(9.5):
+        with plots.style(9.5):
             for axis, panel in zip(self.axes, [PANELS[key] for key in SHOWN], strict=True):
                 axis.clear()
-                colours = COLOURS[:2] if panel.validation else COLOURS[2:3]
+                colours = plots.COLOURS[:2] if panel.validation else plots.COLOURS[2:3]
                 for (key, dash), colour in zip(panel.lines, colours, strict=True):
                     _plot(axis, panel, key, rows, linestyle=dash, color=colour, **marker)
                 _scale(axis, panel, [rows])
                 if panel.validation:
                     axis.legend(["training", "validation"])
-            return as_png(self.figure)
+            return plots.as_png(self.figure)
 
 
 def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) -> bytes:
@@ -86,10 +74,10 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
     Training is dashed, validation solid. runs: rows of metrics by the run's name. keys: of ``PANELS``, one or four.
     Raises ``UserError`` if there are more runs than colours and markers to tell them apart.
     """
-    if len(runs) > MOST_LOOKS:
-        raise UserError(f"{len(runs)} runs are too many for one picture: {MOST_LOOKS} at most can be told apart")
-    with style(10.5):
-        figure = new_figure(1600, 1000)
+    if len(runs) > plots.MOST_LOOKS:
+        raise UserError(f"{len(runs)} runs are too many for one picture: {plots.MOST_LOOKS} at most can be told apart")
+    with plots.style(10.5):
+        figure = plots.new_figure(1600, 1000)
         shape = (2, 2) if len(keys) > 1 else (1, 1)
         every = math.ceil(max(rows[-1]["epoch"] for rows in runs.values()) / _MOST_MARKERS)
         for axis, key in zip(figure.subplots(*shape, squeeze=False).flat, keys, strict=True):
@@ -100,7 +88,7 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
                     _plot(axis, panel, column, rows, linestyle=dash, markevery=(first, every), **look(number))
             _scale(axis, panel, list(runs.values()))
         _add_legend(figure, list(runs), any(PANELS[key].validation for key in keys))
-        return as_png(figure)
+        return plots.as_png(figure)
 
 
 def _plot(axis: Any, panel: Panel, key: str, rows: Sequence[Row], **line: Any) -> None:
@@ -123,22 +111,22 @@ def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:
     axis.set_xlabel("epoch")
 
     axis.set_ylabel(panel.label)
-    values = [value for rows in runs for key, _ in panel.lines for value in values_of(rows, key)]
-    if panel.may_be_log and spans_decades(values):
-        known = [value for value in values if value and not math.isnan(value)]
-        log_scale(axis, min(known), max(known))
+    values = (value for rows in runs for key, _ in panel.lines for value in values_of(rows, key))
+    known = [value for value in values if value and not math.isnan(value)]  # a penalty of 0 was not computed
+    if panel.may_be_log and known and 0 < 9.99 * min(known) <= max(known):
+        plots.log_scale(axis, min(known), max(known))
     else:
         axis.set_yscale("linear")
         axis.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-        plain_numbers(axis.yaxis)
+        plots.plain_numbers(axis.yaxis)
 
 
 def _add_legend(figure: Any, names: list[str], dashes: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **look(number)) for number in range(len(names))]
-    names = [shortened(name, _LONGEST_NAME) for name in names]
+    names = [plots.shortened(name, _LONGEST_NAME) for name in names]
     if dashes:
         names += ["training", "validation"]
         handles += [Line2D([], [], color="#666666", linestyle=dash) for dash in ("--", "-")]
-    legend_below(figure, handles, names, max(1, min(len(names), _LEGEND_WIDTH // (max(map(len, names)) + 7))))
+    plots.legend_below(figure, handles, names, max(1, min(len(names), _LEGEND_WIDTH // (max(map(len, names)) + 7))))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isonet.plots import COLOURS, as_png, legend_below, look, new_figure, short, spans_decades, style
+from isonet.plots import COLOURS, as_png, legend_below, look, new_figure, short, style
 
 _TEXT = 11.0  # points
-_CLOSEST = 0.05  # distance of two labels, as a part of the axis
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Point:
 
 
 def draw_sweep(keys: Sequence[str], points: Sequence[Point]) -> bytes:
-    """A PNG of a sweep over ``keys``.
+    """A PNG of a sweep over ``keys``, whose values stand at equal distances.
 
     One key: best and last top-1 against its value. Two keys: a map of the best top-1, with numbers. More: a panel for
     each key with the best top-1 of all runs, and a line through the best run of each value.
@@ -52,9 +50,8 @@ def draw_sweep(keys: Sequence[str], points: Sequence[Point]) -> bytes:
 
 
 def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None:
-    place = _place(axis, key, _different(point.values[key] for point in points))
-    axis.margins(x=0.06, y=0.08)
-    known = [(place[_text(p.values[key])], p.best_top1, p.last_top1) for p in points if p.best_top1 is not None]
+    values = _different(point.values[key] for point in points)
+    known = [(values.index(p.values[key]), p.best_top1, p.last_top1) for p in points if p.best_top1 is not None]
     known.sort(key=lambda point: point[0])
     x, best, last = zip(*known, strict=True) if known else ((), (), ())
     if alone:
@@ -64,34 +61,15 @@ def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None
         axis.plot(x, best, **look(1), linestyle="none", label="a run")
         highest = {each: max(top1 for other, top1, _ in known if other == each) for each in x}
         axis.plot(list(highest), list(highest.values()), color=COLOURS[0], label="the best with this value")
-    if failed := [place[_text(point.values[key])] for point in points if point.failed]:
+    if failed := [values.index(point.values[key]) for point in points if point.failed]:
         axis.plot(
             failed, [0.03] * len(failed), color="black", marker="x", markersize=9, linestyle="none",
             transform=axis.get_xaxis_transform(), label="diverged or failed",
         )  # fmt: skip
+    axis.set_xlim(-0.3, len(values) - 0.7)
+    axis.margins(y=0.08)
+    _label(axis.xaxis, key, values)
     axis.set_ylabel("top-1 accuracy, %" if alone else "best top-1 accuracy, %")
-
-
-def _place(axis: Any, key: str, values: Sequence[Any]) -> dict[str, float]:
-    """Put ``values`` on the x axis and return the place of each by its text.
-
-    The axis is logarithmic if the values span decades. They stand at equal distances if they are not numbers, span
-    decades and include 0, or lie so close together that their labels would overlap.
-    """
-    places, note = [float(i) for i in range(len(values))], ""
-    if _are_numbers(values):
-        decades = spans_decades([value for value in values if value > 0])
-        log = decades and min(values) > 0
-        scaled = [math.log10(value) if log else float(value) for value in values]
-        gaps = [after - before for before, after in itertools.pairwise(scaled)]
-        if (decades and not log) or min(gaps, default=1.0) < _CLOSEST * sum(gaps):
-            note = " (at equal distances)"
-        else:
-            places = [float(value) for value in values]
-            axis.set_xscale("log" if log else "linear")
-    _label(axis.xaxis, places, values)
-    axis.set_xlabel(f"{key}{note}")
-    return {_text(value): place for value, place in zip(values, places, strict=True)}
 
 
 def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None:
@@ -111,16 +89,16 @@ def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None
         size = max(5.0, min(_TEXT, 90 / len(columns)))
         axis.text(x, y, text, ha="center", va="center", size=size, color=colour)
     image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=max(high, low + 1e-3))
-    _label(axis.xaxis, range(len(columns)), columns)
-    _label(axis.yaxis, range(len(rows)), rows)
-    axis.set(xlabel=keys[0], ylabel=keys[1])
+    _label(axis.xaxis, keys[0], columns)
+    _label(axis.yaxis, keys[1], rows)
     figure.colorbar(image, ax=axis, label="best top-1 accuracy, %")
 
 
-def _label(axis: Any, places: Sequence[float], values: Sequence[Any]) -> None:
+def _label(axis: Any, key: str, values: Sequence[Any]) -> None:
+    """Name an x or y axis after ``key`` and its ticks after ``values``."""
     rotation = 30 if len(values) > 8 and axis.axis_name == "x" else 0
-    axis.set_ticks(places, labels=[_text(value) for value in values], rotation=rotation)
-    axis.set_ticks([], minor=True)
+    axis.set_ticks(range(len(values)), labels=[_text(value) for value in values], rotation=rotation)
+    axis.set_label_text(key)
 
 
 def _different(values: Iterable[Any]) -> list[Any]:
@@ -129,11 +107,7 @@ def _different(values: Iterable[Any]) -> list[Any]:
     for value in values:
         if value not in found:
             found.append(value)
-    return sorted(found) if _are_numbers(found) else found
-
-
-def _are_numbers(values: Sequence[Any]) -> bool:
-    return all(type(value) in (int, float) for value in values)
+    return sorted(found) if all(type(value) in (int, float) for value in found) else found
 
 
 def _text(value: Any) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isonet.convs import Conv
 from isonet.hooks import hooked
 from isonet.surgery.kinds import BATCH_STATISTICS
 from isonet.surgery.running import ModelError, eight_images, run, tensors
@@ -31,7 +32,6 @@ TOO_WEAK = 0.2
 TOO_STRONG = 1e19  # the largest norm whose square fits in float32 is 1.8e19
 TOO_FAR = 1e6
 _RATE = 0.01
-_LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
             module.train()
     images = eight_images(example)
     contrast: dict[str, float] = {}
-    layers = [(name, module) for name, module in probe.named_modules() if isinstance(module, _LAYERS)]
+    layers = [(name, module) for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)]
     with torch.enable_grad(), hooked(m.register_forward_hook(partial(_note, contrast, name)) for name, m in layers):
         outputs = list(tensors(run(probe, images)))
         if contrast and _fill_zeros(probe.get_submodule(list(contrast)[-1])):

@@ -122,7 +122,7 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     replacing = Replacing(new, seen, left_out, report)
     replacing.activations(kinds, unread)
     if not report.activations and asked.normalisation is None and not asked.delta:
-        return _unchanged(model, seen, left_out, report)
+        return _unchanged(model, seen, left_out, asked, report)
     replacing.norms(asked.normalisation)
     if not (report.activations or report.norms_removed):
         for module in in_place:
@@ -140,7 +140,7 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
 
 
 def _unchanged(
-    model: nn.Module, seen: Seen, left_out: frozenset[str], report: IsometrizedReport
+    model: nn.Module, seen: Seen, left_out: frozenset[str], asked: _Arguments, report: IsometrizedReport
 ) -> tuple[nn.Module, IsometrizedReport]:
     """A copy of ``model`` as it is, with a report that says so."""
     new = copy.deepcopy(model)
@@ -149,11 +149,10 @@ def _unchanged(
     replacing.norms(None)
     replacing.weights(False)
     report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
-    kinds = sorted({why.removesuffix(": not asked for") for why in report.left.values() if "not asked for" in why})
-    kinds = [f"nn.{kind}" for kind in kinds if kind.isidentifier()]
-    also = f"also=({', '.join(kinds)},) replaces those that it has" if kinds else "also= names kinds to replace"
+    other = replace(asked, srelu=True, also=(*asked.also, *_other_kinds(model)))
+    hint = "also=(...) names kinds to replace" if other == asked else f"{other} replaces those that it has"
     report.unchanged = (
-        f"isometrize changed nothing, because no activation of the network becomes SReLU: {also}; "
+        f"isometrize changed nothing, because no activation of the network becomes SReLU: {hint}; "
         "normalisation=False and delta=True have an effect without SReLU"
     )
     return new, report
@@ -207,11 +206,10 @@ def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Argument
 
 def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
     """Arguments to advise, from the smallest difference to what keeps most of the original."""
-    stays = tuple(kind for kind in FUNCTIONS if any(type(module) is kind for module in new.modules()))
     tried = {asked}
     for other in (
         replace(asked, normalisation=None, delta=None),
-        replace(asked, normalisation=None, delta=None, also=(*asked.also, *stays)),
+        replace(asked, normalisation=None, delta=None, also=(*asked.also, *_other_kinds(new))),
         replace(asked, normalisation=True, delta=False, multiplier=None),
         replace(asked, delta=False),
         replace(asked, delta=True),
@@ -219,3 +217,9 @@ def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
         if other not in tried:
             tried.add(other)
             yield other
+
+
+def _other_kinds(model: nn.Module) -> Kinds:
+    """The kinds of activations in ``model`` that ``also`` could replace."""
+    kinds = (kind for kind in FUNCTIONS if kind not in RELUS)
+    return tuple(kind for kind in kinds if any(type(module) is kind for module in model.modules()))

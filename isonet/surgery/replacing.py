@@ -129,7 +129,7 @@ class Replacing:
                 report.initialised.append(name)
         penalised = dict(penalised_convs(self.model, skip))
         for name, conv in named_convs(self.model, skip):
-            images = "makes 3 channels" if isinstance(conv, nn.modules.conv._ConvTransposeNd) else "reads 3 channels"
+            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
             why = "a 7x7 stem" if is_7x7_stem(conv) else images
             if name not in report.initialised:
                 report.not_initialised.setdefault(name, "not asked for" if delta is False else why)

@@ -40,8 +40,9 @@ def rewire(
     unread: dict[str, str] = {}
     for name in reversed(names):  # children before their parents
         owner = model.get_submodule(name)
-        if type(owner).__module__.startswith("torch.nn.") and not isinstance(owner, nn.Sequential):
-            continue
+        forward = getattr(type(owner), "forward", None)  # a ScriptModule has none
+        if getattr(forward, "__module__", "").startswith("torch.nn."):
+            continue  # torch's own layers call one function, and a Sequential each child once
         children = {key for key, _ in owner.named_modules() if _join(name, key) not in left_out}
         try:
             draft = _Draft(owner)
@@ -63,10 +64,9 @@ def rewire(
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     """Put ``new`` wherever ``old`` is in ``model``; returns the model, which is ``new`` if it was ``old``."""
     new.training = old.training
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module is old and name:
+            model.set_submodule(name, new)
     return new if model is old else model
 
 
@@ -180,10 +180,9 @@ def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
 
 def _give_each_name_a_module(model: nn.Module, kinds: Kinds, left_out: Collection[str]) -> None:
     """Copy each activation that has several names, so that every name has its own."""
-    for parent_name, parent in list(model.named_modules()):
-        for name, child in parent._modules.items():
-            if isinstance(child, kinds) and _join(parent_name, name) not in left_out:
-                parent._modules[name] = copy.deepcopy(child)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, kinds) and name and name not in left_out:
+            model.set_submodule(name, copy.deepcopy(module))
 
 
 def _join(owner: str, name: str) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from isonet.errors import UserError
 
@@ -20,7 +20,7 @@ class ModelError(UserError, ValueError):
     """A network that cannot be made isometric as asked."""
 
 
-def run(model: nn.Module, example: Tensor) -> Any:
+def run(model: Callable[[Tensor], Any], example: Tensor) -> Any:
     """Call ``model`` on a copy of ``example``. Raises ``ModelError`` if the network raises anything."""
     try:
         return model(example.clone())

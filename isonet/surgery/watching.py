@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
-from isonet.surgery.kinds import ATTENTION, GATES, NORMS, is_activation, kind_of
+from isonet.surgery.kinds import ATTENTION, DROPOUTS, GATES, NORMS, is_activation, kind_of
 from isonet.surgery.running import ModelError, eight_images, run, tensors
 
-_PASSES_ON = (*NORMS, nn.modules.dropout._DropoutNd, nn.Identity)  # the output has the channels of the input
+_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the output has the channels of the input
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ class Seen:
 def watch(model: nn.Module, example: Tensor) -> Seen:
     """Run a copy of ``model`` in evaluation mode on ``example`` and in training mode on eight images."""
     probe, seen = copy.deepcopy(model), Seen()
-    _Watch(probe.eval(), seen).run(example)
+    run(_Watch(probe.eval(), seen), example)
     with torch.random.fork_rng(list({parameter.device for parameter in probe.parameters() if parameter.is_cuda})):
         torch.manual_seed(0)
         with suppress(ModelError):  # some networks want labels in training
-            _Watch(probe.train(), seen).run(eight_images(example))
+            run(_Watch(probe.train(), seen), eight_images(example))
     return seen
 
 
 class _Watch(TorchFunctionMode):
-    """Records one run of ``model`` in ``seen``."""
+    """Calls ``model`` once, and records in ``seen`` what its layers read."""
 
     def __init__(self, model: nn.Module, seen: Seen) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ class _Watch(TorchFunctionMode):
         self.outputs: list[tuple[str, Tensor, int]] = []  # module, its output, in-place changes of it so far
         self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
 
-    def run(self, example: Tensor) -> None:
+    def __call__(self, example: Tensor) -> Any:
         try:
             with hooked(self._hooks()), self:
-                run(self.model, example)
+                return self.model(example)
         finally:
             self.seen.written_over |= {name for name, x, changes in self.outputs if _in_place_changes(x) != changes}
 

@@ -1,32 +1,31 @@
-"""Write an image folder as tar shards, or check shards.
+"""Write an image folder as tar shards, index the tar shards of others, or check shards.
 
-Images of FOLDER/{train,val}/<class>/ go to FOLDER/shards/{train,val}/, from where RUNTIME.INPUT shards reads
-them. A command that was interrupted goes on where it was.
+write: the images of FOLDER/{train,val}/<class>/ go to FOLDER/shards/{train,val}/; run it again after an interruption.
+index: FOLDER holds *.tar in webdataset's format, itself or in {train,val}/: images .jpg, .jpeg, .png or .webp, each
+with a label in .cls, or in .json under label or cls.
+RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
+import functools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from isonet.data.folders import image_folder
-from isonet.data.shards.index import ShardIndex, read_index, require_webdataset
-from isonet.data.shards.verify import faults, faults_of_folder
-from isonet.data.shards.writer import check_plan, make_plan, write_shards
 from isonet.errors import DataError, UserError, printable, run_cli
 from isonet.tools.cli import Parser
 
-log = logging.getLogger("isonet")
+if TYPE_CHECKING:  # at run time only what a command needs is imported: --help needs no torch
+    from isonet.data.shards.index import ShardIndex
 
 EXAMPLES = """\
 examples:
   python -m isonet.tools.shards write data/ILSVRC2012
   python -m isonet.tools.shards write data/ILSVRC2012 --split train --output /fast/ILSVRC2012/shards
+  python -m isonet.tools.shards index data/imagenet-wds/shards --classes data/imagenet-classes.txt
   python -m isonet.tools.shards verify data/ILSVRC2012/shards
   python train.py --cfg configs/IN1k-RISO50.yaml RUNTIME.INPUT shards"""
 
@@ -41,17 +40,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="write|verify")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="write|index|verify")
     write = commands.add_parser("write", help="write an image folder as shards")
-    write.add_argument("folder", type=Path, metavar="FOLDER", help="that holds {train,val}/<class>/")
-    write.add_argument("--split", choices=SPLITS, help="only this part (default: those that are there)")
-    write.add_argument("--output", type=Path, metavar="DIR", help="where {train,val}/ go (default: FOLDER/shards)")
+    write.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds {train,val}/<class>/")
+    write.add_argument("--split", choices=SPLITS, help="write only this part (default: both, if they exist)")
+    write.add_argument("--output", type=Path, metavar="DIR", help="put {train,val}/ here (default: FOLDER/shards)")
     write.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
-    write.add_argument("--seed", type=int, default=0, help="of the order of the training images (default: 0)")
-    write.add_argument("--overwrite", action="store_true", help="write all shards anew, whatever is there")
-    verify = commands.add_parser("verify", help="compare shards with their checksums")
-    verify.add_argument("folder", type=Path, metavar="FOLDER", help="that holds shards/, or {train,val}/ of shards")
-    for command in (write, verify):
+    write.add_argument("--seed", type=int, default=0, help="seed of the order of the training images (default: 0)")
+    write.add_argument("--overwrite", action="store_true", help="write all shards anew, whatever exists")
+    index = commands.add_parser("index", help="index shards that were written elsewhere, or by a former version")
+    verify = commands.add_parser("verify", help="compare shards with their checksums and their index")
+    for command in (index, verify):
+        command.add_argument(
+            "folder", type=Path, metavar="FOLDER", help="a folder of *.tar, or one with shards/ or {train,val}/ of them"
+        )
+    index.add_argument(
+        "--classes", type=Path, metavar="FILE",
+        help="the names of the classes, one a line in the order of the labels (default: classes.txt beside the shards, "
+        "else the names in a former index, else the numbers)",
+    )  # fmt: skip
+    for command in (write, index, verify):
         command.epilog, command.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
         command.add_argument("--debug", action="store_true", help="show where an error arose")
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
@@ -61,18 +69,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Do what the command says."""
-    if args.command == "write":
-        require_webdataset()
-        _write(args)
-    else:
-        _verify(args.folder)
+    """Run the command."""
+    {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 
 def _write(args: argparse.Namespace) -> None:
+    from isonet.data.folders import image_folder
+    from isonet.data.shards.writer import check_plan, make_plan, write_shards
+
     splits = [args.split] if args.split else [s for s in SPLITS if (args.folder / s).is_dir()]
     if not splits:
-        raise DataError(f"{printable(args.folder)}: holds neither train/ nor val/, with a folder for each class")
+        raise DataError(f"{printable(args.folder)}: has neither train/ nor val/, with a folder for each class")
     plans = {}
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
@@ -81,45 +88,57 @@ def _write(args: argparse.Namespace) -> None:
             check_plan(plan, out)  # all of them before anything is written
         plans[split] = plan, out
     for split, (plan, out) in plans.items():
-        index = write_shards(plan, out, args.overwrite, _bar(f"writing {split}"))
-        size = sum(shard.bytes for shard in index.shards)
-        print(f"{out}: {index.num_images:,} images in {len(index.shards):,} shards, {size / 1e6:,.1f} MB", flush=True)
+        index = write_shards(plan, out, args.overwrite, _bar(f"writing {split}"), _bar(f"indexing {split}"))
+        _describe(out, index)
 
 
-def _bar(what: str) -> Callable[[Sequence[int], int], Iterator[int]]:
-    def progress(todo: Sequence[int], done: int) -> Iterator[int]:
-        if done and todo:
-            print(f"{what}: {done} of {done + len(todo)} shards are there already", flush=True)
-        return iter(tqdm(todo, what, total=done + len(todo), initial=done, unit="shard", mininterval=_seconds()))
+def _index(args: argparse.Namespace) -> None:
+    from isonet.data.shards.scan import make_index, read_classes
+    from isonet.files.storage import FolderLock
 
-    return progress
-
-
-def _seconds() -> float:
-    """Between two looks of a progress bar: in a file, each is a line."""
-    return 0.1 if sys.stderr.isatty() else 60.0
+    classes = read_classes(args.classes) if args.classes else None
+    for place in _places(args.folder):
+        with FolderLock(place):
+            _describe(place, make_index(place, classes, _bar(f"indexing {place}")))
 
 
-def _verify(folder: Path) -> None:
-    folder = folder / "shards" if (folder / "shards").is_dir() else folder
-    splits = [folder / split for split in SPLITS if (folder / split).is_dir()]
-    places = splits or [folder]  # of which one that has no index is not complete
-    bad = [fault for place in places for fault in _faults(place, read_index(place))]
-    for fault in bad:
-        print(f"damaged: {printable(fault)}", flush=True)
-    if bad:
+def _verify(args: argparse.Namespace) -> None:
+    from isonet.data.shards.index import read_index
+    from isonet.data.shards.scan import damage
+
+    count = 0
+    for place in _places(args.folder):
+        index = read_index(place)
+        damaged = list(damage(place, index, _bar(f"checking {place}")))
+        for what in damaged:
+            print(f"damaged: {printable(what)}", flush=True)
+        if not damaged:
+            print(f"{place}: {index.num_images:,} images in {len(index.shards):,} shards are intact", flush=True)
+        count += len(damaged)
+    if count:
         raise UserError(
-            f"damage in {printable(folder)}, {len(bad)} files: remove damaged shards, and write makes what is missing"
+            f"{count} files are damaged in {printable(args.folder)}: remove damaged shards and run write again, or "
+            "download them again"
         )
 
 
-def _faults(place: Path, index: ShardIndex) -> list[str]:
-    bar = tqdm(index.shards, f"checking {place}", unit="shard", mininterval=_seconds())
-    found = [fault for shard in bar for fault in faults(place, index, shard)]
-    found += faults_of_folder(place, index)
-    if not found:
-        print(f"{place}: {index.num_images:,} images in {len(index.shards):,} shards are as they were written")
-    return found
+def _places(folder: Path) -> list[Path]:
+    """The folders of shards that ``folder`` stands for."""
+    folder = folder / "shards" if (folder / "shards").is_dir() else folder
+    return [folder / split for split in SPLITS if (folder / split).is_dir()] or [folder]
+
+
+def _describe(place: Path, index: ShardIndex) -> None:
+    size = sum(shard.bytes for shard in index.shards) / 1e6
+    print(f"{place}: {index.num_images:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
+          f"{size:,.1f} MB", flush=True)  # fmt: skip
+
+
+def _bar(what: str) -> Callable[..., Iterable]:
+    """Makes a progress bar for an iterable; in a file, where each state is a line, it moves once a minute."""
+    from tqdm import tqdm
+
+    return functools.partial(tqdm, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from isonet.training import build_optimizer, learning_rate_at
 from isonet.training.devices import place
 from isonet.training.run import run_training
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 20]
 RES = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True]
 
@@ -158,8 +160,8 @@ def images_of_shards(cfg, tmp):
     folder.mkdir(parents=True)
     for value in range(20):
         Image.new("RGB", (8, 8), (value, value, value)).save(folder / f"{value}.png")
-    shards.main(shards.parse_args(["write", str(tmp / "mine")]))
-    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "RUNTIME.INPUT", "shards", "DATASET.IMAGE_SIZE", 8,
+    shards.main(shards.parse_args(["write", str(tmp / "mine"), "--images-per-shard", "2"]))
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.NAME", "mine", "RUNTIME.INPUT", "shards", "DATASET.IMAGE_SIZE", 80,
             "DATASET.NUM_WORKERS", 0, "DATASET.SHUFFLE_BUFFER", cfg.DATASET.SHUFFLE_BUFFER]  # fmt: skip
     batches = build_loader(load_cfg(None, [*opts, "SOLVER.TRAIN_BATCH_SIZE", 4]), "train")
     return [images.sum().item() for images, _ in batches]

@@ -18,7 +18,8 @@ from benchmarks.study import images
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.build import build_source
-from isonet.data.sources import digits, image_folder
+from isonet.data.folders import IMG_EXTENSIONS, image_folder
+from isonet.data.sources import digits
 from isonet.errors import DataError, UserError
 
 
@@ -117,7 +118,7 @@ def test_the_studys_images_are_made_of_them(cifar_server, tmp_path, capsys):
 def test_without_network_the_error_says_where_the_files_go(cifar_server, tmp_path):
     cifar_server.shutdown()
     cifar_server.server_close()
-    with pytest.raises(DataError, match=r"cannot be fetched.*By hand: get http://.*cifar-10-python.tar.gz and unpack"):
+    with pytest.raises(DataError, match=r"cannot be fetched.*http://.*cifar-10-python.tar.gz and unpack"):
         build_loader(cifar_cfg(tmp_path / "data", True), "train")
 
 
@@ -172,7 +173,7 @@ def break_no_classes(folder):
 
 def break_empty_class(folder):
     (folder / "train" / "eel").mkdir()
-    return [str(folder / "train" / "eel"), "holds no image"]
+    return [str(folder / "train" / "eel"), "no image"]
 
 
 def break_too_many_classes(folder):
@@ -204,3 +205,7 @@ def test_a_class_only_in_val_is_named(folder):
     save(folder / "val" / "eel" / "1.png")
     with pytest.raises(DataError, match=r"val/eel: not one of the 2 classes"):
         build_source(folder_cfg(folder), "val")
+
+
+def test_the_extensions_of_images_are_torchvisions():
+    assert IMG_EXTENSIONS == tv.folder.IMG_EXTENSIONS

@@ -12,10 +12,18 @@ from PIL import Image
 
 from isonet import load_cfg
 from isonet.data import build_loader
-from isonet.data.decode import read_image, read_tensor
+from isonet.data.decode import decode_image, decode_tensor, read_file
 from isonet.errors import DataError, WorkerError
 
-READERS = {"pil": lambda path: torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1), "torch": read_tensor}
+
+def read_image(path):
+    return decode_image(read_file(path), path)
+
+
+READERS = {  # uint8 (3, H, W)
+    "pil": lambda path: torch.from_numpy(np.array(read_image(path))).permute(2, 0, 1),
+    "torch": lambda path: decode_tensor(read_file(path), path),
+}
 WAYS = {  # image size, workers, decoder
     "memory": (32, 0, "pil"), "alone": (80, 0, "pil"), "alone torch": (80, 0, "torch"),
     "workers": (80, 2, "pil"), "workers torch": (80, 2, "torch"),

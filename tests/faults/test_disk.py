@@ -27,6 +27,8 @@ from launch import REPO, Script, run_script, start, wait_until
 
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])
@@ -82,7 +84,7 @@ def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
     tally("survived")
 
 
-def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_goes_on_later(mounted, tmp_path, tally):
+def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_resumes_later(mounted, tmp_path, tally):
     keys = [*TINY[4:-2], "SOLVER.MAX_EPOCHS", 4, "RUNTIME.KEEP", 4]
     disk = mounted(1300)  # room for a checkpoint or two of some 300 kB, and their best
     full = run_script("train.py", *CFG, *keys, "OUTPUT_DIR", disk, cwd=tmp_path)
@@ -129,7 +131,7 @@ def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
     tally("survived")
 
 
-def test_a_second_run_is_told_who_holds_the_folder_and_a_dead_one_does_not_hold_it(tmp_path, tally):
+def test_a_second_run_learns_who_holds_the_folder_and_a_killed_one_does_not_hold_it(tmp_path, tally):
     process = long_run(tmp_path)
     folder = RunFolder(tmp_path / "outputs/cls/digits/run")
     try:
@@ -196,13 +198,14 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
     damage(folder.latest)
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
     text = folder.log.read_text()
+    first, *_ = [line for line in text.splitlines() if "warning: " in line]
     if damage is flip:  # of both names
-        assert f"{folder.latest}: is damaged: its checksum does not match; using the one before it" in text
+        assert f"{folder.latest}: is damaged" in first
         assert "epoch0002.pt after epoch 2" in text
         assert (path / "epoch0003.pt.damaged").exists()
     else:
         assert "epoch0003.pt after epoch 3" in text
-        assert f"{folder.latest} was not the newest whole checkpoint" in text
+        assert f"{folder.latest} was not the newest" in first
     assert folder.metrics.read_bytes() == three_epochs.metrics.read_bytes()
     assert read_checkpoint(folder.latest)["epoch"] == 3
     assert folder.latest.samefile(folder.numbered()[-1])
@@ -286,7 +289,7 @@ def test_when_every_checkpoint_is_damaged_it_is_said_and_nothing_is_touched(thre
     for file in path.glob("*.pt"):
         replace(file)
     before = contents(path)
-    with pytest.raises(CheckpointError, match=r"epoch0003.pt: is damaged.*and so are the 2 before it"):
+    with pytest.raises(CheckpointError, match=r"epoch0003.pt: is damaged.* 2 before it"):
         run_training(cfg(tmp_path), "run", resume=LATEST)
     assert contents(path) == before
     tally("refused")

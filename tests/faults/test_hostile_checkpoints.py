@@ -1,4 +1,4 @@
-"""Checkpoints from strangers, broken or unusual: loaded right, or refused in one sentence and never run.
+"""Checkpoints from others, broken or unusual: loaded correctly, or refused in one sentence and never executed.
 
 Each file here is harmless to torch, too: torch loads it, or refuses it with an ordinary exception.
 """
@@ -33,26 +33,26 @@ def weights(seed=0):
 
 
 def own() -> bytes:
-    """A checkpoint as this project writes it."""
+    """Return a checkpoint as this project writes it."""
     return pack({"model": weights(), "config": CFG.dump(), "classes": [str(i) for i in range(10)]})
 
 
 def foreign(content: object) -> bytes:
-    """What plain torch.save makes of it: no checksum of ours."""
+    """Return ``content`` as ``torch.save`` writes it, without this project's checksum."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
 
 
 def legacy(content: object) -> bytes:
-    """What torch saved before version 1.6."""
+    """Return ``content`` as torch saved it before version 1.6."""
     buffer = io.BytesIO()
     torch.save(content, buffer, _use_new_zipfile_serialization=False)
     return buffer.getvalue()
 
 
 def changed(data: bytes, **parts: bytes | None) -> bytes:
-    """The archive ``data`` with the ends of some names given other contents."""
+    """Return the archive ``data`` with other contents for some parts, by the last part of their names."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         for entry in old.infolist():
@@ -63,13 +63,14 @@ def changed(data: bytes, **parts: bytes | None) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path, capsys, tally):
-    """Refused by the library with the model unchanged, and by test.py with one line and exit code 2."""
+    """Checks that the library refuses a file and keeps the model unchanged, and that test.py prints one line."""
+
+    path, model = tmp_path / "c.pt", build_model(CFG)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    args = ["--ckpt", str(path), "--cfg", str(REPO / "configs/digits_ISO20.yaml"), *map(str, TINY)]
 
     def check(data: bytes, *words: str):
-        path = tmp_path / "c.pt"
         path.write_bytes(data)
-        model = build_model(CFG)
-        before = {name: value.clone() for name, value in model.state_dict().items()}
         with pytest.raises(CheckpointError) as error:
             load_weights(model, path)
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -77,21 +78,20 @@ def refused(tmp_path, capsys, tally):
         for word in words:
             assert word in str(error.value), error.value
         capsys.readouterr()
-        args = ["--ckpt", str(path), "--cfg", str(REPO / "configs/digits_ISO20.yaml"), *map(str, TINY)]
         assert run_cli(test_script.main, test_script.parse_args(args)) == 2
-        found = capsys.readouterr()
-        (line,) = found.err.splitlines()
+        output = capsys.readouterr()
+        (line,) = output.err.splitlines()
         assert line.startswith(f"error: {path}: ")
         assert len(line) < 700
         assert line.isprintable()
-        assert "Traceback" not in found.out
+        assert "Traceback" not in output.out
         tally("refused")
 
     return check
 
 
 class Runs:
-    """Pickled, it is a call of ``function``."""
+    """Pickles as a call of ``function``."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -122,17 +122,17 @@ def test_other_calls_that_a_pickle_could_make(refused, function):
 
 @pytest.mark.parametrize("packed", ["all", "version"])
 def test_a_packed_archive(refused, packed):
-    """The same weights with all parts packed, or one of two bytes, which packing makes no smaller; torch reads both."""
+    """With all parts compressed, or only one of two bytes, which compression makes no smaller; torch reads both."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(own())) as old, zipfile.ZipFile(out, "w") as new:
         for entry in old.infolist():
             kind = zipfile.ZIP_DEFLATED if packed == "all" or entry.filename.endswith(packed) else zipfile.ZIP_STORED
             new.writestr(entry.filename, old.read(entry.filename), kind)
-    refused(out.getvalue(), "packed to more than its size")
+    refused(out.getvalue(), "packed")
 
 
 def test_parts_that_overlap(refused):
-    """One more entry of the directory, for a part that has one already: together the parts are larger than the file."""
+    """A second directory entry for one part: together the parts are larger than the file."""
     out = io.BytesIO(changed(foreign({"w": torch.zeros(1000)})))
     with zipfile.ZipFile(out, "a") as archive:
         part = archive.getinfo("archive/data/0")
@@ -141,7 +141,7 @@ def test_parts_that_overlap(refused):
             setattr(twin, name, getattr(part, name))
         archive.filelist.append(twin)
         archive._didModify = True
-    refused(out.getvalue(), "packed to more than its size")
+    refused(out.getvalue(), "packed")
 
 
 @pytest.mark.parametrize("name", ["archive/../archive/extra", "/archive/extra", "archive\\extra"])
@@ -149,17 +149,17 @@ def test_names_of_parts_that_are_no_plain_paths(refused, name):
     out = io.BytesIO(foreign(weights()))
     with zipfile.ZipFile(out, "a") as archive:
         archive.writestr(name, b"x")
-    refused(out.getvalue(), "paths that lead out of it")
+    refused(out.getvalue(), "paths")
 
 
 @pytest.mark.parametrize("name", ["archive/version", "archive/VERSION"])
 def test_two_parts_of_one_name(refused, name):
-    """Equal parts, of one name in any case, so that it does not matter which of them a reader takes."""
+    """Equal parts with one name in any case, so that it does not matter which one a reader takes."""
     out = io.BytesIO(foreign(weights()))
     with zipfile.ZipFile(out, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zipfile warns of a second part of the same name
         archive.writestr(name, archive.read("archive/version"))
-    refused(out.getvalue(), "two parts of one name")
+    refused(out.getvalue(), "one name")
 
 
 def part_of(data: bytes, name: str) -> bytes:
@@ -168,27 +168,27 @@ def part_of(data: bytes, name: str) -> bytes:
 
 
 def test_tensor_data_of_another_length_than_the_pickle_says(refused):
-    """Longer data, of which torch leaves the rest; the numbers that the check compares, in both directions."""
+    """A file with longer data, whose rest torch ignores; and the compared numbers alone, in both directions."""
     pickled = part_of(foreign({"w": torch.arange(999.0)}), "data.pkl")
-    refused(changed(foreign({"w": torch.arange(1000.0)}), data_pkl=pickled), "not as long as it says")
+    refused(changed(foreign({"w": torch.arange(1000.0)}), data_pkl=pickled), "as long as")
     for items in (998, 1000):
-        with pytest.raises(ArchiveError, match="not as long as it says"):
+        with pytest.raises(ArchiveError, match="as long as"):
             check_storages(pickled, "archive/", {"archive/data/0": 4 * items})
     check_storages(pickled, "archive/", {"archive/data/0": 4 * 999})
 
 
 ONE = foreign({"w": torch.ones(1)})  # torch writes the end with fields of 64 bits, the last 98 bytes
 PLAIN = changed(ONE)  # zipfile writes it with fields of 32 bits, the last 22 bytes
-ADDED = "a part of it is missing, or something was added"
+ADDED = "added"
 ENDS = {
     "a byte before the end": (PLAIN[:-22] + b"\0" + PLAIN[-22:], ADDED),
     "a byte behind the end": (PLAIN + b"\0", ADDED),
-    "half an end": (PLAIN[:-11], "its end is missing"),
-    "no end": (PLAIN[:-22], "its end is missing"),
+    "half an end": (PLAIN[:-11], "end is missing"),
+    "no end": (PLAIN[:-22], "end is missing"),
     "two ends": (PLAIN + PLAIN[-22:], ADDED),
-    "two ends of 64 bits": (ONE[:-42] + ONE[-98:], "its end points to another directory"),
+    "two ends of 64 bits": (ONE[:-42] + ONE[-98:], "another directory"),
     "bytes before the archive": (b"x" * 100 + PLAIN, "is not a checkpoint"),
-    "letters of zip before it": (b"PK" + PLAIN, ADDED),
+    "the letters PK before it": (b"PK" + PLAIN, ADDED),
 }
 
 
@@ -200,12 +200,12 @@ def test_an_archive_with_either_kind_of_end_is_read(tmp_path, tally, data):
 
 
 @pytest.mark.parametrize(("data", "words"), ENDS.values(), ids=ENDS)
-def test_archives_with_more_or_less_to_them_than_their_directory_says(refused, data, words):
+def test_archives_with_more_or_fewer_bytes_than_their_directory_says(refused, data, words):
     refused(data, words)
 
 
 def old_parts(content: object) -> tuple[bytes, bytes, bytes]:
-    """A file from before torch 1.6: all up to the list of its storages, that list, and the storages' numbers."""
+    """Split a file from before torch 1.6: everything up to the list of its storages, the list, and their numbers."""
     data = legacy(content)
     at = data.rindex(b"\x80\x02]")
     stop = data.index(b".", at) + 1
@@ -213,41 +213,41 @@ def old_parts(content: object) -> tuple[bytes, bytes, bytes]:
 
 
 def test_the_old_format_with_other_tensor_data_than_it_names(refused):
-    """An empty tensor shows a storage that is missing, since it has no numbers to read."""
+    """The missing storage belongs to an empty tensor, so that there are no numbers to read."""
     head, keys, numbers = old_parts({"w": torch.zeros(0)})
-    refused(head + pickle.dumps([], protocol=2), "does not have the tensor data that it names")
-    refused(head + pickle.dumps([*pickle.loads(keys), "more"], protocol=2) + numbers, "does not have the tensor data")
-    refused(head + keys + (1).to_bytes(8, "little"), "not as long as it says")
-    refused(head + keys + numbers + b"x", "something was added")
+    refused(head + pickle.dumps([], protocol=2), "tensor data")
+    refused(head + pickle.dumps([*pickle.loads(keys), "more"], protocol=2) + numbers, "tensor data")
+    refused(head + keys + (1).to_bytes(8, "little"), "as long as")
+    refused(head + keys + numbers + b"x", "added")
     head, keys, numbers = old_parts({"w": torch.arange(1000.0)})
-    refused(head + keys + numbers[:8], "its end is missing")
-    refused(head + keys + numbers[:-4], "its end is missing")
-    refused(head + keys + (999).to_bytes(8, "little") + numbers[8:-4], "not as long as it says")
+    refused(head + keys + numbers[:8], "end is missing")
+    refused(head + keys + numbers[:-4], "end is missing")
+    refused(head + keys + (999).to_bytes(8, "little") + numbers[8:-4], "as long as")
 
 
-def test_codes_of_a_pickle_that_no_weights_need(refused):
+def test_an_opcode_that_no_weights_need(refused):
     array = b"\x80\x05" + pickle.BYTEARRAY8 + (1).to_bytes(8, "little") + b"x" + pickle.STOP
-    refused(changed(foreign(weights()), data_pkl=array), "more than plain weights (pickle code 150)")
+    refused(changed(foreign(weights()), data_pkl=array), "pickle code 150")
 
 
-def test_tensors_with_more_to_them(refused):
+def test_tensors_that_are_more_than_plain(refused):
     noted = torch.nn.Parameter(torch.ones(2, 2))
     noted.note = "x"
-    refused(foreign({"w": noted}), "no plain weights need")
-    refused(foreign({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "no plain weights need")
+    refused(foreign({"w": noted}), "no plain weights")
+    refused(foreign({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "no plain weights")
 
 
-def test_a_number_of_an_object_that_no_pickler_gives(refused):
-    """Picklers count the objects that they number, which take more than a byte each; torch takes any small number."""
+def test_an_object_number_that_no_pickler_writes(refused):
+    """Picklers count their objects, each of which takes more than a byte; torch accepts any small number."""
     one = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (1000).to_bytes(4, "little") + pickle.STOP
-    refused(changed(foreign(weights()), data_pkl=one), "numbers more objects than it can have")
+    refused(changed(foreign(weights()), data_pkl=one), "more objects")
 
 
 STORAGE = object()
 
 
 class Pickler(pickle.Pickler):
-    """Writes for ``STORAGE`` a reference to tensor data of no numbers, whose name is a tuple."""
+    """Writes ``STORAGE`` as a reference to empty tensor data whose name is a tuple."""
 
     def persistent_id(self, obj):
         return ("storage", torch.FloatStorage, ("a", "b"), "cpu", 0, None) if obj is STORAGE else None
@@ -259,11 +259,11 @@ class Pickler(pickle.Pickler):
     [
         ({("a", "b"): 1}, "unhashable"),
         ({"model": {"w": ("a", "b")}}, "no state dictionary"),
-        ({"w": STORAGE}, "something else than text"),
+        ({"w": STORAGE}, "text"),
     ],
     ids=["key", "value", "name of tensor data"],
 )
-def test_tuples_where_weights_have_none(refused, form, content, words):
+def test_tuples_where_weights_have_no_tuple(refused, form, content, words):
     file = io.BytesIO()
     Pickler(file, protocol=2).dump(content)
     if form == "zip":
@@ -295,10 +295,10 @@ def test_names_that_would_command_the_terminal(refused):
     ids=["expanded", "sparse", "complex", "meta", "int", "quantised", "other shape", "NaN", "too large", "infinite"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_weights_that_are_none(refused, make):
-    spoilt = weights()
-    spoilt["s2.b1.f.a.weight"] = make(spoilt["s2.b1.f.a.weight"])
-    refused(foreign({"model": spoilt}))
+def test_invalid_weights(refused, make):
+    changed_weights = weights()
+    changed_weights["s2.b1.f.a.weight"] = make(changed_weights["s2.b1.f.a.weight"])
+    refused(foreign({"model": changed_weights}))
 
 
 def tarred() -> bytes:
@@ -335,11 +335,11 @@ def test_a_directory_a_socket_and_a_device(tmp_path, monkeypatch, tally):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")  # by a short name: the whole one may be too long for a socket
     for path in (tmp_path, tmp_path / "socket", "/dev/null"):
-        with pytest.raises(CheckpointError, match="is no file, so no checkpoint"):
+        with pytest.raises(CheckpointError, match="no file"):
             read_checkpoint(path)
         tally("refused")
     for path in (tmp_path / ("x" * 300), tmp_path / "c.pt" / "below"):
-        with pytest.raises(CheckpointError, match=r"cannot be read|no such checkpoint"):
+        with pytest.raises(CheckpointError, match=str(path)):
             read_checkpoint(path)
         tally("refused")
 
@@ -353,7 +353,7 @@ def test_truncated_at_50_places(refused):
 
 @pytest.mark.parametrize("make", [own, lambda: foreign(weights())], ids=["ours", "foreign"])
 def test_one_bit_flipped_at_200_places(refused, tmp_path, tally, make):
-    """Half of the places anywhere; half in the directory and the pickle, where a bit means most."""
+    """Half of the places are anywhere, and half in the directory and the pickle, where a bit matters most."""
     data = make()
     rng = random.Random(2)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -361,17 +361,17 @@ def test_one_bit_flipped_at_200_places(refused, tmp_path, tally, make):
         directory = archive.start_dir
     places = rng.sample(range(len(data)), 100) + rng.sample(range(directory, len(data)), 60)
     places += rng.sample(range(offset, offset + 2000), 40)
-    loaded = 0
+    model, expected, loaded = build_model(CFG), weights(), 0
     for place in places:
         flipped = bytearray(data)
         flipped[place] ^= 1 << rng.randrange(8)
         (tmp_path / "f.pt").write_bytes(flipped)
         try:
-            model = load_weights(build_model(CFG), tmp_path / "f.pt")
+            load_weights(model, tmp_path / "f.pt")
         except CheckpointError:
             refused(bytes(flipped))
-        else:  # a bit that means nothing, such as one of the space between two parts
-            assert all(torch.equal(value, weights()[name]) for name, value in model.state_dict().items())
+        else:  # a bit without a meaning, such as one in the space between two parts
+            assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
             tally("survived")
             loaded += place < len(data) - 71
     assert make is not own or loaded == 0  # the checksum covers everything but the word "sha256:"
@@ -381,7 +381,7 @@ def channels_last(weights):
     return {k: v.to(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in weights.items()}
 
 
-ODD_FORMS = {
+UNUSUAL_FORMS = {
     "module twice": (lambda w: foreign({"net": {f"module.module.{k}": v for k, v in w.items()}}), 0),
     "float16": (lambda w: foreign({"model": {k: v.half() for k, v in w.items()}}), 1e-3),
     "bfloat16": (lambda w: foreign({"model": {k: v.bfloat16() for k, v in w.items()}}), 1e-2),
@@ -393,8 +393,8 @@ ODD_FORMS = {
 }
 
 
-@pytest.mark.parametrize(("make", "tolerance"), ODD_FORMS.values(), ids=ODD_FORMS)
-def test_odd_forms_that_are_loaded_right(tmp_path, tally, make, tolerance):
+@pytest.mark.parametrize(("make", "tolerance"), UNUSUAL_FORMS.values(), ids=UNUSUAL_FORMS)
+def test_unusual_forms_are_loaded_correctly(tmp_path, tally, make, tolerance):
     (tmp_path / "c.pt").write_bytes(make(weights(seed=5)))
     model = load_weights(build_model(CFG), tmp_path / "c.pt")
     for name, value in weights(seed=5).items():
@@ -409,6 +409,6 @@ def test_another_network_and_names_given_twice(refused):
     refused(foreign({**weights(), **{f"module.{k}": v for k, v in weights().items()}}), "twice")
 
 
-def test_a_checkpoint_of_ours_is_one_for_plain_torch_too(tmp_path):
+def test_plain_torch_reads_our_checkpoints(tmp_path):
     save_checkpoint(tmp_path / "c.pt", {"model": weights()})
     assert torch.equal(torch.load(tmp_path / "c.pt")["model"]["stem.conv.weight"], weights()["stem.conv.weight"])

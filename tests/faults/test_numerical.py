@@ -26,6 +26,8 @@ from isonet.training.run import run_training
 CPU = torch.device("cpu")
 OFF = Amp("off", CPU)
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])

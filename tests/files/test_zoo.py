@@ -27,6 +27,8 @@ from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.published import ZOO
 from isonet.published import published as network_named
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ENTRY = ZOO["IN1k-ISO18"]
 ROW = (
     r"\| (\S+) \| (yes|no) \| (\S+) \| `(\S+)` "
@@ -290,7 +292,7 @@ def test_google_drives_pages_are_handled(published, server, tmp_path, monkeypatc
 
 
 _CLEAN = multiprocessing.get_context("forkserver")
-_CLEAN.set_forkserver_preload(["isonet", "gdown", "pytest", "PIL.Image"])
+_CLEAN.set_forkserver_preload(["isonet.builders", "gdown", "pytest", "PIL.Image"])
 
 
 def fetch_in_child(environment, results=None):
@@ -350,13 +352,13 @@ def test_evaluation_by_name_needs_no_config(published, server, tmp_path, monkeyp
             logits = model(x.float().permute(2, 0, 1)[None])
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor([label])).item())
 
-    args = ["--ckpt", "zoo:IN1k-ISO18", "--json", "found.json", "DATASET.NUM_WORKERS", 0]
+    args = ["--ckpt", "zoo:IN1k-ISO18", "--json", "actual.json", "DATASET.NUM_WORKERS", 0]
     monkeypatch.chdir(tmp_path)
     assert run_cli(test_script.main, test_script.parse_args(list(map(str, args)))) == 0
     output = capsys.readouterr()
     assert "ISONet-18, 68.10 %" in output.out
     assert "\r" not in output.out + output.err  # no progress bar without a terminal
     assert file().read_bytes() == published[0].read_bytes()
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["images"] == 2
-    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    actual = json.loads((tmp_path / "actual.json").read_text())
+    assert actual["images"] == 2
+    assert actual["loss"] == pytest.approx(np.mean(losses), rel=1e-4)

@@ -33,7 +33,7 @@ NETWORKS = {
 @pytest.mark.parametrize("part", ["stem", "s3", "whole"])
 @pytest.mark.parametrize("opts", NETWORKS.values(), ids=NETWORKS)
 def test_extremes_are_those_of_the_dense_jacobian(opts, part):
-    model, x = tiny(*opts), torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    model, x = tiny(*opts), torch.randn(1, 3, 4, 6, dtype=torch.float64)
     function = model
     if part != "whole":
         function = getattr(model, part)
@@ -73,28 +73,28 @@ def test_a_few_steps_bound_the_extremes_from_within():
     assert (exact.largest, exact.smallest) == pytest.approx((values[0].item(), values[-1].item()))
 
 
-def test_an_isometry_is_known_at_once():
+def test_one_step_is_enough_for_an_isometry():
     rotation = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64)).Q
     found = extreme_singular_values(lambda x: 3 * rotation @ x, torch.zeros(30, dtype=torch.float64))
     assert found.steps == 1
     assert (found.largest, found.smallest) == pytest.approx((3.0, 3.0))
 
 
-def test_a_network_that_overflows_is_named():
+def test_the_part_whose_jacobian_overflows_is_named():
     opts = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 1e6]
     torch.manual_seed(0)
     model = build_model(load_cfg(REPO / "configs" / "digits_ISO20.yaml", opts)).eval()
     x = torch.randn(1, 3, 8, 8)
-    with pytest.raises(NonFiniteError, match=r"^ISONet: its Jacobian is not finite"):
+    with pytest.raises(NonFiniteError, match=r"^ISONet: "):
         extreme_singular_values(model, x, 5)
-    with pytest.raises(NonFiniteError, match=r"^(s\d|head|the whole network): its Jacobian is not finite"):
+    with pytest.raises(NonFiniteError, match=r"^(s\d|head|the whole network): "):
         measure(model, x, torch.tensor([0]), 5)
     for number in (math.nan, math.inf):
         with pytest.raises(NonFiniteError, match=r"^s1: "):
             extreme_singular_values(lambda x, number=number: number * x, torch.ones(3), name="s1")
 
 
-def test_a_conv_that_is_not_finite_is_named():
+def test_a_conv_with_non_finite_weights_is_named():
     model = tiny().float()
     with torch.no_grad():
         model.s2.b1.f.a.weight[0, 0, 0, 0] = math.nan
@@ -102,7 +102,7 @@ def test_a_conv_that_is_not_finite_is_named():
         measure(model, torch.randn(1, 3, 8, 8), torch.tensor([0]), 1)
 
 
-def test_ties_of_srelu_count_as_in_training():
+def test_the_gradient_at_ties_of_srelu_is_that_of_training():
     layer = SReLU(1, shift=0.0)
     x = torch.tensor([[[[1.0, 0.0], [-1.0, 2.0]]]])
     product, transposed, _, _ = jacobian_of(layer, x)
@@ -110,7 +110,7 @@ def test_ties_of_srelu_count_as_in_training():
     assert product(ones).tolist() == transposed(ones).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_norms_are_those_of_a_network_computed_by_hand():
+def test_norms_are_those_of_a_closed_form():
     torch.manual_seed(0)
     a, b = nn.Linear(6, 5), nn.Linear(5, 3)
     model, x, labels = nn.Sequential(a, nn.ReLU(), b), torch.randn(4, 6), torch.tensor([0, 1, 2, 0])
@@ -123,7 +123,7 @@ def test_norms_are_those_of_a_network_computed_by_hand():
     assert a.weight.grad is None
 
 
-def test_the_norms_of_an_isonet_at_its_start_stay_the_same_through_a_stage():
+def test_the_signal_of_an_untrained_isonet_keeps_its_length_through_a_stage():
     model = build_model(load_cfg(None, ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 56]))
     images, labels = reference_batch("cifar10_ISO20")
     norms = {norm.name: norm for norm in signal_norms(model, images, labels)}

@@ -1,4 +1,4 @@
-"""Singular values against the dense matrix of the operator."""
+"""Singular values of convolutions against the dense matrix of the operator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = [
 
 
 def dense(conv, height, width):
-    """The matrix of the convolution with edges that meet, written out tap by tap."""
+    """The matrix of the convolution with circular padding, tap by tap."""
     (sy, sx), (dy, dx) = conv.stride, conv.dilation
     out, in_ = conv.out_channels, conv.in_channels // conv.groups
     matrix = torch.zeros(out, height // sy, width // sx, conv.in_channels, height, width, dtype=torch.float64)
@@ -52,7 +52,6 @@ def test_all_singular_values_are_those_of_the_dense_matrix(out, in_, kernel, str
 
 
 def test_the_dense_matrix_is_the_convolution():
-    """So that the test above does not compare two mistakes."""
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 6, 3, 2, groups=2, bias=False).double()
     x = torch.randn(1, 4, 6, 8, dtype=torch.float64)
@@ -71,7 +70,7 @@ def test_the_delta_initialisation_is_an_isometry():
     assert conv_spectrum(nn.Conv2d(4, 4, 3, 2), 7, 5).all().shape == (4 * 4 * 3,)  # as of 8 x 6
 
 
-def test_sizes_are_those_that_the_network_sees():
+def test_feature_sizes_are_those_of_the_network():
     model = reference_model("cifar10_ISO20")
     sizes = feature_sizes(model, torch.zeros(NUMERICS["cifar10_ISO20"]["input_shape"]))
     assert sizes["stem.conv"] == (32, 32)
@@ -82,8 +81,8 @@ def test_sizes_are_those_that_the_network_sees():
 
 
 @pytest.mark.parametrize("kernel", [1, 3])
-def test_a_spectrum_of_weights_on_a_gpu_lies_on_the_cpu(kernel):
-    with FakeTensorMode():  # the devices of tensors without their numbers, and so without a GPU
+def test_the_spectrum_of_weights_on_a_gpu_is_on_the_cpu(kernel):
+    with FakeTensorMode():  # tensors have devices but no data, so no GPU is needed
         conv = nn.Conv2d(4, 8, kernel, device="cuda")
         found = conv_spectrum(conv, 6, 6)
         assert conv.weight.device.type == "cuda"
@@ -93,7 +92,7 @@ def test_a_spectrum_of_weights_on_a_gpu_lies_on_the_cpu(kernel):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("size", [5, 9, 13, 14, 15, 17, 24, 27])
-def test_a_coarse_look_meets_only_singular_values_of_the_map(size, kernel, stride):
+def test_the_coarse_extremes_are_singular_values_of_the_map(size, kernel, stride):
     torch.manual_seed(4)
     conv = nn.Conv2d(4, 4, kernel, stride)
     truth = conv_spectrum(conv, size, size + 1).all()
@@ -101,7 +100,7 @@ def test_a_coarse_look_meets_only_singular_values_of_the_map(size, kernel, strid
         assert (truth - found).abs().min() < 2e-6
 
 
-def test_a_coarse_look_stays_within_the_range_where_its_grid_does_not_divide_the_map():
+def test_the_coarse_extremes_are_within_the_range_if_the_grid_does_not_divide_the_map():
     torch.manual_seed(4)
     conv = nn.Conv2d(4, 4, 3)
     truth = conv_spectrum(conv, 14, 14)
@@ -110,7 +109,7 @@ def test_a_coarse_look_stays_within_the_range_where_its_grid_does_not_divide_the
     assert truth.smallest - 1e-6 <= smallest < largest <= truth.largest + 1e-6
 
 
-def test_a_coarse_look_sees_no_more_than_there_is_and_with_all_frequencies_all_of_it():
+def test_the_coarse_extremes_are_within_the_range_and_exact_with_all_frequencies():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, padding=1))
     sizes = feature_sizes(model, torch.zeros(1, 3, 16, 16))
@@ -132,8 +131,8 @@ def test_a_transposed_convolution_has_the_singular_values_of_its_adjoint(kernel,
         assert a.item() == b.item()
 
 
-def test_of_a_transposed_convolution_the_size_is_that_of_the_map_it_makes():
+def test_the_feature_size_of_a_transposed_convolution_is_that_of_its_output():
     net = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 4, 2, stride=2))
     assert feature_sizes(net, torch.randn(1, 3, 8, 6)) == {"0": (8, 6), "1": (8, 6)}
     nn.init.orthogonal_(net[1].weight.data.view(4, 16))
-    assert conv_spectrum(net[1], 8, 6).all() == pytest.approx(torch.ones(4 * 12))  # it keeps all of its input
+    assert conv_spectrum(net[1], 8, 6).all() == pytest.approx(torch.ones(4 * 12))  # an isometry of its input

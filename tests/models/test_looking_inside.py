@@ -50,11 +50,11 @@ def test_a_hook_on_a_convolution_keeps_its_output(family):
 def test_a_feature_extractor_separates_a_convolution_from_its_activation(family):
     net = FAMILIES[family]()
     nodes = {"stem.conv": "conv", "stem.relu": "act", "s1.b1.relu": "block"}
-    found = create_feature_extractor(net, nodes)(images(family))
+    actual = create_feature_extractor(net, nodes)(images(family))
     conv = net.stem.conv(images(family))
-    assert torch.equal(found["conv"], conv)
-    assert torch.equal(found["act"], net.stem.relu(net.stem.bn(conv)))
-    assert not torch.equal(found["conv"], found["act"])
+    assert torch.equal(actual["conv"], conv)
+    assert torch.equal(actual["act"], net.stem.relu(net.stem.bn(conv)))
+    assert not torch.equal(actual["conv"], actual["act"])
 
 
 @every_family
@@ -82,12 +82,12 @@ def test_training_scripts_work_in_place_with_equal_results(family):
     place(fast, [torch.device("cpu")])
     assert all(m.inplace for m in fast.modules() if isinstance(m, SReLU | nn.ReLU))
     assert not any(m.inplace for m in plain.modules() if isinstance(m, SReLU | nn.ReLU))
-    found = []
+    actual = []
     for net in (plain, fast):
         net.eval()  # without dropout
         F.cross_entropy(net(images(family)), torch.arange(2)).backward()
-        found.append([parameter.grad for parameter in net.parameters()])
-    for a, b in zip(*found, strict=True):
+        actual.append([parameter.grad for parameter in net.parameters()])
+    for a, b in zip(*actual, strict=True):
         assert torch.equal(a, b)
     with torch.no_grad():
         assert torch.equal(plain(images(family)), fast(images(family)))

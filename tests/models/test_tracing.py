@@ -38,8 +38,8 @@ def output_and_gradients(model, parameters, images):
     return output, *torch.autograd.grad(output.square().sum(), list(parameters))
 
 
-def assert_all_close(found, expected, **tolerance):
-    for a, b in zip(found, expected, strict=True):
+def assert_all_close(actual, expected, **tolerance):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 
 

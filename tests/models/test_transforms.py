@@ -129,13 +129,13 @@ TWICE = {
 def test_second_derivatives_of_compositions(how):
     """With functions before and after it, where nested forward modes must not lose a term."""
     x, b, _ = ties()
-    found, expected = (
+    actual, expected = (
         TWICE[how](lambda x, b, f=f: f(f(x.square(), b) ** 3, b.square()).square().sum())(x, b) for f in (srelu, chosen)
     )
-    found, expected = list(itertools.chain(*found)), list(itertools.chain(*expected))
+    actual, expected = list(itertools.chain(*actual)), list(itertools.chain(*expected))
     assert expected[0].any()  # of the input twice
     assert expected[3].any()  # of the shift twice
-    for ours, true in zip(found, expected, strict=True):
+    for ours, true in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, true, rtol=1e-12, atol=0)
 
 
@@ -163,12 +163,12 @@ def test_gradients_of_each_sample(family, autocast):
     net = network(family)
     images, labels = torch.randn(4, 3, 16, 16), torch.arange(4)
     weights = {name: p.detach() for name, p in net.named_parameters()}
-    found = vmap(grad(loss_of(net, autocast)), (None, 0, 0))(weights, images, labels)
+    actual = vmap(grad(loss_of(net, autocast)), (None, 0, 0))(weights, images, labels)
     for i in range(4):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             logits = net(images[i : i + 1])
         expected = torch.autograd.grad(F.cross_entropy(logits.float(), labels[i : i + 1]), list(net.parameters()))
-        for (name, ours), true in zip(found.items(), expected, strict=True):
+        for (name, ours), true in zip(actual.items(), expected, strict=True):
             # A multiplier's gradient is a sum that cancels, and the eager one rounds its terms to 16 bits
             rtol = 1e-5 if not autocast else 0.1 if name.endswith("scale") else 1e-2
             assert (ours[i] - true).norm() <= rtol * true.norm() + 1e-7, name
@@ -182,8 +182,8 @@ def test_ensembles(family):
             nn.init.normal_(parameter, std=0.2)
     stacked, buffers = stack_module_state(nets)
     images = torch.randn(2, 3, 16, 16)
-    found = vmap(lambda p, b, x: functional_call(nets[0], (p, b), (x,)), (0, 0, None))(stacked, buffers, images)
-    torch.testing.assert_close(found, torch.stack([net(images) for net in nets]))
+    actual = vmap(lambda p, b, x: functional_call(nets[0], (p, b), (x,)), (0, 0, None))(stacked, buffers, images)
+    torch.testing.assert_close(actual, torch.stack([net(images) for net in nets]))
 
 
 @every_family

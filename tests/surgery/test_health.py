@@ -1,4 +1,4 @@
-"""``isometrize`` tells which networks can learn, its advice works, and its defaults keep what has to stay."""
+"""``isometrize`` measures whether networks can learn, its advice works, and its defaults keep what has to stay."""
 
 from __future__ import annotations
 
@@ -17,23 +17,35 @@ from isonet.models import ResMultiplier
 from isonet.surgery import DeadNetworkWarning, UnchangedNetworkWarning, measure_health
 from isonet.surgery.running import ModelError, eight_images
 
+
+@pytest.fixture(autouse=True)
+def _no_denormals():
+    """A dead network computes with denormal numbers, which are slow."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 
 
 def photos(size=32, n=8, seed=0):
-    """Images that are as smooth as photographs: noise, enlarged."""
+    """Images as smooth as photographs: enlarged noise."""
     noise = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size, mode="bilinear")
 
 
 def small(name):
-    """The smallest member of a family of torchvision's."""
+    """A small member of a family of torchvision."""
     torch.manual_seed(0)
+    mobile = zoo.efficientnet.MBConvConfig  # expansion, kernel, stride, input and output channels, layers
+    inverted = [mobile(1, 3, 1, 16, 8, 1), mobile(6, 3, 2, 8, 12, 1), mobile(6, 5, 2, 12, 20, 1),
+                mobile(6, 3, 2, 20, 40, 1), mobile(6, 5, 1, 40, 56, 1), mobile(6, 5, 2, 56, 96, 1)]  # fmt: skip
     blocks = [zoo.convnext.CNBlockConfig(48, 96, 1), zoo.convnext.CNBlockConfig(96, None, 1)]
     return {
-        "resnet": lambda: zoo.resnet18(num_classes=5),
+        "resnet": lambda: zoo.ResNet(zoo.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5),
         "mobilenet_v3": lambda: zoo.mobilenet_v3_small(num_classes=5),
-        "efficientnet": lambda: zoo.efficientnet_b0(num_classes=5),
+        "efficientnet": lambda: zoo.EfficientNet(inverted, 0.2, num_classes=5, last_channel=320),
         "convnext": lambda: zoo.ConvNeXt(blocks, num_classes=5),
         "vit": lambda: zoo.VisionTransformer(32, 8, 6, 4, 64, 256, num_classes=5),
         "swin": lambda: zoo.SwinTransformer([4, 4], 24, [1, 1], [2, 4], [7, 7], num_classes=5),
@@ -80,38 +92,26 @@ def test_by_default_every_family_learns_without_a_warning(name):
         assert not report.initialised
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments"),
-    [
-        ("mobilenet_v3", {"normalisation": False}),
-        ("plain", {}),
-    ],
-)
-def test_a_dead_network_is_told_of_and_the_advice_works(name, arguments):
-    torch.set_flush_denormal(True)
-    try:
-        images = photos()
-        with pytest.warns(DeadNetworkWarning) as caught:
-            dead, report = isometrize(small(name), images[:1], **arguments)
-        assert caught[0].filename == __file__
-        assert not report.health.alive
-        assert not learns(dead, images, rates=(0.1,))
-        assert "hardly depend on the image" in report.health.reason
-        assert str(caught[0].message).endswith("gives one that can")
-        new, report = isometrize(small(name), images[:1], **report.advised)
-        assert report.health.alive
-        assert learns(new, images)
-    finally:
-        torch.set_flush_denormal(False)
+@pytest.mark.parametrize(("name", "arguments"), [("mobilenet_v3", {"normalisation": False}), ("plain", {})])
+def test_a_dead_network_is_a_warning_and_its_advice_works(name, arguments):
+    images = photos()
+    with pytest.warns(DeadNetworkWarning) as caught:
+        dead, report = isometrize(small(name), images[:1], **arguments)
+    assert caught[0].filename == __file__
+    assert not report.health.alive
+    assert not learns(dead, images, rates=(0.1,))
+    assert "sensitivity" in report.health.reason
+    new, report = isometrize(small(name), images[:1], **report.advised)
+    assert report.health.alive
+    assert learns(new, images)
 
 
 def test_efficientnet_without_norms_is_dead_and_with_norms_and_delta_explodes():
-    """The cases of which the gradient's norm alone says too little."""
     images = photos(n=1)
-    with pytest.warns(DeadNetworkWarning, match=r"\. isometrize\(model, example\) gives one that can"):
+    with pytest.warns(DeadNetworkWarning, match=r"isometrize\(model, example\) gives"):
         _, report = isometrize(small("efficientnet"), images, normalisation=False)
     assert report.health.sensitivity < 1e-3
-    with pytest.warns(DeadNetworkWarning, match="its gradients explode"):
+    with pytest.warns(DeadNetworkWarning, match="explode"):
         _, report = isometrize(small("efficientnet"), images, normalisation=True, delta=True)
     assert not report.health.alive
     assert report.advised == {}
@@ -129,7 +129,7 @@ def test_the_criterion_ignores_a_small_gradient_of_the_first_layer():
     assert report.health.alive
 
 
-def test_a_network_that_no_arguments_revive_is_refused_with_the_reason():
+def test_a_network_that_cannot_learn_with_any_arguments_is_refused():
     class Blind(nn.Module):
         def __init__(self):
             super().__init__()
@@ -138,14 +138,14 @@ def test_a_network_that_no_arguments_revive_is_refused_with_the_reason():
         def forward(self, x):
             return self.head(1e-6 * F.relu(self.conv(x)).mean((2, 3)))
 
-    with pytest.raises(ModelError, match=r"so do other arguments.*hardly depend.*the original network cannot learn"):
+    with pytest.raises(ModelError, match=r"other arguments.*sensitivity.*original network.*check=False"):
         isometrize(Blind(), photos(n=1))
     _, report = isometrize(Blind(), photos(n=1), check=False)
     assert report.health is None
-    assert "health not measured: check=False" in str(report)
+    assert "check=False" in str(report)
 
 
-def test_measuring_changes_nothing_and_repeats_to_the_bit():
+def test_measuring_changes_nothing_and_is_bit_equal_when_repeated():
     model = small("mobilenet_v3")  # with dropout and batch norms
     images = photos(n=3)
     before, kept = copy.deepcopy(model.state_dict()), images.clone()
@@ -164,7 +164,7 @@ def test_measuring_changes_nothing_and_repeats_to_the_bit():
 
 
 def test_sensitivity_is_the_norm_of_the_gradient_along_the_direction():
-    """A linear layer: g is X^t T for the weight, and the direction's sum, which is 0, for the bias."""
+    """For a linear layer, g is X^t T for the weight and 0, the sum of the direction, for the bias."""
     layer, x = nn.Linear(6, 3), torch.randn(8, 6)
     health = measure_health(layer, x)
     t = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
@@ -177,7 +177,7 @@ def test_sensitivity_is_the_norm_of_the_gradient_along_the_direction():
 
 
 @pytest.mark.parametrize("example", [torch.zeros(1, 3, 32, 32), torch.ones(9, 3, 32, 32), torch.randn(1, 3, 32, 32)])
-def test_an_example_that_gives_only_a_shape_will_do(example):
+def test_the_values_of_the_example_do_not_decide(example):
     _, report = isometrize(small("resnet"), example)
     assert report.health.alive
 
@@ -197,10 +197,10 @@ def test_a_network_that_cannot_be_measured_is_returned_with_the_reason():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).requires_grad_(False)
     _, report = isometrize(net, torch.randn(1, 3, 8, 8), srelu=False)
     assert report.health is None
-    assert "health not measured: no parameter gets a gradient" in str(report)
+    assert "no parameter" in str(report)
 
 
-def test_norms_and_weights_stay_where_an_activation_that_stays_reads_them():
+def test_norms_and_weights_stay_if_an_activation_that_stays_reads_them():
     def block(act):
         return nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), act
 
@@ -211,9 +211,9 @@ def test_norms_and_weights_stay_where_an_activation_that_stays_reads_them():
     new, report = isometrize(net, torch.randn(2, 8, 6, 6))
     assert sorted(report.norms_removed) == ["1", "10"]
     assert sorted(report.initialised) == ["0", "9"]
-    assert report.left["4"] == "BatchNorm2d: read by 8, which is no SReLU"  # through a convolution and a norm
-    assert report.left["12"] == "BatchNorm2d: no activation reads it"
-    assert report.not_initialised == {"3": "read by a norm that stays, 4", "6": "read by a norm that stays, 7"}
+    assert "read by 8" in report.left["4"]  # through a convolution and a norm
+    assert "no activation" in report.left["12"]
+    assert {name: why.split()[-1] for name, why in report.not_initialised.items()} == {"3": "4", "6": "7"}
     assert torch.equal(new[6].weight, net[6].weight)
     assert not report.biases_added
 
@@ -225,7 +225,7 @@ def test_norms_and_weights_stay_where_an_activation_that_stays_reads_them():
     assert not report.norms_removed
 
 
-def test_a_sum_and_a_gate_pass_a_norm_on_and_attention_reads_it():
+def test_attention_reads_a_norm_while_sums_and_gates_pass_it_on():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -242,11 +242,11 @@ def test_a_sum_and_a_gate_pass_a_norm_on_and_attention_reads_it():
 
     _, report = isometrize(Gated(), torch.randn(2, 4, 6, 6), check=False)
     assert sorted(report.norms_removed) == ["norm", "norm2"]
-    assert report.left["norm3"] == "GroupNorm: read by softmax(), which is no SReLU"
+    assert "softmax()" in report.left["norm3"]
 
 
 class InPlace(nn.Module):
-    """An activation, and behind it something that works in place, as a module or as a function."""
+    """An activation, followed by a module or function that works in place."""
 
     def __init__(self, behind):
         super().__init__()
@@ -263,7 +263,7 @@ class FunctionalDropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth as it is often written: in place, and only in training."""
+    """Stochastic depth, in place and only in training, as it is often written."""
 
     def forward(self, x):
         return x.mul_(torch.rand(len(x), 1, 1, 1).round_()) if self.training else x
@@ -282,7 +282,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("kind", BEHIND)
 @pytest.mark.parametrize("normalisation", [None, False])
-def test_gradients_behind_an_srelu_are_those_of_the_network_that_works_out_of_place(kind, normalisation):
+def test_gradients_are_those_of_a_network_that_works_out_of_place(kind, normalisation):
     torch.manual_seed(0)
     net, images = InPlace(copy.deepcopy(BEHIND[kind])), torch.randn(4, 3, 8, 8)
     new, report = isometrize(net.train(), images, normalisation=normalisation, delta=False)
@@ -305,9 +305,11 @@ def test_gradients_behind_an_srelu_are_those_of_the_network_that_works_out_of_pl
 
 
 @pytest.mark.parametrize("behind", [FunctionalDropout(), DropPath()])
-def test_a_function_in_place_that_acts_only_in_training_leaves_the_activation(behind):
-    new, report = isometrize(InPlace(behind), torch.randn(4, 3, 8, 8), delta=False)
-    assert report.left == {"act": "ReLU6: its output, which SReLU would need, is written over"}
+def test_an_activation_stays_if_a_function_overwrites_its_output_in_training(behind):
+    with pytest.warns(UnchangedNetworkWarning):
+        new, report = isometrize(InPlace(behind), torch.randn(4, 3, 8, 8), delta=False)
+    assert list(report.left) == ["act"]
+    assert "written over" in report.left["act"]
     new(torch.randn(4, 3, 8, 8)).sum().backward()
 
 
@@ -321,15 +323,16 @@ def test_mobilenet_v3_with_hardswish_replaced_trains():
     assert all(parameter.grad is not None for parameter in new.parameters())
 
 
-def test_a_network_in_which_nothing_is_replaced_goes_on_working_in_place():
+def test_a_network_in_which_nothing_is_replaced_still_works_in_place():
     net = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(inplace=True))
-    new, report = isometrize(net, torch.randn(2, 3, 8, 8))
+    with pytest.warns(UnchangedNetworkWarning):
+        new, report = isometrize(net, torch.randn(2, 3, 8, 8))
     assert new[2].inplace
-    assert report.left["1"] == "BatchNorm2d: no activation becomes SReLU"
+    assert report.left["1"].startswith("BatchNorm2d: ")
 
 
-def test_layers_that_run_only_in_training_are_seen():
-    """GoogLeNet's auxiliary heads: their ReLUs, norms and convolutions."""
+def test_layers_that_run_only_in_training_are_recorded():
+    """Such as GoogLeNet's auxiliary heads, with their ReLUs, norms and convolutions."""
 
     class Aux(nn.Module):
         def __init__(self):
@@ -367,7 +370,7 @@ def test_no_weight_decay_names_the_shifts_in_every_copy(name, tmp_path):
         assert not hasattr(net[name], "no_weight_decay")
 
 
-def test_timm_gives_the_shifts_no_weight_decay():
+def test_timm_applies_no_weight_decay_to_the_shifts():
     factory = pytest.importorskip("timm.optim")
     new, report = isometrize(small("resnet"), photos(n=1))
     optimizer = factory.create_optimizer_v2(new, opt="sgd", lr=0.1, weight_decay=0.01)
@@ -378,7 +381,7 @@ def test_timm_gives_the_shifts_no_weight_decay():
 
 
 class Listed(nn.Module):
-    """A network that says itself which parameters are not to decay."""
+    """A network that lists parameters without weight decay itself."""
 
     def __init__(self):
         super().__init__()
@@ -392,7 +395,7 @@ class Listed(nn.Module):
 
 
 class Calling(nn.Module):
-    """One that ``isometrize`` rewires as a whole."""
+    """A network that ``isometrize`` rewires as a whole."""
 
     def __init__(self):
         super().__init__()
@@ -403,7 +406,7 @@ class Calling(nn.Module):
 
 
 class UNet(nn.Module):
-    """Down and up again, with a skip connection, batch norms, and outputs of the images' size."""
+    """A small U-Net with batch norms, whose outputs have the size of the images."""
 
     def __init__(self):
         super().__init__()
@@ -426,12 +429,13 @@ def test_a_u_net_with_transposed_convolutions():
 
 
 @pytest.mark.parametrize("skip", [["layer1", "layer2.0.bn1"], lambda name, module: name in ("layer1", "layer2.0.bn1")])
-def test_skipped_modules_stay_as_they_are_with_all_below_them(skip):
+def test_skipped_modules_and_all_below_them_stay_as_they_are(skip):
     model = small("resnet")
     with torch.no_grad():
         model.layer1[0].conv1.weight.normal_()
     new, report = isometrize(model, photos(n=1), skip=skip)
-    assert report.left == {"layer1": "Sequential: skipped", "layer2.0.bn1": "BatchNorm2d: skipped"}
+    assert list(report.left) == ["layer1", "layer2.0.bn1"]
+    assert all("skipped" in why for why in report.left.values())
     assert str(new.layer1) == str(model.layer1)
     assert all(
         torch.equal(new.state_dict()[key], value) for key, value in model.state_dict().items() if "layer1" in key
@@ -440,34 +444,35 @@ def test_skipped_modules_stay_as_they_are_with_all_below_them(skip):
     mentioned |= {*report.penalised, *report.not_penalised, *report.multipliers, *report.rewired}
     assert not [name for name in mentioned if name.startswith("layer1") or name == "layer2.0.bn1"]
     assert "layer2.0.conv1" in report.not_initialised  # the norm that stays reads it
-    assert len(report.multipliers) == 6
+    assert report.multipliers == [f"layer{i}.0.multiplier" for i in (2, 3, 4)]
     assert new.layer1[0].relu.inplace
     new(photos(n=2)).sum().backward()
 
 
-def test_what_skip_does_not_know_and_what_it_spares():
+def test_skip_refuses_unknown_names_and_spares_parametrised_layers():
     with pytest.raises(ValueError, match=r"layer.*layer4"):
         isometrize(small("resnet"), photos(n=1), skip=["layer"])
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 4, 3))
     _, report = isometrize(net, torch.randn(1, 3, 8, 8), skip="0")
     assert report.initialised == ["2"]
     assert list(report.activations) == ["1"]
-    with pytest.warns(DeadNetworkWarning, match=r"skip=\('0',\), .*gives|skip=\('0',\)\) gives"):
+    with pytest.warns(DeadNetworkWarning, match=r"skip=\('0',\).* gives"):
         isometrize(small("plain"), photos(n=1), skip="0")
 
 
-def test_a_skipped_module_in_place_leaves_the_activation_before_it():
+def test_the_activation_before_a_skipped_module_in_place_stays():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Dropout(inplace=True), nn.Conv2d(4, 4, 3))
-    new, report = isometrize(net, torch.randn(2, 3, 8, 8), skip=["2"])
-    assert report.left["1"] == "ReLU6: its output, which SReLU would need, is written over"
+    with pytest.warns(UnchangedNetworkWarning):
+        new, report = isometrize(net, torch.randn(2, 3, 8, 8), skip=["2"])
+    assert "written over" in report.left["1"]
     assert new[2].inplace
     new(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
-def test_a_network_that_stays_as_it_is_says_so_and_what_would_change_it():
+def test_an_unchanged_network_is_a_warning_with_what_would_change_it():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.LazyLinear(5))
     net(torch.randn(2, 3, 8, 8))
-    with pytest.warns(UnchangedNetworkWarning, match=r"changed nothing.*also=\(nn.GELU,\)"):
+    with pytest.warns(UnchangedNetworkWarning, match=r"nothing.*also=\(nn.GELU,\)"):
         new, report = isometrize(net, torch.randn(8, 3, 8, 8))
     assert report.unchanged
     for name, value in net.state_dict().items():

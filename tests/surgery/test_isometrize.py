@@ -1,4 +1,4 @@
-"""Other people's networks made isometric: torchvision's, and small ones with habits that are easy to get wrong."""
+"""``isometrize`` on networks of torchvision, and on small networks that are easy to get wrong."""
 
 from __future__ import annotations
 
@@ -18,10 +18,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from isonet import OrthoPenalty, SReLU, delta_init_, isometrize, ortho_penalty
 from isonet.isometry import signal_norms
 from isonet.models import ResMultiplier
+from isonet.surgery import ModelError, UnchangedNetworkWarning
 from isonet.surgery.replacing import Copied
-from isonet.surgery.running import ModelError, same
+from isonet.surgery.running import same
 
-# with torchvision's names: activations, norms, residual blocks, convolutions
+
+@pytest.fixture(autouse=True)
+def _no_denormals():
+    """Signals and gradients that fade become denormal numbers, which are slow."""
+    torch.set_flush_denormal(True)
+    yield
+    torch.set_flush_denormal(False)
+
+
+# By torchvision's name: the numbers of activations, norms, residual blocks and convolutions
 EXPECTED = {
     "resnet18": (17, 20, 8, 20),
     "resnet50": (49, 53, 16, 53),
@@ -34,25 +44,25 @@ ACTIVATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp"}
 
 
 class Count(TorchDispatchMode):
-    """The operators that really run."""
+    """Counts the activations among the operators that run."""
 
     def __init__(self):
         super().__init__()
-        self.found = 0
+        self.activations = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.found += func.overloadpacket.__name__ in ACTIVATIONS
+        self.activations += func.overloadpacket.__name__ in ACTIVATIONS
         return func(*args, **(kwargs or {}))
 
 
 def relus(model, images):
     with Count() as count, torch.no_grad():
         copy.deepcopy(model).eval()(images)
-    return count.found
+    return count.activations
 
 
 def network(name):
-    """As torch initialises it; VGG with a small head instead of its 120 million weights."""
+    """The network as torch initialises it; VGG has a small head in place of its 120 million weights."""
     torch.manual_seed(0)
     if not name.startswith("vgg"):
         return getattr(zoo, name)(num_classes=10)
@@ -66,14 +76,14 @@ def network(name):
     return model
 
 
-def batch(n=4, size=64):
+def batch(n=4, size=32):
     rng = torch.Generator().manual_seed(1)
     return torch.randn(n, 3, size, size, generator=rng), torch.randint(10, (n,), generator=rng)
 
 
 @functools.cache
 def changed(name):
-    """The network, its isometric copy, the report: none of which a test may alter."""
+    """The network, its isometric copy and the report. Tests must not alter them."""
     model = network(name)
     return model, *isometrize(model, batch(1)[0])
 
@@ -89,8 +99,7 @@ def test_every_activation_is_an_srelu_of_its_own_and_every_norm_is_gone(name):
     images, _ = batch(1)
     assert relus(model, images) == activations == len(report.activations)
     assert relus(new, images) == 0
-    found = {name for name, module in new.named_modules() if isinstance(module, SReLU)}
-    assert found == set(report.activations)
+    assert {name for name, module in new.named_modules() if isinstance(module, SReLU)} == set(report.activations)
     assert not any(isinstance(m, (nn.ReLU, nn.ReLU6, nn.BatchNorm2d)) for m in new.modules())
     assert len(report.norms_removed) == norms
     assert report.multipliers == [name for name, m in new.named_modules() if isinstance(m, ResMultiplier)]
@@ -109,15 +118,16 @@ def test_convolutions_are_those_of_delta_init_and_their_penalty_is_0(name):
     for key, conv in convs.items():
         assert torch.equal(conv.weight, expected[key].weight), key
     assert {*report.initialised, *report.not_initialised} == set(convs)
-    assert report.not_initialised == ({"conv1": "a 7x7 stem"} if name.startswith("resnet") else {})
+    assert list(report.not_initialised) == (["conv1"] if name.startswith("resnet") else [])
+    assert all("7x7" in why for why in report.not_initialised.values())
     assert report.penalised == OrthoPenalty(new).names
     assert {*report.penalised, *report.not_penalised} == set(convs)
-    assert len(report.not_penalised) == 1  # the first, which reads pictures
+    assert len(report.not_penalised) == 1  # the first, which reads images
     assert ortho_penalty(new).item() == 0
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_names_stay_and_the_original_too(name):
+def test_names_and_the_original_network_do_not_change(name):
     model, new, _ = changed(name)
     again = network(name)
     assert list(model.state_dict()) == list(again.state_dict())
@@ -140,7 +150,7 @@ def test_a_gradient_reaches_the_first_convolution_and_steps_lower_the_loss(name)
 
     losses = []
     for _ in range(2 if name == "resnet50" else 4):
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # the same dropout in each step
         loss = F.cross_entropy(model(images), labels) + 1e-4 * penalty()
         optimizer.zero_grad()
         loss.backward()
@@ -152,10 +162,10 @@ def test_a_gradient_reaches_the_first_convolution_and_steps_lower_the_loss(name)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
-def test_copies_and_files(name):
+def test_copies_pickles_and_state_dictionaries_compute_the_same(name):
     new = trainable(name)
     with torch.no_grad():
-        for number, parameter in enumerate(new.parameters()):  # so that each parameter counts
+        for number, parameter in enumerate(new.parameters()):  # so that a parameter that is lost changes the outputs
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     images, _ = batch(1)
     other, _ = isometrize(network(name), images)
@@ -167,7 +177,7 @@ def test_copies_and_files(name):
         assert [list(model.state_dict()) for model in same] == [list(new.state_dict())] * 3
 
 
-def test_torch_compile_takes_it_as_one_graph():
+def test_torch_compile_makes_one_graph():
     net = zoo.ResNet(zoo.resnet.Bottleneck, [1, 1, 0, 0], num_classes=3)
     net.layer3, net.layer4, net.fc = nn.Identity(), nn.Identity(), nn.Linear(512, 3)
     images, _ = batch(2, 32)
@@ -176,20 +186,19 @@ def test_torch_compile_takes_it_as_one_graph():
     assert torch.equal(compiled(images), new(images))
 
 
-def test_without_srelu_and_with_norms_the_network_computes_what_it_did():
-    """Rewiring and a multiplier of 1 change nothing."""
+def test_rewiring_alone_does_not_change_the_outputs():
     model = network("resnet50").eval()
     new, report = isometrize(model, batch(1)[0], normalisation=True, srelu=False, delta=False, multiplier=1.0)
     images, _ = batch(2)
     assert torch.equal(new(images), model(images))
     assert len(report.multipliers) == 16
-    assert set(report.left.values()) == {"ReLU: not asked for"}
+    assert all(why.startswith("ReLU: ") for why in report.left.values())
     assert not report.initialised
     assert not new.training
 
 
-def test_a_bottleneck_is_the_formula():
-    """Every call has shifts of its own, the branch its multiplier; against the formula with plain functions."""
+def test_a_bottleneck_computes_the_formula():
+    """Each call has its own shifts and the branch its multiplier; the truth is the formula in plain functions."""
     block = zoo.resnet.Bottleneck(8, 4, stride=2, downsample=nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False)))
     images = torch.randn(2, 8, 6, 6)
     new, report = isometrize(block, images, delta=False)
@@ -205,8 +214,8 @@ def test_a_bottleneck_is_the_formula():
     assert [values[f"{name}.srelu_bias"].shape[1] for name in ("relu", "relu_2", "relu_3")] == [4, 4, 16]
 
 
-def test_the_length_of_the_signal_stays_where_it_faded():
-    """VGG-11 as torch initialises convolutions, against the same made isometric; from one activation to the next."""
+def test_the_signal_keeps_its_length_where_it_faded_before():
+    """VGG-11 as torch initialises it, and made isometric, from one activation to the next."""
     model = network("vgg11")
     images, labels = batch(2)
     before = [layer.forward for layer in signal_norms(model, images, labels)][:8]  # of the convolutions
@@ -219,7 +228,7 @@ def test_the_length_of_the_signal_stays_where_it_faded():
 
 
 class Careless(nn.Module):
-    """Activations in place whose input is read again, a norm whose input is, a function, a module under two names."""
+    """Activations in place and a norm whose inputs are read again, a function, and a module with two names."""
 
     def __init__(self):
         super().__init__()
@@ -235,7 +244,7 @@ class Careless(nn.Module):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_nothing_works_in_place_on_what_is_read_again(gradients):
+def test_no_module_overwrites_an_input_that_is_read_again(gradients):
     images = torch.randn(2, 3, 8, 8)
     new, report = isometrize(Careless(), images, delta=False)
     v = dict(new.named_parameters())
@@ -261,7 +270,7 @@ def test_nothing_works_in_place_on_what_is_read_again(gradients):
 
 
 class Branching(nn.Module):
-    """Its forward follows the data; ``torch.fx`` cannot read it."""
+    """Its forward depends on the data, so ``torch.fx`` cannot read it."""
 
     def __init__(self):
         super().__init__()
@@ -274,17 +283,17 @@ class Branching(nn.Module):
         return self.once(F.relu(x)) + self.act(x) + self.act(x[:, :2]).sum()
 
 
-def test_what_cannot_be_told_apart_is_left_and_reported():
+def test_calls_that_torch_fx_cannot_separate_are_left_and_reported():
     new, report = isometrize(Branching(), torch.randn(1, 3, 8, 8))
     assert isinstance(new.once, SReLU)
     assert isinstance(new.act, nn.ReLU)
     assert list(report.activations) == ["once"]
-    assert "2 and 4 channels; torch.fx cannot read" in report.left["act"]
-    assert report.left[""].startswith("ReLU as a function: torch.fx cannot read")
-    assert "2 left as it was: act" in str(report)
+    assert "2 and 4 channels" in report.left["act"]
+    assert all("torch.fx" in report.left[name] for name in ("act", ""))
+    assert "act (ReLU: " in str(report)
 
 
-def test_a_forward_that_differs_in_training_is_not_frozen_into_one():
+def test_a_forward_that_differs_in_training_is_not_rewired():
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -293,22 +302,23 @@ def test_a_forward_that_differs_in_training_is_not_frozen_into_one():
         def forward(self, x):
             return F.dropout(F.relu(self.conv(x)), 0.5, self.training)
 
-    new, report = isometrize(Noisy(), torch.randn(1, 3, 8, 8))
+    with pytest.warns(UnchangedNetworkWarning):
+        new, report = isometrize(Noisy(), torch.randn(1, 3, 8, 8))
     assert type(new) is Noisy
-    assert "another in training" in report.left[""]
+    assert "training" in report.left[""]
 
 
 def test_convnext_keeps_its_gelus_unless_asked_and_its_own_scales():
-    model = zoo.convnext_tiny(num_classes=10)
+    blocks = [zoo.convnext.CNBlockConfig(96, 192, 1), zoo.convnext.CNBlockConfig(192, None, 1)]
+    model = zoo.ConvNeXt(blocks, num_classes=10)
     images, labels = batch(2)
     new, report = isometrize(model, images, normalisation=False)
-    assert len(report.norms_removed) == 23
+    assert len(report.norms_removed) == sum(isinstance(module, nn.LayerNorm) for module in model.modules()) == 5
     assert not report.activations
-    assert sum(why.startswith("GELU: not asked for") for why in report.left.values()) == 18
-    assert sum("has a scale, layer_scale" in why for why in report.left.values()) == 18
+    assert sum(why.startswith("GELU: ") for why in report.left.values()) == 2
+    assert sum("layer_scale" in why for why in report.left.values()) == 2
 
-    blocks = [zoo.convnext.CNBlockConfig(96, 192, 1), zoo.convnext.CNBlockConfig(192, None, 1)]
-    new, report = isometrize(zoo.ConvNeXt(blocks, num_classes=10), images, also=(nn.GELU,))
+    new, report = isometrize(model, images, also=(nn.GELU,))
     assert len(report.activations) == 2
     assert new.features[1][0].block[4].srelu_bias.shape == (1, 384, 1, 1)  # of (N, H, W, C)
     F.cross_entropy(new(images), labels).backward()
@@ -316,7 +326,7 @@ def test_convnext_keeps_its_gelus_unless_asked_and_its_own_scales():
 
 
 @pytest.mark.parametrize("srelu", [False, True])
-def test_a_convolution_gets_a_bias_where_no_shift_does_its_work(srelu):
+def test_a_convolution_gets_a_bias_where_no_srelu_follows(srelu):
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(),
@@ -326,11 +336,11 @@ def test_a_convolution_gets_a_bias_where_no_shift_does_its_work(srelu):
     new, report = isometrize(net, torch.randn(2, 3, 8, 8), normalisation=False, srelu=srelu)
     assert report.biases_added == (["3"] if srelu else ["0", "3"])
     assert torch.equal(new[3].bias, torch.zeros(4))
-    assert report.left["8"] == "BatchNorm1d: reads no feature map"
+    assert report.left["8"].startswith("BatchNorm1d: ")
 
 
 class Adding(nn.Module):
-    """Adds in place to what a norm, or an activation that needs no output of its own, has made."""
+    """Adds in place to the output of a norm, or of an activation that needs no output in the backward pass."""
 
     def __init__(self, act, norm):
         super().__init__()
@@ -350,7 +360,7 @@ class Adding(nn.Module):
         (nn.ReLU6(), nn.Identity()),
     ],
 )
-def test_a_sum_in_place_behind_a_norm_that_is_gone_leaves_a_network_that_trains(act, norm):
+def test_a_sum_in_place_after_a_removed_norm_does_not_break_the_gradient(act, norm):
     images = torch.randn(2, 4, 6, 6)
     new, report = isometrize(Adding(act, norm), images, delta=False, multiplier=None)
     new(images).sum().backward()
@@ -361,14 +371,13 @@ def test_a_sum_in_place_behind_a_norm_that_is_gone_leaves_a_network_that_trains(
         assert list(report.activations) == ["act"]
         assert sum(isinstance(module, Copied) for module in new.modules()) == len(report.norms_removed) == 1
     else:
-        assert report.left == {"act": "ReLU6: its output, which SReLU would need, is written over"}
+        assert list(report.left) == ["act"]
+        assert "written over" in report.left["act"]
 
 
-def test_an_activation_in_place_behind_a_norm_that_is_gone_leaves_a_network_that_trains():
+def test_an_activation_in_place_after_a_removed_norm_does_not_break_the_gradient():
     images = torch.randn(2, 3, 6, 6)
     convs = [nn.Conv2d(3, 3, 1) for _ in range(2)]
-    new, _ = isometrize(nn.Sequential(convs[0], nn.BatchNorm2d(3), nn.SiLU(inplace=True)), images)
-    assert new[2].inplace
     net = nn.Sequential(convs[0], nn.ReLU(), nn.BatchNorm2d(3), nn.SiLU(inplace=True), convs[1])
     new, _ = isometrize(net, images, delta=False)
     new(images).sum().backward()
@@ -376,7 +385,7 @@ def test_an_activation_in_place_behind_a_norm_that_is_gone_leaves_a_network_that
     assert not any(parameter.grad is not None for parameter in net.parameters())
 
 
-def test_channels_behind_a_linear_layer_and_its_norm_lie_at_the_end():
+def test_after_a_linear_layer_and_its_norm_channels_are_the_last_dimension():
     net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.Identity(), nn.Dropout(), nn.ReLU())
     for normalisation in (False, True):
         new, report = isometrize(net, torch.randn(2, 25, 8), normalisation=normalisation)
@@ -402,16 +411,18 @@ def test_activation_functions_keep_their_arguments():
     assert not report.left
 
 
-def test_an_argument_that_is_computed_leaves_a_function():
+def test_a_function_with_a_computed_argument_is_left():
     class Computed(Sloped):
         def forward(self, x):
             return F.leaky_relu(self.conv(x), x.shape[1] / 10)
 
-    _, report = isometrize(Computed(), torch.randn(1, 3, 6, 6), also=(nn.LeakyReLU,))
-    assert report.left == {"": "LeakyReLU as a function: not asked for"}
+    with pytest.warns(UnchangedNetworkWarning):
+        _, report = isometrize(Computed(), torch.randn(1, 3, 6, 6), also=(nn.LeakyReLU,))
+    assert list(report.left) == [""]
+    assert "LeakyReLU" in report.left[""]
 
 
-def test_plain_attributes_of_a_rewired_module_stay_in_copies_too():
+def test_copies_of_a_rewired_module_keep_its_plain_attributes():
     class Parent(nn.Module):
         def __init__(self):
             super().__init__()
@@ -428,7 +439,7 @@ def test_plain_attributes_of_a_rewired_module_stay_in_copies_too():
     torch.testing.assert_close(new(images), 2 * new.b(images))
 
 
-def test_results_that_are_no_tensors_are_compared_by_equality():
+def test_results_of_any_type_are_compared():
     class Labelled(nn.Module):
         def __init__(self):
             super().__init__()
@@ -454,10 +465,33 @@ def test_results_that_are_no_tensors_are_compared_by_equality():
     assert not same([x], [x, x])
 
 
-def test_errors():
-    with pytest.raises(ModelError, match=r"does not run on an example of shape \(1, 4, 8, 8\)"):
+def test_a_network_that_does_not_run_and_parametrised_layers_are_refused():
+    with pytest.raises(ModelError, match=r"\(1, 4, 8, 8\)"):
         isometrize(nn.Conv2d(3, 4, 3), torch.randn(1, 4, 8, 8))
     for normed in (nn.utils.parametrizations.weight_norm, nn.utils.spectral_norm):
         net = nn.Sequential(normed(nn.Conv2d(4, 4, 3)), nn.ReLU())
-        with pytest.raises(ValueError, match=r"^0 is parametrised"):
+        with pytest.raises(ValueError, match=r"^0 .*parametrised"):
             isometrize(net, torch.randn(1, 4, 8, 8))
+
+
+def test_a_sequential_with_hooks_and_a_subclass_of_relu():
+    class Rectifier(nn.ReLU):
+        pass
+
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), Rectifier(), nn.Conv2d(4, 4, 1), nn.ReLU())
+    calls = []
+    net.register_forward_hook(lambda module, inputs, output: calls.append(module))
+    new, report = isometrize(net, torch.randn(2, 4, 8, 8))
+    assert report.activations == {"1": "Rectifier", "3": "ReLU"}
+    assert not report.left
+    new(torch.randn(2, 4, 8, 8))
+    assert calls[-1] is new
+
+
+def test_a_network_that_refuses_hooks_is_refused():
+    class Scripted(nn.ReLU):
+        def register_forward_pre_hook(self, *args, **kwargs):
+            raise RuntimeError("hooks are not supported on scripted modules")
+
+    with pytest.raises(ModelError, match="hooks"):
+        isometrize(nn.Sequential(nn.Conv2d(3, 4, 3), Scripted()), torch.randn(2, 3, 8, 8))

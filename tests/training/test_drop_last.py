@@ -19,6 +19,8 @@ from isonet.training.run import run_training
 STEPS, LEFT_OUT = 11, 29
 ALL_IMAGES = ["SOLVER.DROP_LAST", False]
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 
 def cfg(tmp_path, *opts):
     return load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), *opts])

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPO, TINY, VISIBLE_GPUS, run_script
+from conftest import REPO, TINY, VISIBLE_GPUS
+from launch import run_new_interpreter
 
 DIGITS = REPO / "configs/digits_ISO20.yaml"
 
@@ -34,17 +35,17 @@ def test_train_resume_and_evaluate(tmp_path, visible):
     dropout = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]
     base = ["--cfg", DIGITS, "--gpus", "0", "--output", "a"]
     opts = [*TINY[4:-1], 2, *dropout]
-    trained = run_script("train.py", *base, *opts, cwd=tmp_path, **visible)
+    trained = run_new_interpreter("train.py", *base, *opts, cwd=tmp_path, **visible)
     assert trained.returncode == 0, trained.stderr
     assert "cuda:0" in trained.stdout
-    resumed = run_script("train.py", *base, "--resume", *opts[:-5], 3, *dropout, cwd=tmp_path, **visible)
+    resumed = run_new_interpreter("train.py", *base, "--resume", *opts[:-5], 3, *dropout, cwd=tmp_path, **visible)
     assert resumed.returncode == 0, resumed.stderr
-    tested = run_script("test.py", *base[:4], "--ckpt", "a", *opts, cwd=tmp_path, **visible)
+    tested = run_new_interpreter("test.py", *base[:4], "--ckpt", "a", *opts, cwd=tmp_path, **visible)
     assert tested.returncode == 0, tested.stderr
 
 
 def test_an_id_that_does_not_exist_lists_those_that_do(tmp_path, visible):
-    result = run_script("train.py", "--cfg", DIGITS, "--gpus", "0,99", cwd=tmp_path, **visible)
+    result = run_new_interpreter("train.py", "--cfg", DIGITS, "--gpus", "0,99", cwd=tmp_path, **visible)
     assert result.returncode == 2
     assert "no GPU 99; visible are 0" in result.stderr
 
@@ -52,20 +53,20 @@ def test_an_id_that_does_not_exist_lists_those_that_do(tmp_path, visible):
 def test_the_fast_overrides(tmp_path, visible):
     fast = ["RUNTIME.CHANNELS_LAST", True, "RUNTIME.COMPILE", True, "RUNTIME.AMP", "bf16"]
     base = ["--cfg", DIGITS, "--gpus", "0", "--output", "a"]
-    trained = run_script("train.py", *base, *TINY[4:-1], 1, *fast, cwd=tmp_path, **visible)
+    trained = run_new_interpreter("train.py", *base, *TINY[4:-1], 1, *fast, cwd=tmp_path, **visible)
     assert trained.returncode == 0, trained.stderr
-    tested = run_script("test.py", *base[:4], "--ckpt", "a", *fast, cwd=tmp_path, **visible)
+    tested = run_new_interpreter("test.py", *base[:4], "--ckpt", "a", *fast, cwd=tmp_path, **visible)
     assert tested.returncode == 0, tested.stderr
 
 
 def test_a_launched_process_sends_by_nccl_and_has_the_same_losses(tmp_path, visible):
     """On one GPU, on which NCCL has nobody to send to but is asked for every bucket all the same."""
     base = ["--cfg", DIGITS, "--output", "a", *TINY[4:-1], 1, "RUNTIME.DETERMINISTIC", True, "OUTPUT_DIR"]
-    alone = run_script("train.py", *base, "alone", "--gpus", "0", cwd=tmp_path, **visible)
+    alone = run_new_interpreter("train.py", *base, "alone", "--gpus", "0", cwd=tmp_path, **visible)
     assert alone.returncode == 0, alone.stderr
     one = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
            "MASTER_PORT": str(free_port()), "NCCL_DEBUG": "VERSION"}  # fmt: skip
-    launched = run_script("train.py", *base, "launched", "--gpus", "0", cwd=tmp_path, **visible, **one)
+    launched = run_new_interpreter("train.py", *base, "launched", "--gpus", "0", cwd=tmp_path, **visible, **one)
     assert launched.returncode == 0, launched.stderr
     assert "NCCL version" in launched.stdout + launched.stderr
     rows = [json.loads((tmp_path / way / "digits/a/metrics.jsonl").read_text()) for way in ("alone", "launched")]

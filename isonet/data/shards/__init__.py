@@ -1,1 +1,1 @@
-"""Image folders as tar shards, the format of the webdataset library: written, indexed, read in order."""
+"""Images in tar shards, in the format of the webdataset library: indexed, read by offset, written, checked."""

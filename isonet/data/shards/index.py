@@ -1,11 +1,13 @@
-"""What lies in a folder of shards: ``000000.tar`` ... , ``SHA256SUMS``, and ``index.json``, which is written last.
+"""The index of a folder of tar shards: where each image lies, and its label.
 
-A shard holds for each image ``NUMBER-NAME.EXT``, the bytes of its file, and ``NUMBER-NAME.cls``, its label in
-decimal. Numbers count from 0 through all shards; NAME is made of the file's path, for people.
+A folder holds ``*.tar``, and beside them ``index.json`` (classes and shards), ``index.bin`` (``ROW`` for each image,
+shard after shard) and ``SHA256SUMS`` of all these files. ``index.json`` is written last: a folder that has it is
+complete.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -14,98 +16,129 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from isonet.errors import DataError, UserError, printable
+import numpy as np
 
-INDEX, SUMS = "index.json", "SHA256SUMS"
-FORMAT = "isonet shards 1"
-DIGITS = 9  # of a number in a name
-WRITE = "python -m isonet.tools.shards write FOLDER"
+from isonet.errors import DataError, printable
+from isonet.files.storage import write_file
 
-_SHARD_NAME = re.compile(r"[0-9]{6,}\.tar")
+INDEX, ROWS, SUMS, PLAN = "index.json", "index.bin", "SHA256SUMS", "plan.json"
+FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
+ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # of an image's bytes in its shard
+WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
+INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
+VERIFY_COMMAND = "python -m isonet.tools.shards verify FOLDER"
 
-
-def require_webdataset() -> None:
-    """Raise ``UserError`` where the library is not installed."""
-    try:
-        import webdataset  # noqa: F401
-    except ImportError:
-        raise UserError("shards need the package webdataset: pip install 'isonet[shards]', or webdataset") from None
+SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # of a file in the folder itself, not hidden
 
 
 @dataclass(frozen=True)
 class Shard:
+    """A tar file: its name, number of images and size in bytes."""
+
     name: str
     images: int
     bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """source: what tells the images that were written from others. options: how they were written, in words."""
+    """classes: names of the labels. rows: ``ROW`` (N,). source, options: what the shards were written from, and how."""
 
     classes: Sequence[str]
     shards: Sequence[Shard]
+    rows: np.ndarray
     source: str
     options: str
 
     @property
     def num_images(self) -> int:
-        return sum(shard.images for shard in self.shards)
+        return len(self.rows)
 
     @property
-    def first_numbers(self) -> list[int]:
-        """Of each shard the number of its first image."""
+    def starts(self) -> list[int]:
+        """The number of the first image of each shard."""
         return [0, *accumulate(shard.images for shard in self.shards)][:-1]
 
-    def dump(self) -> str:
+    def save(self, folder: Path, sums: dict[str, str]) -> None:
+        """Write the index beside the shards whose checksums are ``sums``. Raises ``StorageError``."""
         head = {"format": FORMAT, "options": self.options, "source": self.source, "classes": list(self.classes)}
-        return json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
+        text = json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
+        files = {ROWS: self.rows.tobytes(), INDEX: text.encode()}
+        sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+        (folder / INDEX).unlink(missing_ok=True)  # a former index does not describe the new rows
+        write_file(folder / ROWS, files[ROWS])
+        write_file(folder / SUMS, "".join(map(sum_line, sums, sums.values())))
+        write_file(folder / INDEX, files[INDEX])
+        (folder / PLAN).unlink(missing_ok=True)
 
 
-def shard_name(number: int) -> str:
-    """The name of the file, counted from 0."""
-    return f"{number:06d}.tar"
+def sum_line(name: str, digest: str) -> str:
+    """A line of ``SHA256SUMS``, as ``sha256sum -c`` reads it."""
+    return f"{digest}  {name}\n"
 
 
-def member_name(number: int, path: str) -> str:
-    """The name of image ``number`` without its extension; ``path``: that of its file below the split's folder."""
-    return f"{number:0{DIGITS}d}-{re.sub(r'[^A-Za-z0-9_-]', '_', path.rpartition('.')[0])[-60:]}"
+def read_sums(folder: Path) -> dict[str, str]:
+    """The checksum of each file that ``SHA256SUMS`` lists; ignores a line that a kill has truncated."""
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if len(digest) == 64}
 
 
-def number_of(member: str) -> int:
-    """The number of the image that a member of a shard belongs to; -1 for one of another name."""
-    digits, dash, _ = member.partition("-")
-    return int(digits) if dash and len(digits) == DIGITS and digits.isdecimal() else -1
+def read_head(path: Path) -> dict[str, Any]:
+    """The content of ``index.json``, in any format, or of ``plan.json``; empty if it is not readable."""
+    try:
+        head = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return head if isinstance(head, dict) else {}
+
+
+def check_complete(folder: Path) -> None:
+    """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
+    if (folder / PLAN).exists():
+        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
 
 
 def read_index(folder: Path) -> ShardIndex:
-    """Raises ``DataError`` where the folder holds no shards, or not all of them."""
-    path = folder / INDEX
+    """Read the index of a folder of shards.
+
+    Raises ``DataError``, with the command that helps, if the folder is incomplete, has no index or a damaged one.
+    """
+    if not (folder / INDEX).exists():
+        check_complete(folder)
+        if folder.is_dir() and any(folder.glob("*.tar")):
+            raise DataError(f"{printable(folder)}: its shards have no index; make it with {INDEX_COMMAND}")
+        raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return _checked(found)
-    except FileNotFoundError:
-        begun = any(folder.glob("*.tar"))
-        state = "its shards are not complete: go on with" if begun else "no shards are there: make them with"
-        raise DataError(f"{printable(folder)}: {state} {WRITE}") from None
+        head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if head["format"] != FORMAT:
+            raise ValueError(f"its format is {head['format']!a:.60}, not '{FORMAT}'")
+        return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), ROW))
     except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror})") from None
+        raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{printable(path)}: is no index of shards ({printable(error)}); write them anew") from None
+        what = f"{printable(folder / INDEX)}: is no index of shards ({printable(error)})"
+        raise DataError(f"{what}; make it anew with {INDEX_COMMAND}") from None
 
 
-def _checked(found: dict[str, Any]) -> ShardIndex:
-    """Everything that an index says comes from a file and leads to others."""
-    if found["format"] != FORMAT:
-        raise ValueError(f"of the format {found['format']!a:.60}, not {FORMAT}")
-    shards = [Shard(str(s["name"]), s["images"], s["bytes"], str(s["sha256"])) for s in found["shards"]]
+def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
+    """The index, if all of it makes sense: its names and numbers come from files, and lead to others."""
+    shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
     for shard in shards:
-        if not _SHARD_NAME.fullmatch(shard.name):
-            raise ValueError(f"{shard.name!a:.60} is no name of a shard")
-        if not all(type(n) is int and 0 < n < 2**53 for n in (shard.images, shard.bytes)):
-            raise ValueError(f"{shard.name} holds no images, or what is no number of them")
-    classes = found["classes"]
-    if not shards or not classes or not all(isinstance(name, str) for name in classes):
-        raise ValueError("it names no shards, or no classes")
-    return ShardIndex(classes, shards, str(found["source"]), str(found["options"]))
+        if not SHARD_NAME.fullmatch(shard.name):
+            raise ValueError(f"{shard.name!a:.60} is not the name of a shard")
+        if not all(type(n) is int and 0 <= n < 2**53 for n in (shard.images, shard.bytes)):
+            raise ValueError(f"the size of {shard.name!a:.60} is not a number")
+    classes = head["classes"]
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+        raise ValueError("the names of its classes are not text, or not different")
+    if not len(rows) or len(rows) != sum(shard.images for shard in shards):
+        raise ValueError(f"{ROWS} has {len(rows)} images, {INDEX} {sum(shard.images for shard in shards)}")
+    ends = np.repeat([shard.bytes for shard in shards], [shard.images for shard in shards])
+    if (rows["offset"] < 512).any() or (rows["offset"] + rows["size"] > ends).any():
+        raise ValueError(f"an image of {ROWS} lies outside its shard")
+    if rows["label"].max() >= len(classes):
+        raise ValueError(f"label {rows['label'].max()} of {ROWS} is not one of {len(classes)} classes")
+    return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))

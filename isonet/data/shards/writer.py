@@ -1,8 +1,11 @@
-"""Writing shards from an image folder: a kill at any moment loses a shard at most, and the same bytes come out.
+"""Writes an image folder as tar shards: a kill costs one shard at most, and the bytes come out the same.
 
-Shards are written one after the other, each whole under its name or not at all, and each enters ``SHA256SUMS``
-when it is on disk. ``plan.json`` says from the start what all of them will hold; ``index.json`` takes its place
-at the end.
+Shards are written one after the other, each whole under its name or not at all, and each is added to ``SHA256SUMS``
+when it is on disk. ``plan.json`` describes from the start what all of them will hold; the index takes its place at the
+end.
+
+A shard has for each image ``NUMBER-NAME.EXT``, the bytes of its file, and ``NUMBER-NAME.cls``, its label in decimal.
+Numbers count from 0 through all shards; NAME is made of the file's path, for people.
 """
 
 from __future__ import annotations
@@ -10,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,30 +24,26 @@ import torch
 
 from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
-from isonet.data.shards.index import INDEX, SUMS, Shard, ShardIndex, member_name, read_index, shard_name
-from isonet.errors import DataError, StorageError, printable
-from isonet.files.storage import FolderLock, append_line, reason, remove_leftovers, write_file
+from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, read_head, read_sums, sum_line
+from isonet.data.shards.scan import Progress, make_index
+from isonet.errors import DataError, printable
+from isonet.files.storage import FolderLock, append_line, remove_leftovers, write_file
 
-PLAN = "plan.json"
-_THREADS = 16  # files read at a time: a network file system is asked for many, or it is slow
+_THREADS = 16  # files read at a time: a network file system is slow for one request after another
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be written: images by position in ``source``, in the order of their numbers, ``per_shard`` of them
-    to a shard. source_print: what tells these images from others. options: in words."""
+    """What to write: images by position in ``source``, in the order of their numbers, ``per_shard`` to a shard.
+
+    marks: ``source``, a digest of the images, and ``options``, in words: existing shards must have the same ones.
+    """
 
     root: Path
     source: FolderSource
     order: Sequence[int]
     per_shard: int
-    source_print: str
-    options: str
-
-    @property
-    def marks(self) -> dict[str, str]:
-        """What shards that are there must have been written with, to be gone on with."""
-        return {"source": self.source_print, "options": self.options}
+    marks: dict[str, str]
 
     def __len__(self) -> int:
         """The number of shards."""
@@ -56,131 +56,108 @@ class Plan:
 
 
 def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_shard: int) -> Plan:
-    """root: the folder of the split. shuffle: number the images in a random order, so that a shard has all classes."""
+    """Plan the shards of a split.
+
+    root: its folder. shuffle: number the images in a random order, so that a shard has images of all classes.
+    """
     count = len(source.paths)
     order = torch.randperm(count, generator=generator(seed, "write shards")) if shuffle else torch.arange(count)
     options = f"{per_shard} images a shard, {f'shuffled with seed {seed}' if shuffle else 'in order'}"
     digest = hashlib.sha256(json.dumps([options, list(source.classes)]).encode())
     with ThreadPoolExecutor(_THREADS) as pool:
-        for path, status in zip(source.paths, pool.map(_status, source.paths), strict=True):
+        for path, status in zip(source.paths, pool.map(Path.stat, source.paths), strict=True):
             line = f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(line.encode(errors="surrogateescape"))
-    return Plan(root, source, order.tolist(), per_shard, digest.hexdigest(), options)
-
-
-def _status(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({reason(error)}); mend or remove it") from None
+    return Plan(root, source, order.tolist(), per_shard, {"source": digest.hexdigest(), "options": options})
 
 
 def write_shards(
-    plan: Plan, folder: Path, overwrite: bool, progress: Callable[[Sequence[int], int], Iterator[int]]
+    plan: Plan,
+    folder: Path,
+    overwrite: bool,
+    progress: Callable[..., Iterable[int]] = lambda todo, **_: todo,
+    indexing: Progress = iter,
 ) -> ShardIndex:
-    """Write what is missing of the shards of ``plan`` to ``folder``.
+    """Write those shards of ``plan`` that ``folder`` lacks, and their index.
 
-    progress: goes through the numbers of the shards that are to be written, given how many are there already.
-    overwrite: begin anew whatever is there. Raises ``DataError`` rather than mix two plans (see ``check_plan``), or
-    where an image cannot be read, and ``StorageError`` where a shard cannot be written.
+    progress: iterates like tqdm over the numbers of the shards to write. indexing: iterates over all shards to index.
+    overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see
+    ``check_plan``), and ``OSError`` if an image cannot be read or a shard not be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made ({reason(error)})") from None
+    folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
-        sums = _begin(plan, folder, overwrite)
-        todo = [i for i in range(len(plan)) if shard_name(i) not in sums]
+        done = _begin(plan, folder, overwrite)
+        todo = [number for number in range(len(plan)) if shard_name(number) not in done]
         with ThreadPoolExecutor(_THREADS) as pool:
-            for i in progress(todo, len(plan) - len(todo)):
-                data = _pack(plan, i, pool)
-                write_file(folder / shard_name(i), data)
-                sums[shard_name(i)] = hashlib.sha256(data).hexdigest()
-                append_line(folder / SUMS, _line(shard_name(i), sums[shard_name(i)]))
-        return _finish(plan, folder, sums)
+            for number in progress(todo, total=len(plan), initial=len(plan) - len(todo)):
+                data = _pack(plan, number, pool)
+                write_file(folder / shard_name(number), data)
+                line = sum_line(shard_name(number), hashlib.sha256(data).hexdigest())
+                append_line(folder / SUMS, line.rstrip("\n"))
+        return make_index(folder, plan.source.classes, indexing, plan.marks)
 
 
-def _begin(plan: Plan, folder: Path, overwrite: bool) -> dict[str, str]:
-    """The checksums of the shards that are there; writes down the plan if there are none."""
-    if not overwrite and check_plan(plan, folder):
-        return _whole_shards(folder)
-    for file in [folder / INDEX, folder / PLAN, folder / SUMS, *folder.glob("*.tar")]:
-        file.unlink(missing_ok=True)
-    write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
-    return {}
+def shard_name(number: int) -> str:
+    """The name of a shard, counted from 0."""
+    return f"{number:06d}.tar"
 
 
 def check_plan(plan: Plan, folder: Path) -> bool:
-    """Whether ``folder`` holds shards of this plan, all or some; not if it holds none. ``DataError``: others."""
-    file = next((folder / name for name in (INDEX, PLAN) if (folder / name).exists()), None)
-    if file is None and not any(folder.glob("*.tar")):
+    """Whether ``folder`` has shards, all or some, of this plan. Raises ``DataError`` if it has shards of another."""
+    if not any((folder / name).exists() for name in (INDEX, PLAN)) and not any(folder.glob("*.tar")):
         return False
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")) if file else {}
-        marks = {key: str(found[key]) for key in ("source", "options")}
-    except (ValueError, KeyError, TypeError):
-        marks = {"source": "", "options": "of a form that nobody knows"}
-    if marks == plan.marks:
+    marks = read_head(folder / (INDEX if (folder / INDEX).exists() else PLAN))
+    if all(marks.get(key) == plan.marks[key] for key in plan.marks):
         return True
-    if marks["options"] != plan.options:
-        what = f"shards that were written otherwise ({printable(marks['options'])[:100]}, now {plan.options})"
+    options = marks.get("options", "unknown")
+    if options != plan.marks["options"]:
+        what = f"shards that were written otherwise ({printable(options)[:100]}, now {plan.marks['options']})"
     else:
         what = f"shards of images that have changed since, by name, size or time, below {printable(plan.root)}"
-    raise DataError(f"{printable(folder)}: holds {what}; --overwrite replaces them")
+    raise DataError(f"{printable(folder)}: has {what}; --overwrite replaces them")
 
 
-def _whole_shards(folder: Path) -> dict[str, str]:
-    """The checksums of the shards that need not be written: a kill may have come before a line was, or in its midst."""
+def _begin(plan: Plan, folder: Path, overwrite: bool) -> set[str]:
+    """The names of the shards that exist and are whole; writes the plan if there are none."""
+    if not overwrite and check_plan(plan, folder):
+        return _whole_shards(plan, folder)
+    for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
+        file.unlink(missing_ok=True)
+    write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
+    return set()
+
+
+def _whole_shards(plan: Plan, folder: Path) -> set[str]:
+    """The shards that need not be written. Removes the checksums of all others, and a line that a kill truncated."""
+    sizes = {shard["name"]: shard["bytes"] for shard in read_head(folder / INDEX).get("shards", [])}
+    names = {shard_name(number) for number in range(len(plan))}
     sums = {}
-    if (folder / SUMS).exists():
-        for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
-            digest, _, name = line.partition("  ")
-            if len(digest) == 64 and (folder / name).is_file():
+    for name, digest in read_sums(folder).items():
+        if name in names and (folder / name).is_file():
+            size = (folder / name).stat().st_size
+            if sizes.get(name, size) == size:
                 sums[name] = digest
-        write_file(folder / SUMS, "".join(_line(name, digest) + "\n" for name, digest in sums.items()))
-    if (folder / INDEX).exists():
-        for shard in read_index(folder).shards:
-            if shard.name in sums and (folder / shard.name).stat().st_size != shard.bytes:
-                del sums[shard.name]
-    return sums
-
-
-def _line(name: str, digest: str) -> str:
-    """As ``sha256sum -c`` reads it."""
-    return f"{digest}  {name}"
+    write_file(folder / SUMS, "".join(map(sum_line, sums, sums.values())))
+    return set(sums)
 
 
 def _pack(plan: Plan, shard: int, pool: ThreadPoolExecutor) -> bytes:
-    """A shard as bytes, which depend on the images alone: neither on time nor on who writes it."""
-    from webdataset.writer import TarWriter
-
+    """A shard as bytes, which depend on the images alone: not on the time or the user."""
     images = plan.images(shard)
     paths = [plan.source.paths[position] for _, position in images]
     file = io.BytesIO()
-    writer = TarWriter(file, user="", group="", mtime=0, encoder=False)
-    for (number, position), path, data in zip(images, paths, pool.map(_contents, paths), strict=True):
-        key = member_name(number, str(path.relative_to(plan.root)))
-        label = str(plan.source.labels[position]).encode()
-        writer.write({"__key__": key, path.suffix[1:].lower(): data, "cls": label})
-    writer.close()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        contents = pool.map(Path.read_bytes, paths)
+        for (number, position), path, data in zip(images, paths, contents, strict=True):
+            key = f"{number:09d}-{_readable(str(path.relative_to(plan.root)))}"
+            label = str(plan.source.labels[position]).encode()
+            for extension, content in sorted({path.suffix[1:].lower(): data, "cls": label}.items()):
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size, member.mode = len(content), 0o444
+                archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
 
 
-def _contents(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({reason(error)}); mend or remove it") from None
-
-
-def _finish(plan: Plan, folder: Path, sums: dict[str, str]) -> ShardIndex:
-    names = [shard_name(i) for i in range(len(plan))]
-    shards = [
-        Shard(name, len(plan.images(i)), (folder / name).stat().st_size, sums[name]) for i, name in enumerate(names)
-    ]
-    index = ShardIndex(plan.source.classes, shards, plan.source_print, plan.options)
-    write_file(folder / SUMS, "".join(_line(name, sums[name]) + "\n" for name in names))
-    write_file(folder / INDEX, index.dump())
-    (folder / PLAN).unlink(missing_ok=True)
-    return index
+def _readable(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0])[-60:]

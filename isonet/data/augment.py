@@ -1,0 +1,71 @@
+"""Transforms of one image by torchvision, and the random stream that each draws from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+
+from isonet.data.memory import CropFlip
+from isonet.data.random_streams import stream_seed
+
+EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, over the crop
+
+Transform = Callable[[Any], Image.Image | Tensor]
+
+
+class Augment:
+    """Applies ``transform`` to an image, drawing from a random stream that belongs to the image and the epoch.
+
+    transform: maps an image to a square one, PIL or uint8 (3, H, W).
+    """
+
+    def __init__(self, transform: Transform, seed: int) -> None:
+        self.transform = transform
+        self.seed = seed
+
+    def __call__(self, image: Image.Image | Tensor, epoch: int, index: int) -> Tensor:
+        """The transformed image as uint8 (H, W, 3)."""
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
+            # Not torch.manual_seed, which would seed every GPU as well
+            torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
+            square = self.transform(image)
+        if isinstance(square, Tensor):
+            return square.permute(1, 2, 0).contiguous()
+        return torch.from_numpy(np.array(square))
+
+
+def to_square(size: int) -> v2.Compose:
+    """Resize the shorter side and cut out the centre; leaves an image of the right size as it is."""
+    return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+
+
+def image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Compose:
+    """Maps an image, PIL or tensor, to a square of ``size`` pixels. Interpolation is bilinear.
+
+    small: of the CIFAR kind, resized to ``size`` as a whole. augment: None for evaluation.
+    """
+    flip = [v2.RandomHorizontalFlip()] if augment and augment.flip else []
+    if small:
+        crop = [v2.RandomCrop(size, augment.padding)] if augment else []
+        return v2.Compose([to_square(size), *crop, *flip])
+    if augment:
+        return v2.Compose([_RandomResizedCrop(size), *flip])
+    return v2.Compose([v2.Resize(round(size * EVAL_RESIZE)), v2.CenterCrop(size)])
+
+
+class _RandomResizedCrop(v2.RandomResizedCrop):
+    """Torchvision's, but resizes the crop of a tensor in HWC order, in which it was decoded: equal, and faster."""
+
+    def forward(self, image: Any) -> Any:
+        if not isinstance(image, Tensor):
+            return super().forward(image)
+        drawn = self.make_params([image])
+        top, left, height, width = (drawn[key] for key in ("top", "left", "height", "width"))
+        crop = image[None, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+        return v2.functional.resize_image(crop, self.size, self.interpolation, antialias=self.antialias)[0]

@@ -1,0 +1,59 @@
+"""What all loaders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor
+
+from isonet.data.pixels import Normalise
+from isonet.data.random_streams import EpochBatches
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Loader:
+    """Yields batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,), on ``normalise.device``.
+
+    Each rank gets its piece of every batch, which may be empty. In training the pieces of a batch have exactly
+    ``batches.batch_size`` images together (fewer in an incomplete last batch, without SOLVER.DROP_LAST); in
+    evaluation they lack the images that cannot be read, with DATASET.ON_ERROR skip.
+
+    classes: names of the labels. skipped: path and reason of the images that could not be read. taken: images of the
+    epoch's order, over all ranks, up to the batch that was yielded last.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], batches: EpochBatches, normalise: Normalise, skipped: dict[str, str]
+    ) -> None:
+        self.classes = classes
+        self.batches = batches
+        self.normalise = normalise
+        self.skipped = skipped
+        self.taken = 0
+
+    @property
+    def num_images(self) -> int:
+        """Images of the set."""
+        return self.batches.num_images
+
+    @property
+    def epoch_images(self) -> int:
+        """The value of ``taken`` after the last batch of the epoch."""
+        return self.batches.epoch_images
+
+    def set_epoch(self, epoch: int, skip: int = 0) -> None:
+        """Choose the epoch, from 1, whose order and augmentation come next.
+
+        skip: images at the head of its order that were taken before an interruption. After a whole number of batches,
+        the batches to come are equal to the bit to those of an uninterrupted epoch.
+        """
+        self.batches.set_epoch(epoch, skip)
+        self.taken = skip
+
+    def __len__(self) -> int:
+        """The number of batches of the epoch, from ``skip`` on: the same on all ranks."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        raise NotImplementedError

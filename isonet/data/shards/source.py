@@ -1,0 +1,79 @@
+"""Images of tar shards, each read by its offset."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isonet.data.folders import check_known
+from isonet.data.shards.index import VERIFY_COMMAND, ShardIndex, read_index
+from isonet.data.sources import EncodedSource
+from isonet.errors import DataError, printable
+
+MAX_OPEN = 64  # shards that a process keeps open
+
+
+def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
+    """The images of a folder of shards, with the labels of ``classes`` or, by default, of its index."""
+    index = read_index(folder)
+    classes = index.classes if classes is None else classes
+    check_known(folder, index.classes, classes)
+    return ShardSource(folder, index, classes)
+
+
+class ShardSource(EncodedSource):
+    """Images of the shards in ``folder``, in the order of ``index``. labels: int64 (N,), positions in ``classes``.
+
+    A read that finds other bytes than the index promises raises ``DataError``, which no DATASET.ON_ERROR ignores.
+    """
+
+    def __init__(self, folder: Path, index: ShardIndex, classes: Sequence[str]) -> None:
+        self.folder = folder
+        self.index = index
+        self.classes = classes
+        position = {name: label for label, name in enumerate(classes)}
+        self.labels = np.array([position[name] for name in index.classes])[index.rows["label"]]
+        self._starts = index.starts
+        self._open: dict[int, int] = {}  # file descriptors by shard, least recently read first
+
+    def encoded(self, index: int) -> tuple[bytes, Path]:
+        number = bisect_right(self._starts, index) - 1
+        path = self.folder / self.index.shards[number].name
+        offset, size, _ = self.index.rows[index].item()
+        try:
+            data = os.pread(self._descriptor(number, path), 512 + size, offset - 512)
+            header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises for what is no header
+            if header.size != size or len(data) < 512 + size:
+                raise ValueError(f"image {index} is not where the index says")
+        except (OSError, tarfile.TarError, ValueError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise DataError(
+                f"{printable(path)}: cannot be read ({printable(why)}); {VERIFY_COMMAND} lists what is damaged"
+            ) from None
+        return data[512:], Path(f"{path}/{header.name}")  # for messages only
+
+    def _descriptor(self, number: int, path: Path) -> int:
+        """A file descriptor of a shard. A forked process may use it as well: ``os.pread`` moves no common position."""
+        descriptor = self._open.pop(number, None)
+        if descriptor is None:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = os.open(path, os.O_RDONLY)
+            if (size := os.fstat(descriptor).st_size) != self.index.shards[number].bytes:
+                os.close(descriptor)
+                raise ValueError(f"it has {size:,} bytes, not {self.index.shards[number].bytes:,}")
+        self._open[number] = descriptor
+        return descriptor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # a copy, such as that of a spawned process, opens its own
+
+    def __del__(self) -> None:
+        for descriptor in self.__dict__.get("_open", {}).values():
+            os.close(descriptor)

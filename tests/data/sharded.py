@@ -1,0 +1,68 @@
+"""A folder of pictures, their shards, tars in the style of others, and loaders of all of them."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import torch
+from PIL import Image
+
+from isonet import load_cfg
+from isonet.data import build_loader
+from isonet.shares import Share
+from isonet.tools import shards
+
+PER_SHARD = 4
+
+
+def command(*args):
+    shards.main(shards.parse_args([str(arg) for arg in args]))
+
+
+def make_folder(root):
+    """23 training and 10 validation pictures of 80 x 60 pixels in three classes, and their shards of 4."""
+    pixels = torch.randint(0, 256, (33, 60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    for i, image in enumerate(pixels):
+        place = root / ("train" if i < 23 else "val") / f"class {i % 3}" / "deep"
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.numpy()).save(place / f"{i}.v2.{('jpg', 'JPEG', 'png')[i % 3]}")
+    command("write", root, "--images-per-shard", PER_SHARD)
+    return root
+
+
+def loader(folder, split="train", share=None, classes=None, **more):
+    opts = {"DATASET.ROOT": str(folder.parent), "DATASET.NAME": folder.name, "DATASET.NUM_CLASSES": 3,
+            "DATASET.IMAGE_SIZE": 80, "DATASET.NUM_WORKERS": 0, "SOLVER.TRAIN_BATCH_SIZE": 3,
+            "SOLVER.TEST_BATCH_SIZE": 3, "DATASET.SHUFFLE_BUFFER": 5, "RUNTIME.INPUT": "shards",
+            "SOLVER.DROP_LAST": False, **more}  # fmt: skip
+    cfg = load_cfg(None, [item for pair in opts.items() for item in pair])
+    return build_loader(cfg, split, classes=classes, share=share or Share())
+
+
+def epoch(batches, number=1, skip=0):
+    """Its batches, and ``taken`` at each."""
+    batches.set_epoch(number, skip)
+    return [(x, y, batches.taken) for x, y in batches]
+
+
+def write_tar(path, members, **options):
+    """A tar file of (name, bytes) or ``TarInfo``, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                name, data = member
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def png(value):
+    """A picture whose pixels are all ``value``."""
+    data = io.BytesIO()
+    Image.new("RGB", (80, 80), (value, value, value)).save(data, "PNG")
+    return data.getvalue()
