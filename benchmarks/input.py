@@ -23,11 +23,11 @@ from isonet import load_cfg
 from isonet.data.augment import Augment, image_transforms
 from isonet.data.build import statistics
 from isonet.data.folders import FolderSource, image_folder
+from isonet.data.loader import Normalise
 from isonet.data.memory import CropFlip, Decoded, MemoryLoader
-from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource
-from isonet.data.workers import WorkerLoader
+from isonet.data.workers import SourceImages, WorkerLoader
 
 BATCH = 128
 
@@ -59,7 +59,8 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     torch.set_num_threads(1)
     for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(photographs))):
         batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
-        loader = WorkerLoader(source, batches, Augment(transform, 0), 224, normalise, 0, as_tensor=decoder == "torch")
+        images = SourceImages(source, Augment(transform, 0), 224, as_tensor=decoder == "torch")
+        loader = WorkerLoader(images, batches, normalise, num_workers=0)
         seconds = interleave([functools.partial(_drain, published), functools.partial(_drain, loader)], repeats, device)
         rows.append(_rate(f"ImageNet training images, DECODER {decoder}", len(source.labels), seconds, goal, note))
     torch.set_num_threads(threads)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isonet.data.loader import Batch, Loader
-from isonet.data.pixels import Normalise
+from isonet.data.loader import Batch, Loader, Normalise
 from isonet.data.random_streams import EpochBatches, generator
 
 

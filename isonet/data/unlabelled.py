@@ -15,9 +15,8 @@ from isonet.config import image_size, uses_small_images
 from isonet.data.augment import Augment, image_transforms
 from isonet.data.build import kept_in_memory, num_workers, statistics
 from isonet.data.faults import ImageError
-from isonet.data.folders import IMG_EXTENSIONS, FolderSource, images_below
-from isonet.data.pixels import Normalise
-from isonet.data.processes import explain_dead_workers
+from isonet.data.folders import FolderSource, images_below
+from isonet.data.loader import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.data.workers import ImageBatches, SourceImages
 from isonet.errors import DataError, printable
@@ -42,25 +41,17 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     """
     paths: list[Path] = []
     problems = []
-    for place in places:
-        if os.path.isdir(place):
-            try:
-                below = images_below(Path(place))
-            except DataError as error:
-                problems.append(str(error))
-            except OSError as error:
-                problems.append(f"{error.filename or place}: cannot be listed ({error.strerror})")
-            else:
-                paths += below
-                if not below:
-                    problems.append(f"{place}: holds no image ({', '.join(IMG_EXTENSIONS)})")
-        elif os.path.exists(place) and not os.path.isfile(place):  # reading a pipe could wait for ever
-            problems.append(f"{place}: is a pipe, a socket or a device, not a file")
-        elif not os.path.lexists(place):
-            problems.append(f"{place}: no such file or folder")
-        else:
-            paths.append(Path(place))
-    return paths, list(map(printable, problems))
+    for place in map(Path, places):
+        try:
+            if os.path.isdir(place):
+                paths += images_below(place)
+            elif os.path.isfile(place) or (not os.path.exists(place) and os.path.islink(place)):
+                paths.append(place)
+            else:  # reading a pipe could wait for ever
+                problems.append(f"{printable(place)}: no such file or folder, or a pipe, a socket or a device")
+        except DataError as error:
+            problems.append(str(error))
+    return paths, problems
 
 
 def read_batches(cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: torch.device) -> Iterator[FileBatch]:
@@ -68,21 +59,15 @@ def read_batches(cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: t
 
     Worker processes read them if there are many. Raises ``DataError`` if an image is not to blame for not being read.
     """
+    size = image_size(cfg)
     normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
-    augment = Augment(image_transforms(image_size(cfg), uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    augment = Augment(image_transforms(size, uses_small_images(cfg), None), cfg.RUNTIME.SEED)
     as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
-    reader = ImageBatches(
-        SourceImages(FolderSource(paths, range(len(paths)), ()), augment, as_tensor),
-        EpochBatches(len(paths), batch_size, shuffle=False, seed=0),
-        num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0,
-        pin_memory=device.type == "cuda",
-    )
-    with explain_dead_workers():
-        for batch, errors, _ in reader:
-            if other := [str(error) for error in errors if not isinstance(error, ImageError)]:
-                raise DataError(other[0])
-            if batch is None:
-                yield FileBatch(torch.empty(0, device=device), [], errors)
-            else:
-                pixels, indices = batch
-                yield FileBatch(normalise(pixels), [paths[index] for index in indices.tolist()], errors)
+    images = SourceImages(FolderSource(paths, range(len(paths)), ()), augment, size, as_tensor)
+    batches = EpochBatches(len(paths), batch_size, shuffle=False, seed=0)
+    workers = num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0
+    for batch in ImageBatches(images, batches, workers, pin_memory=device.type == "cuda"):
+        failures = [error for error in batch.errors if isinstance(error, ImageError)]
+        if len(failures) < len(batch.errors):
+            raise DataError(str(next(error for error in batch.errors if error not in failures)))
+        yield FileBatch(normalise(batch.pixels), [paths[number] for number in batch.numbers.tolist()], failures)

@@ -15,8 +15,8 @@ from conftest import SHARED_DATA
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.augment import image_transforms
+from isonet.data.loader import Normalise
 from isonet.data.memory import CropFlip, Decoded, MemoryLoader
-from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.errors import DataError
 
