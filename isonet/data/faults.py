@@ -60,6 +60,6 @@ class Unreadable:
         if unread and (self.on_error == "replace" or (read == 0 and unread >= IN_A_ROW)):
             example = printable(next(reversed(self.skipped)))
             raise DataError(
-                f"too many images in a row cannot be read, e.g. {example}; the storage has probably gone away: check it; "
-                "DATASET.ON_ERROR skip is for single bad files"
+                f"too many images in a row cannot be read, e.g. {example}; the storage has probably gone away: check "
+                "it; DATASET.ON_ERROR skip is for single bad files"
             )

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +49,6 @@ class ShardIndex:
     source: str
     options: str
 
-    @property
-    def num_images(self) -> int:
-        return len(self.rows)
-
-    @property
-    def starts(self) -> list[int]:
-        """The number of the first image of each shard."""
-        return [0, *accumulate(shard.images for shard in self.shards)][:-1]
-
     def save(self, folder: Path, sums: dict[str, str]) -> None:
         """Write the index beside the shards whose checksums are ``sums``. Raises ``StorageError``."""
         head = {"format": FORMAT, "options": self.options, "source": self.source, "classes": list(self.classes)}
@@ -67,23 +57,18 @@ class ShardIndex:
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
         (folder / INDEX).unlink(missing_ok=True)  # a former index does not describe the new rows
         write_file(folder / ROWS, files[ROWS])
-        write_file(folder / SUMS, "".join(map(sum_line, sums, sums.values())))
+        write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         write_file(folder / INDEX, files[INDEX])
         (folder / PLAN).unlink(missing_ok=True)
 
 
-def sum_line(name: str, digest: str) -> str:
-    """A line of ``SHA256SUMS``, as ``sha256sum -c`` reads it."""
-    return f"{digest}  {name}\n"
-
-
 def read_sums(folder: Path) -> dict[str, str]:
-    """The checksum of each file that ``SHA256SUMS`` lists; ignores a line that a kill has truncated."""
+    """The checksum of each file that ``SHA256SUMS`` lists; empty if there is no such file."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if len(digest) == 64}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -108,9 +93,10 @@ def read_index(folder: Path) -> ShardIndex:
     """
     if not (folder / INDEX).exists():
         check_complete(folder)
-        if folder.is_dir() and any(folder.glob("*.tar")):
-            raise DataError(f"{printable(folder)}: its shards have no index; make it with {INDEX_COMMAND}")
-        raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")
+        raise DataError(
+            f"{printable(folder)}: there are no shards, or they have no index; write shards with {WRITE_COMMAND}, or "
+            f"index those that are there with {INDEX_COMMAND}"
+        )
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if head["format"] != FORMAT:
@@ -124,21 +110,22 @@ def read_index(folder: Path) -> ShardIndex:
 
 
 def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
-    """The index, if all of it makes sense: its names and numbers come from files, and lead to others."""
+    """The index, if all of it makes sense: its names and numbers come from files, and are used to open and read others.
+
+    Raises ``ValueError`` otherwise.
+    """
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
-    for shard in shards:
-        if not SHARD_NAME.fullmatch(shard.name):
-            raise ValueError(f"{shard.name!a:.60} is not the name of a shard")
-        if not all(type(n) is int and 0 <= n < 2**53 for n in (shard.images, shard.bytes)):
-            raise ValueError(f"the size of {shard.name!a:.60} is not a number")
+    if not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
+        raise ValueError("a name is not that of a shard")
+    if not all(type(n) is int and 0 <= n < 2**53 for shard in shards for n in (shard.images, shard.bytes)):
+        raise ValueError("a size is not a number")
     classes = head["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError("the names of its classes are not text, or not different")
     if not len(rows) or len(rows) != sum(shard.images for shard in shards):
         raise ValueError(f"{ROWS} has {len(rows)} images, {INDEX} {sum(shard.images for shard in shards)}")
     ends = np.repeat([shard.bytes for shard in shards], [shard.images for shard in shards])
-    if (rows["offset"] < 512).any() or (rows["offset"] + rows["size"] > ends).any():
-        raise ValueError(f"an image of {ROWS} lies outside its shard")
-    if rows["label"].max() >= len(classes):
-        raise ValueError(f"label {rows['label'].max()} of {ROWS} is not one of {len(classes)} classes")
+    inside = (rows["offset"] >= 512) & (rows["offset"] + rows["size"] <= ends) & (rows["label"] < len(classes))
+    if not inside.all():
+        raise ValueError(f"an image of {ROWS} lies outside its shard, or its label is not a class")
     return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))

@@ -12,14 +12,16 @@ import json
 import logging
 import os
 import re
+import sys
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from isonet.data.folders import IMG_EXTENSIONS
 from isonet.data.shards.index import (
@@ -44,7 +46,6 @@ MAX_LABEL = 1_000_000
 _IMAGES = [extension[1:] for extension in IMG_EXTENSIONS]
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extensions, as webdataset splits them
 _METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset ignores
-_COMPRESSED = re.compile(r"[^.].*\.(tgz|tar\.(gz|bz2|xz|zst))")
 
 # What is odd about samples, for a warning with their number and an example
 _NO_IMAGE = f"have no image ({', '.join(_IMAGES)}) and are ignored"
@@ -56,30 +57,37 @@ _MERGED = (
 
 Part = tuple[int, int]  # offset and size of a member's bytes
 Oddities = defaultdict[str, list[str]]  # the samples that are odd in each way
-Progress = Callable[[Sequence[Path]], Iterable[Path]]
+T = TypeVar("T")
+
+
+def progress(items: Iterable[T], what: str) -> Iterable[T]:
+    """Iterate with a progress bar; in a file, where each state of it is a line, it moves once a minute."""
+    return tqdm(items, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)
 
 
 def make_index(
-    folder: Path, classes: Sequence[str] | None = None, progress: Progress = iter, marks: dict[str, str] | None = None
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    marks: dict[str, str] | None = None,
+    sums: dict[str, str] | None = None,
 ) -> ShardIndex:
     """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
 
     classes: names of the labels; by default the lines of ``classes.txt``, else the names in a former index, else the
-    numbers. marks: ``source`` and ``options`` of the index; by default those of a former index. Checksums that
-    ``SHA256SUMS`` already lists are kept. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
+    numbers. marks: ``source`` and ``options`` of the index; by default those of a former index. sums: known checksums,
+    beside those that ``SHA256SUMS`` lists. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
     be used.
     """
+    files, head, known = shard_files(folder), read_head(folder / INDEX), {**read_sums(folder), **(sums or {})}
     if marks is None:
         check_complete(folder)
-    files, head, former = shard_files(folder), read_head(folder / INDEX), read_sums(folder)
-    if marks is None:
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
     oddities: Oddities = defaultdict(list)
     shards, rows, sums = [], [], {}
-    for file in progress(files):
+    for file in progress(files, f"indexing {folder}"):
         rows.append(scan_shard(file, oddities))
         shards.append(Shard(file.name, len(rows[-1]), file.stat().st_size))
-        sums[file.name] = former.get(file.name) or sha256_of(file)
+        sums[file.name] = known.get(file.name) or sha256_of(file)
     for odd, samples in oddities.items():
         log.warning("%s: %d samples %s; e.g. %s", printable(folder), len(samples), odd, printable(samples[0]))
     table = np.concatenate(rows)
@@ -97,13 +105,10 @@ def make_index(
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none or they are compressed."""
-    files = sorted(folder.iterdir())
-    if compressed := [file for file in files if _COMPRESSED.fullmatch(file.name)]:
-        raise _compressed(compressed[0])
-    shards = [file for file in files if SHARD_NAME.fullmatch(file.name)]
+    """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none."""
+    shards = [file for file in sorted(folder.iterdir()) if SHARD_NAME.fullmatch(file.name)]
     if not shards:
-        raise DataError(f"{printable(folder)}: there are no shards (*.tar)")
+        raise DataError(f"{printable(folder)}: there are no shards (*.tar; unpack compressed ones with gunzip)")
     return shards
 
 
@@ -112,7 +117,7 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
     rows = []
     try:
         with path.open("rb") as file:
-            for key, members in groupby(_members(file, path), key=lambda member: member[0]):
+            for key, members in groupby(_members(file), key=lambda member: member[0]):
                 parts: dict[str, Part] = {}
                 for _, extension, part in members:
                     if extension in parts:
@@ -123,13 +128,13 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
         return np.array(rows, ROW)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
-        raise DataError(f"{printable(path)}: cannot be read as a tar file ({printable(why)})") from None
+        raise DataError(
+            f"{printable(path)}: cannot be read as a tar file ({printable(why)}); if it is compressed, unpack it first"
+        ) from None
 
 
-def _members(file: BinaryIO, path: Path) -> Iterator[tuple[str, str, Part]]:
+def _members(file: BinaryIO) -> Iterator[tuple[str, str, Part]]:
     """Key, extension, and place of each member of a tar file that is a plain file, with an extension."""
-    if os.pread(file.fileno(), 2, 0) == b"\x1f\x8b":
-        raise _compressed(path)
     with tarfile.open(fileobj=file, mode="r:") as archive:
         at = 0
         while (member := archive.next()) is not None:
@@ -165,14 +170,11 @@ def _row(file: BinaryIO, parts: dict[str, Part], sample: str, oddities: Oddities
 def _label(file: BinaryIO, name: str, part: Part) -> int | None:
     offset, size = part
     data = os.pread(file.fileno(), min(size, 1 << 20), offset)
-    if name.endswith("cls"):
-        label = int(data) if re.fullmatch(rb"\s*[0-9]{1,9}\s*", data) else None
-    else:
-        try:
-            fields = json.loads(data)
-            label = fields.get("label", fields.get("cls"))
-        except (ValueError, AttributeError, RecursionError):
-            return None
+    try:
+        fields = json.loads(data) if name.endswith("json") else {"label": int(data)}
+        label = fields.get("label", fields.get("cls"))
+    except (ValueError, AttributeError, RecursionError):
+        return None
     return label if type(label) is int and 0 <= label < MAX_LABEL else None
 
 
@@ -185,21 +187,13 @@ def read_classes(path: Path) -> list[str]:
     return names
 
 
-def _compressed(path: Path) -> DataError:
-    return DataError(
-        f"{printable(path)}: is compressed, so that images cannot be read by offset; unpack it with gunzip"
-    )
-
-
-def damage(folder: Path, index: ShardIndex, progress: Callable[[Sequence[Shard]], Iterable[Shard]]) -> Iterator[str]:
+def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
     """What is wrong with the files in a folder of shards, in words: compares them with ``SHA256SUMS`` and the index."""
     sums, end = read_sums(folder), 0
-    for shard in progress(index.shards):
+    for shard in progress(index.shards, f"checking {folder}"):
         path, start, end = folder / shard.name, end, end + shard.images
         try:
-            if path.stat().st_size != shard.bytes:
-                yield f"{path}: has {path.stat().st_size:,} bytes, not {shard.bytes:,}"
-            elif sha256_of(path) != sums.get(shard.name):
+            if sha256_of(path) != sums.get(shard.name):
                 yield f"{path}: its SHA-256 is not that of {SUMS}"
             elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
                 yield f"{path}: its images or labels are not those of {INDEX}"

@@ -1,8 +1,7 @@
 """Writes an image folder as tar shards: a kill costs one shard at most, and the bytes come out the same.
 
-Shards are written one after the other, each whole under its name or not at all, and each is added to ``SHA256SUMS``
-when it is on disk. ``plan.json`` describes from the start what all of them will hold; the index takes its place at the
-end.
+Shards are written one after the other, each whole under its name or not at all. ``plan.json`` describes from the start
+what all of them will hold; the index takes its place at the end.
 
 A shard has for each image ``NUMBER-NAME.EXT``, the bytes of its file, and ``NUMBER-NAME.cls``, its label in decimal.
 Numbers count from 0 through all shards; NAME is made of the file's path, for people.
@@ -15,7 +14,7 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ import torch
 
 from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
-from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, read_head, read_sums, sum_line
-from isonet.data.shards.scan import Progress, make_index
+from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, read_head
+from isonet.data.shards.scan import make_index, progress
 from isonet.errors import DataError, printable
-from isonet.files.storage import FolderLock, append_line, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, remove_leftovers, write_file
 
 _THREADS = 16  # files read at a time: a network file system is slow for one request after another
 
@@ -71,75 +70,41 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
     return Plan(root, source, order.tolist(), per_shard, {"source": digest.hexdigest(), "options": options})
 
 
-def write_shards(
-    plan: Plan,
-    folder: Path,
-    overwrite: bool,
-    progress: Callable[..., Iterable[int]] = lambda todo, **_: todo,
-    indexing: Progress = iter,
-) -> ShardIndex:
+def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
     """Write those shards of ``plan`` that ``folder`` lacks, and their index.
 
-    progress: iterates like tqdm over the numbers of the shards to write. indexing: iterates over all shards to index.
-    overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see
-    ``check_plan``), and ``OSError`` if an image cannot be read or a shard not be written.
+    overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see ``check_plan``), and
+    ``OSError`` if an image cannot be read or a shard not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
-        done = _begin(plan, folder, overwrite)
-        todo = [number for number in range(len(plan)) if shard_name(number) not in done]
+        if overwrite or not check_plan(plan, folder):
+            for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
+                file.unlink(missing_ok=True)
+            write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
+        files = [folder / f"{number:06d}.tar" for number in range(len(plan))]
+        todo = [number for number, file in enumerate(files) if not file.exists()]
+        sums = {}
         with ThreadPoolExecutor(_THREADS) as pool:
-            for number in progress(todo, total=len(plan), initial=len(plan) - len(todo)):
+            for number in progress(todo, f"writing {folder}"):
                 data = _pack(plan, number, pool)
-                write_file(folder / shard_name(number), data)
-                line = sum_line(shard_name(number), hashlib.sha256(data).hexdigest())
-                append_line(folder / SUMS, line.rstrip("\n"))
-        return make_index(folder, plan.source.classes, indexing, plan.marks)
-
-
-def shard_name(number: int) -> str:
-    """The name of a shard, counted from 0."""
-    return f"{number:06d}.tar"
+                write_file(files[number], data)
+                sums[files[number].name] = hashlib.sha256(data).hexdigest()
+        return make_index(folder, plan.source.classes, plan.marks, sums)
 
 
 def check_plan(plan: Plan, folder: Path) -> bool:
     """Whether ``folder`` has shards, all or some, of this plan. Raises ``DataError`` if it has shards of another."""
-    if not any((folder / name).exists() for name in (INDEX, PLAN)) and not any(folder.glob("*.tar")):
+    marks = read_head(folder / INDEX) or read_head(folder / PLAN)
+    if not marks and not any(folder.glob("*.tar")):
         return False
-    marks = read_head(folder / (INDEX if (folder / INDEX).exists() else PLAN))
-    if all(marks.get(key) == plan.marks[key] for key in plan.marks):
-        return True
-    options = marks.get("options", "unknown")
-    if options != plan.marks["options"]:
-        what = f"shards that were written otherwise ({printable(options)[:100]}, now {plan.marks['options']})"
-    else:
-        what = f"shards of images that have changed since, by name, size or time, below {printable(plan.root)}"
-    raise DataError(f"{printable(folder)}: has {what}; --overwrite replaces them")
-
-
-def _begin(plan: Plan, folder: Path, overwrite: bool) -> set[str]:
-    """The names of the shards that exist and are whole; writes the plan if there are none."""
-    if not overwrite and check_plan(plan, folder):
-        return _whole_shards(plan, folder)
-    for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
-        file.unlink(missing_ok=True)
-    write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
-    return set()
-
-
-def _whole_shards(plan: Plan, folder: Path) -> set[str]:
-    """The shards that need not be written. Removes the checksums of all others, and a line that a kill truncated."""
-    sizes = {shard["name"]: shard["bytes"] for shard in read_head(folder / INDEX).get("shards", [])}
-    names = {shard_name(number) for number in range(len(plan))}
-    sums = {}
-    for name, digest in read_sums(folder).items():
-        if name in names and (folder / name).is_file():
-            size = (folder / name).stat().st_size
-            if sizes.get(name, size) == size:
-                sums[name] = digest
-    write_file(folder / SUMS, "".join(map(sum_line, sums, sums.values())))
-    return set(sums)
+    if any(marks.get(key) != mark for key, mark in plan.marks.items()):
+        raise DataError(
+            f"{printable(folder)}: has shards of other images, by name, size or time, or with other options "
+            f"({printable(marks.get('options'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
+        )
+    return True
 
 
 def _pack(plan: Plan, shard: int, pool: ThreadPoolExecutor) -> bytes:
