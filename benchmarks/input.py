@@ -39,8 +39,8 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
     normalise = Normalise(mean, std, device, channels_last=True)
     batches = EpochBatches(len(source.labels), BATCH, shuffle=True, seed=0)
-    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels))
-    ours = MemoryLoader(decoded, source.classes, batches, normalise, CropFlip(4, True))
+    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels), source.classes)
+    ours = MemoryLoader(decoded, batches, normalise, CropFlip(4, True))
     seconds = interleave([lambda: _drain(published), lambda: _drain(ours)], repeats, device)
     count = len(source.labels)
     return [_rate("CIFAR-10 training images, 32 px", count, seconds, 5.0, "PIL with 2 workers")]

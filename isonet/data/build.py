@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from yacs.config import CfgNode
 
 from isonet.config import global_batch, image_size, uses_small_images
-from isonet.data.faults import OnError
-from isonet.data.folders import image_folder
+from isonet.data.faults import ImageError, OnError
+from isonet.data.folders import FolderSource, image_folder
 from isonet.data.loader import Loader, Normalise
 from isonet.data.memory import CropFlip, MemoryLoader
 from isonet.data.random_streams import EpochBatches, Windows
@@ -26,6 +27,7 @@ from isonet.shares import WHOLE, Share
 log = logging.getLogger("isonet")
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images; workers read a larger set
+_WORTH_WORKERS = 200  # unlabelled images; fewer are read before worker processes have started
 
 _STATISTICS = {  # mean and standard deviation per channel, of pixels in [0, 1]
     "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),  # of the 1,437 training images
@@ -71,10 +73,35 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     if in_memory:
         images = SourceImages(source, Augment(to_square(size), seed), size, on_error=on_error)
-        return MemoryLoader(decode_all(images, num_workers(cfg)), source.classes, batches, normalise, crop_flip)
+        return MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
     augment = Augment(image_transforms(size, small, crop_flip), seed)
     images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
     return WorkerLoader(images, batches, normalise, num_workers(cfg))
+
+
+def read_batches(
+    cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[Path], list[ImageError]]]:
+    """Yield images without labels in the order of ``paths``, preprocessed like the validation images of ``cfg``.
+
+    Each batch has its images, float32 (N, 3, H, W), normalised, on ``device``; the paths of these images; and the
+    errors of those that could not be read. Worker processes read them if there are many. Raises ``DataError`` if an image is not to blame for not being read.
+    """
+    from isonet.data.augment import Augment, image_transforms
+    from isonet.data.workers import ImageBatches, SourceImages
+
+    size = image_size(cfg)
+    normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
+    augment = Augment(image_transforms(size, uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
+    images = SourceImages(FolderSource(paths, range(len(paths)), ()), augment, size, as_tensor)
+    batches = EpochBatches(len(paths), batch_size, shuffle=False, seed=0)
+    workers = num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0
+    for batch in ImageBatches(images, batches, workers, pin_memory=device.type == "cuda"):
+        failures = [error for error in batch.errors if isinstance(error, ImageError)]
+        if len(failures) < len(batch.errors):
+            raise DataError(str(next(error for error in batch.errors if error not in failures)))
+        yield normalise(batch.pixels), [paths[number] for number in batch.numbers.tolist()], failures
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:

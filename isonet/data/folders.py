@@ -1,10 +1,10 @@
-"""Image files in class folders: lists them, and refuses everything that a plain listing would silently leave out."""
+"""Lists image files, in class folders and others, and refuses what a plain listing would silently leave out."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,27 @@ def images_below(folder: Path) -> list[Path]:
             f"{printable(folder)}: has no image ({', '.join(IMG_EXTENSIONS)}); add images or remove the folder"
         )
     return images
+
+
+def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """List the files as they are named and the images below each folder, sorted by path; and what is wrong, in words.
+
+    A file may have any name; below a folder, files with the extension of an image count, except hidden ones. Whether
+    a file can be read shows when it is read.
+    """
+    paths: list[Path] = []
+    problems = []
+    for place in map(Path, places):
+        try:
+            if os.path.isdir(place):
+                paths += images_below(place)
+            elif os.path.isfile(place) or (not os.path.exists(place) and os.path.islink(place)):
+                paths.append(place)
+            else:  # reading a pipe could wait for ever
+                problems.append(f"{printable(place)}: no such file or folder, or a pipe, a socket or a device")
+        except DataError as error:
+            problems.append(str(error))
+    return paths, problems
 
 
 def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ class Normalise:
         return images.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
 
 
+@dataclass(eq=False)
 class Loader:
     """Yields batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,), on ``normalise.device``.
 
@@ -43,14 +45,11 @@ class Loader:
     epoch's order, over all ranks, up to the batch that was yielded last.
     """
 
-    def __init__(
-        self, classes: Sequence[str], batches: EpochBatches, normalise: Normalise, skipped: dict[str, str]
-    ) -> None:
-        self.classes = classes
-        self.batches = batches
-        self.normalise = normalise
-        self.skipped = skipped
-        self.taken = 0
+    classes: Sequence[str]
+    batches: EpochBatches
+    normalise: Normalise
+    skipped: dict[str, str]
+    taken: int = 0
 
     @property
     def num_images(self) -> int:

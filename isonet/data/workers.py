@@ -124,7 +124,7 @@ def decode_all(images: SourceImages, num_workers: int) -> Decoded:
     source, size, count = images.source, images.size, len(images.source.labels)
     labels = torch.as_tensor(source.labels)
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):
-        return Decoded(torch.from_numpy(source.images), labels)
+        return Decoded(torch.from_numpy(source.images), labels, source.classes)
     pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
     read, readable = torch.zeros_like(labels), torch.zeros(count, dtype=torch.bool)
     batches = EpochBatches(count, 500, shuffle=False, seed=0)
@@ -133,4 +133,4 @@ def decode_all(images: SourceImages, num_workers: int) -> Decoded:
     for batch in tqdm(reader, "decoding images", leave=False, disable=None):  # shown on a terminal only
         unreadable.note(batch.errors, len(batch.read), batch.unread)
         pixels[batch.numbers], read[batch.numbers], readable[batch.numbers] = batch.pixels, batch.read, True
-    return Decoded(pixels, labels[read], None if readable.all() else readable, unreadable.skipped)
+    return Decoded(pixels, labels[read], source.classes, None if readable.all() else readable, unreadable.skipped)

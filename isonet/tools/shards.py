@@ -11,13 +11,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from isonet.errors import DataError, UserError, printable, run_cli
 from isonet.tools.cli import Parser
-
-if TYPE_CHECKING:  # at run time only what a command needs is imported: --help needs no torch
-    from isonet.data.shards.index import ShardIndex
 
 EXAMPLES = """\
 examples:
@@ -63,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command, and import only what it needs: --help needs no torch."""
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 
@@ -82,32 +78,31 @@ def _write(args: argparse.Namespace) -> None:
             check_plan(plan, out)  # all of them before anything is written
         plans.append((plan, out))
     for plan, out in plans:
-        _describe(out, write_shards(plan, out, args.overwrite))
+        print(f"{out}: {write_shards(plan, out, args.overwrite)}", flush=True)
 
 
 def _index(args: argparse.Namespace) -> None:
-    from isonet.data.shards.scan import make_index, read_classes
+    from isonet.data.shards.index import make_index, read_classes
     from isonet.files.storage import FolderLock
 
     classes = read_classes(args.classes) if args.classes else None
     for place in _places(args.folder):
         with FolderLock(place):
-            _describe(place, make_index(place, classes))
+            print(f"{place}: {make_index(place, classes)}", flush=True)
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from isonet.data.shards.index import read_index
-    from isonet.data.shards.scan import damage
+    from isonet.data.shards.index import damage, read_index
 
     count = 0
     for place in _places(args.folder):
         index = read_index(place)
-        damaged = list(damage(place, index))
-        for what in damaged:
-            print(f"damaged: {printable(what)}", flush=True)
-        if not damaged:
-            print(f"{place}: {len(index.rows):,} images in {len(index.shards):,} shards are intact", flush=True)
-        count += len(damaged)
+        problems = list(damage(place, index))
+        for problem in problems:
+            print(f"damaged: {printable(problem)}", flush=True)
+        if not problems:
+            print(f"{place}: {index}, all intact", flush=True)
+        count += len(problems)
     if count:
         raise UserError(
             f"{count} files are damaged in {printable(args.folder)}: remove damaged shards and run write again, or "
@@ -119,12 +114,6 @@ def _places(folder: Path) -> list[Path]:
     """The folders of shards that ``folder`` stands for."""
     folder = folder / "shards" if (folder / "shards").is_dir() else folder
     return [folder / split for split in SPLITS if (folder / split).is_dir()] or [folder]
-
-
-def _describe(place: Path, index: ShardIndex) -> None:
-    size = sum(shard.bytes for shard in index.shards) / 1e6
-    print(f"{place}: {len(index.rows):,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
-          f"{size:,.1f} MB", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
         assert process.returncode == 75, output
         assert "stopped: by SIGTERM in epoch 2 after step" in output
         assert "Traceback" not in output
-    assert_gone(workers, 10)
+    assert_gone(workers, 20)  # torch looks for the main process every five seconds
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
@@ -119,10 +119,10 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 2, output
     assert "error: a process that reads images (pid" in output.splitlines()[-1], output
-    assert "was killed by SIGKILL" in output
+    assert "SIGKILL" in output
     assert "Traceback" not in output
     assert read_checkpoint(folder.latest)["epoch"] >= 2
-    assert "was killed by SIGKILL" in folder.log.read_text()
+    assert "SIGKILL" in folder.log.read_text()
     tally("survived")
 
 

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from isonet.data.shards.scan import ROW, Oddities, scan_shard
 from isonet.errors import DataError, printable
 from isonet.files.storage import write_file
 
-INDEX, ROWS, SUMS, PLAN = "index.json", "index.bin", "SHA256SUMS", "plan.json"
+log = logging.getLogger("isonet")
+
+INDEX, ROWS, SUMS, PLAN, CLASSES = "index.json", "index.bin", "SHA256SUMS", "plan.json", "classes.txt"
 FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
-ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # of an image's bytes in its shard
 WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
 INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
 VERIFY_COMMAND = "python -m isonet.tools.shards verify FOLDER"
@@ -48,6 +54,11 @@ class ShardIndex:
     rows: np.ndarray
     source: str
     options: str
+
+    def __str__(self) -> str:
+        size = sum(shard.bytes for shard in self.shards) / 1e6
+        images, classes, shards = (len(items) for items in (self.rows, self.classes, self.shards))
+        return f"{images:,} images of {classes:,} classes in {shards:,} shards, {size:,.1f} MB"
 
     def save(self, folder: Path, sums: dict[str, str]) -> None:
         """Write the index beside the shards whose checksums are ``sums``. Raises ``StorageError``."""
@@ -115,9 +126,10 @@ def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     Raises ``ValueError`` otherwise.
     """
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
+    counts = [count for shard in shards for count in (shard.images, shard.bytes)]
     if not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
         raise ValueError("a name is not that of a shard")
-    if not all(type(n) is int and 0 <= n < 2**53 for shard in shards for n in (shard.images, shard.bytes)):
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
         raise ValueError("a size is not a number")
     classes = head["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
@@ -129,3 +141,92 @@ def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     if not inside.all():
         raise ValueError(f"an image of {ROWS} lies outside its shard, or its label is not a class")
     return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))
+
+
+def make_index(
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    marks: dict[str, str] | None = None,
+    sums: dict[str, str] | None = None,
+) -> ShardIndex:
+    """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
+
+    classes: names of the labels; by default the lines of ``classes.txt``, else the names in a former index, else the
+    numbers. marks: ``source`` and ``options`` of the index; by default those of a former index. sums: known checksums,
+    beside those that ``SHA256SUMS`` lists. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
+    be used.
+    """
+    if marks is None:
+        check_complete(folder)
+    files, head, known = shard_files(folder), read_head(folder / INDEX), {**read_sums(folder), **(sums or {})}
+    if marks is None:
+        marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
+    oddities: Oddities = defaultdict(list)
+    shards, rows, sums = [], [], {}
+    for file in progress(files, f"indexing {folder}"):
+        rows.append(scan_shard(file, oddities))
+        shards.append(Shard(file.name, len(rows[-1]), file.stat().st_size))
+        sums[file.name] = known.get(file.name) or sha256_of(file)
+    for odd, samples in oddities.items():
+        log.warning("%s: %d samples %s; e.g. %s", printable(folder), len(samples), odd, printable(samples[0]))
+    table = np.concatenate(rows)
+    if not len(table):
+        raise DataError(f"{printable(folder)}: no sample of its shards has both an image and a label")
+    needed = int(table["label"].max()) + 1
+    if classes is None:
+        listed = read_classes(folder / CLASSES) if (folder / CLASSES).exists() else head.get("classes")
+        classes = listed or [str(label) for label in range(needed)]
+    if len(classes) < needed:
+        raise DataError(f"{printable(folder)}: has the label {needed - 1}, but there are only {len(classes)} classes")
+    index = ShardIndex(classes, shards, table, **marks)
+    index.save(folder, sums)
+    return index
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none."""
+    shards = [file for file in sorted(folder.iterdir()) if SHARD_NAME.fullmatch(file.name)]
+    if not shards:
+        raise DataError(f"{printable(folder)}: there are no shards (*.tar; unpack compressed ones with gunzip)")
+    return shards
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a file, one a line, in the order of the labels. Raises ``DataError``."""
+    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    if not all(names) or len(set(names)) < len(names):
+        line = next(n for n, name in enumerate(names) if not name or name in names[:n])
+        raise DataError(f"{printable(path)}: line {line + 1} is empty, or repeats the name of a class")
+    return names
+
+
+def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
+    """What is wrong with the files in a folder of shards, in words: compares them with ``SHA256SUMS`` and the index."""
+    sums, end = read_sums(folder), 0
+    for shard in progress(index.shards, f"checking {folder}"):
+        path, start, end = folder / shard.name, end, end + shard.images
+        try:
+            if sha256_of(path) != sums.get(shard.name):
+                yield f"{path}: its SHA-256 is not that of {SUMS}"
+            elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
+                yield f"{path}: its images or labels are not those of {INDEX}"
+        except (OSError, DataError) as error:
+            yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    names = {shard.name for shard in index.shards}
+    yield from (f"{path}: is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
+    for name in (ROWS, INDEX):
+        if sha256_of(folder / name) != sums.get(name):
+            yield f"{folder / name}: its SHA-256 is not that of {SUMS}"
+    if (folder / CLASSES).exists() and read_classes(folder / CLASSES) != list(index.classes):
+        yield f"{folder / CLASSES}: its classes are not those of {INDEX}"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises ``OSError``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def progress(items: Iterable, what: str) -> tqdm:
+    """Iterate with a progress bar; in a file, where each state of it is a line, it moves once a minute."""
+    return tqdm(items, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)

@@ -23,8 +23,7 @@ import torch
 
 from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
-from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, read_head
-from isonet.data.shards.scan import make_index, progress
+from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, make_index, progress, read_head
 from isonet.errors import DataError, printable
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 
@@ -33,25 +32,16 @@ _THREADS = 16  # files read at a time: a network file system is slow for one req
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write: images by position in ``source``, in the order of their numbers, ``per_shard`` to a shard.
+    """What to write: ``images``, paths below ``root`` with labels in the order of their numbers.
 
     marks: ``source``, a digest of the images, and ``options``, in words: existing shards must have the same ones.
     """
 
     root: Path
-    source: FolderSource
-    order: Sequence[int]
+    images: Sequence[tuple[Path, int]]
+    classes: Sequence[str]
     per_shard: int
     marks: dict[str, str]
-
-    def __len__(self) -> int:
-        """The number of shards."""
-        return -(-len(self.order) // self.per_shard)
-
-    def images(self, shard: int) -> list[tuple[int, int]]:
-        """(number, position in the source) of each image of a shard."""
-        start = shard * self.per_shard
-        return list(enumerate(self.order[start : start + self.per_shard], start))
 
 
 def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_shard: int) -> Plan:
@@ -67,7 +57,8 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
         for path, status in zip(source.paths, pool.map(Path.stat, source.paths), strict=True):
             line = f"{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}\0"
             digest.update(line.encode(errors="surrogateescape"))
-    return Plan(root, source, order.tolist(), per_shard, {"source": digest.hexdigest(), "options": options})
+    images = [(source.paths[position], source.labels[position]) for position in order.tolist()]
+    return Plan(root, images, source.classes, per_shard, {"source": digest.hexdigest(), "options": options})
 
 
 def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
@@ -83,15 +74,15 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
             for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
                 file.unlink(missing_ok=True)
             write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
-        files = [folder / f"{number:06d}.tar" for number in range(len(plan))]
-        todo = [number for number, file in enumerate(files) if not file.exists()]
         sums = {}
+        starts = range(0, len(plan.images), plan.per_shard)
+        files = {folder / f"{number:06d}.tar": start for number, start in enumerate(starts)}
         with ThreadPoolExecutor(_THREADS) as pool:
-            for number in progress(todo, f"writing {folder}"):
-                data = _pack(plan, number, pool)
-                write_file(files[number], data)
-                sums[files[number].name] = hashlib.sha256(data).hexdigest()
-        return make_index(folder, plan.source.classes, plan.marks, sums)
+            for file in progress([file for file in files if not file.exists()], f"writing {folder}"):
+                data = _pack(plan, files[file], pool)
+                write_file(file, data)
+                sums[file.name] = hashlib.sha256(data).hexdigest()
+        return make_index(folder, plan.classes, plan.marks, sums)
 
 
 def check_plan(plan: Plan, folder: Path) -> bool:
@@ -107,22 +98,16 @@ def check_plan(plan: Plan, folder: Path) -> bool:
     return True
 
 
-def _pack(plan: Plan, shard: int, pool: ThreadPoolExecutor) -> bytes:
-    """A shard as bytes, which depend on the images alone: not on the time or the user."""
-    images = plan.images(shard)
-    paths = [plan.source.paths[position] for _, position in images]
+def _pack(plan: Plan, start: int, pool: ThreadPoolExecutor) -> bytes:
+    """A shard, from image number ``start`` on, as bytes, which depend on the images alone, not on the time."""
+    images = plan.images[start : start + plan.per_shard]
+    contents = pool.map(Path.read_bytes, [path for path, _ in images])
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        contents = pool.map(Path.read_bytes, paths)
-        for (number, position), path, data in zip(images, paths, contents, strict=True):
-            key = f"{number:09d}-{_readable(str(path.relative_to(plan.root)))}"
-            label = str(plan.source.labels[position]).encode()
-            for extension, content in sorted({path.suffix[1:].lower(): data, "cls": label}.items()):
-                member = tarfile.TarInfo(f"{key}.{extension}")
+        for number, ((path, label), data) in enumerate(zip(images, contents, strict=True), start):
+            name = re.sub(r"[^A-Za-z0-9_-]", "_", str(path.relative_to(plan.root).with_suffix("")))[-60:]
+            for extension, content in sorted({path.suffix[1:].lower(): data, "cls": str(label).encode()}.items()):
+                member = tarfile.TarInfo(f"{number:09d}-{name}.{extension}")
                 member.size, member.mode = len(content), 0o444
                 archive.addfile(member, io.BytesIO(content))
     return file.getvalue()
-
-
-def _readable(path: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", path.rpartition(".")[0])[-60:]
