@@ -85,7 +85,8 @@ def read_batches(
     """Yield images without labels in the order of ``paths``, preprocessed like the validation images of ``cfg``.
 
     Each batch has its images, float32 (N, 3, H, W), normalised, on ``device``; the paths of these images; and the
-    errors of those that could not be read. Worker processes read them if there are many. Raises ``DataError`` if an image is not to blame for not being read.
+    errors of those that could not be read. Worker processes read the images if there are many. Raises ``DataError`` if
+    an image is not to blame for not being read.
     """
     from isonet.data.augment import Augment, image_transforms
     from isonet.data.workers import ImageBatches, SourceImages

@@ -85,7 +85,7 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
         try:
             if os.path.isdir(place):
                 paths += images_below(place)
-            elif os.path.isfile(place) or (not os.path.exists(place) and os.path.islink(place)):
+            elif os.path.isfile(place):
                 paths.append(place)
             else:  # reading a pipe could wait for ever
                 problems.append(f"{printable(place)}: no such file or folder, or a pipe, a socket or a device")

@@ -60,9 +60,10 @@ class SourceImages(Dataset):
         read = self.source.read_tensor if self.as_tensor else self.source.read
         count = len(self.source.labels)
         errors: list[DataError] = []
-        for other in range(number, number + (min(IN_A_ROW, count) if self.on_error == "replace" else 1)):
+        tries = min(IN_A_ROW, count) if self.on_error == "replace" else 1
+        for place in ((number + i) % count for i in range(tries)):
             try:
-                return self.augment(read(other % count), epoch, number), number, other % count, errors
+                return self.augment(read(place), epoch, number), number, place, errors
             except DataError as error:
                 errors.append(error)
                 if not isinstance(error, ImageError):

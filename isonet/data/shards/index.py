@@ -29,9 +29,7 @@ log = logging.getLogger("isonet")
 
 INDEX, ROWS, SUMS, PLAN, CLASSES = "index.json", "index.bin", "SHA256SUMS", "plan.json", "classes.txt"
 FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
-WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
-INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
-VERIFY_COMMAND = "python -m isonet.tools.shards verify FOLDER"
+TOOL = "python -m isonet.tools.shards"
 
 SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # of a file in the folder itself, not hidden
 
@@ -94,7 +92,7 @@ def read_head(path: Path) -> dict[str, Any]:
 def check_complete(folder: Path) -> None:
     """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
     if (folder / PLAN).exists():
-        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
+        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {TOOL} write FOLDER")
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -105,8 +103,8 @@ def read_index(folder: Path) -> ShardIndex:
     if not (folder / INDEX).exists():
         check_complete(folder)
         raise DataError(
-            f"{printable(folder)}: there are no shards, or they have no index; write shards with {WRITE_COMMAND}, or "
-            f"index those that are there with {INDEX_COMMAND}"
+            f"{printable(folder)}: there are no shards, or they have no index; {TOOL} write FOLDER makes shards, "
+            f"{TOOL} index FOLDER the index of those that are there"
         )
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
@@ -117,7 +115,7 @@ def read_index(folder: Path) -> ShardIndex:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{printable(folder / INDEX)}: is no index of shards ({printable(error)})"
-        raise DataError(f"{what}; make it anew with {INDEX_COMMAND}") from None
+        raise DataError(f"{what}; make it anew with {TOOL} index FOLDER") from None
 
 
 def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isonet.data.folders import check_known
-from isonet.data.shards.index import VERIFY_COMMAND, ShardIndex, read_index
+from isonet.data.shards.index import TOOL, ShardIndex, read_index
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
@@ -48,14 +48,15 @@ class ShardSource(EncodedSource):
         path = self.folder / shard.name
         offset, size, _ = self.index.rows[index].item()
         try:
-            data = os.pread(self._descriptor(path), 512 + size, offset - 512)
+            descriptor = self._descriptor(path)
+            data = os.pread(descriptor, 512 + size, offset - 512)
             header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises for what is no header
-            if header.size != size or len(data) < 512 + size:
-                raise ValueError(f"image {index} is not where the index says")
+            if header.size != size or len(data) < 512 + size or os.fstat(descriptor).st_size != shard.bytes:
+                raise ValueError(f"it is not the file that was indexed, which has image {index} at byte {offset:,}")
         except (OSError, tarfile.TarError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{printable(path)}: cannot be read ({printable(why)}); {VERIFY_COMMAND} lists what is damaged"
+                f"{printable(path)}: cannot be read ({printable(why)}); {TOOL} verify FOLDER lists what is damaged"
             ) from None
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 

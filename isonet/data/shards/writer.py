@@ -93,7 +93,7 @@ def check_plan(plan: Plan, folder: Path) -> bool:
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(
             f"{printable(folder)}: has shards of other images, by name, size or time, or with other options "
-            f"({printable(marks.get('options'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
+            f"({printable(marks.get('options', '?'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
         )
     return True
 
