@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import REPO, run_script
+from conftest import REPO
 from isonet import load_cfg
 from isonet.errors import DataError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
 from isonet.tools.evaluate import evaluate_checkpoint
 from isonet.training.run import run_training
+from launch import Script, run_script, start, wait_until
 
 # 8 steps an epoch of 64 images
 KEYS = [
@@ -56,18 +55,8 @@ def whole(tmp_path_factory):
     return RunFolder(cwd / "outputs/cls/mine/run")
 
 
-def start(cwd, *args):
-    command = [sys.executable, str(REPO / "train.py"), *map(str, [*ARGS, *args])]
-    return subprocess.Popen(
-        command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-    )  # fmt: skip
-
-
-def wait_for(path: Path, process: subprocess.Popen) -> None:
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.005)
+def train(cwd: Path, *args: object) -> Script:
+    return start("train.py", *ARGS, *args, cwd=cwd)
 
 
 def children(pid: int) -> list[int]:
@@ -87,19 +76,19 @@ LONG = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 100_000, "RUNTIME.SAVE_EVERY", 3]
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
 def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path, tally, how):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
-    process = start(tmp_path, *KEYS)
-    wait_for(folder.path / "epoch0002-step000003.pt", process)
+    process = train(tmp_path, *KEYS)
+    wait_until((folder.path / "epoch0002-step000003.pt").exists, process)
     workers = children(process.pid)
     assert len(workers) >= 2
     if how == "kill -9":
         process.send_signal(signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        process.wait()
     else:
         os.killpg(process.pid, signal.SIGTERM)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 75, output
-        assert "stopped: by SIGTERM in epoch 2 after step" in output
-        assert "Traceback" not in output
+        process.wait()
+        assert process.returncode == 75, process.output
+        assert "stopped: by SIGTERM in epoch 2 after step" in process.output
+        assert "Traceback" not in process.output
     assert_gone(workers, 20)  # torch looks for the main process every five seconds
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
@@ -113,10 +102,10 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
 
 def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whole(images, tmp_path, tally):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
-    process = start(tmp_path, *LONG)
-    wait_for(folder.path / "epoch0002.pt", process)
+    process = train(tmp_path, *LONG)
+    wait_until((folder.path / "epoch0002.pt").exists, process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
-    output, _ = process.communicate(timeout=30)
+    output = process.wait().output
     assert process.returncode == 2, output
     assert "error: a process that reads images (pid" in output.splitlines()[-1], output
     assert "SIGKILL" in output
@@ -130,10 +119,10 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
 def test_an_image_that_vanishes_in_mid_run(images, tmp_path, tally, on_error):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 6, "DATASET.ON_ERROR", on_error]
-    process = start(tmp_path, *keys)
-    wait_for(folder.path / "latest.pt", process)
+    process = train(tmp_path, *keys)
+    wait_until(folder.latest.exists, process)
     (images / "train/b/07.png").unlink()
-    output, _ = process.communicate(timeout=120)
+    output = process.wait().output
     assert "Traceback" not in output
     if on_error == "stop":
         assert process.returncode == 2, output
