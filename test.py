@@ -6,17 +6,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from isonet.config import check_overrides
 from isonet.errors import run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import (
-    check_gpu_ids,
-    look_for_checkpoint,
-    look_for_folder_of,
-    look_for_images,
-    make_parser,
-    read_network,
-)
+from isonet.tools.cli import look_for_folder_of, look_for_images, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -45,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     if not is_launched():
         look(args)
-    from isonet.tools.evaluate import evaluate_on_ranks, report  # these import torch
+    from isonet.tools.trained import evaluate_on_ranks, report  # these import torch
     from isonet.training.failure import ranks
 
     with ranks(args.gpus) as (world, devices):
@@ -58,11 +50,8 @@ def main(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """Raise for wrong options, configs and files before torch is imported, which takes seconds."""
-    check_gpu_ids(args.gpus)
     look_for_folder_of("--json", args.json)
-    check_overrides(args.opts)
-    cfg = read_network(args.cfg, args.opts) if args.cfg else None
-    look_for_checkpoint(cfg, args.ckpt)
+    cfg = look_for_network(args)
     if cfg is not None:
         look_for_images(cfg, ["val"])
 

@@ -29,7 +29,7 @@ SECONDS = 300.0  # after which a process hangs
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([
     "pytest", "torchvision.transforms", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "matplotlib.backends.backend_agg",
-    "matplotlib.figure", "torch.distributed.elastic.agent.server.api", "isonet.training.run", "isonet.tools.evaluate",
+    "matplotlib.figure", "torch.distributed.elastic.agent.server.api", "isonet.training.run", "isonet.tools.trained",
 ])  # fmt: skip
 _running: set[Script] = set()
 _numbers = itertools.count()

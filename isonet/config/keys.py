@@ -54,7 +54,8 @@ _ROWS = (
     Key("DATASET.SHUFFLE_BUFFER", 10_000, Int(1, _MANY),
         "with shards: the order mixes whole shards of at least so many images at a time"),
     Key("DATASET.ON_ERROR", "stop", OneOf("stop", "skip"),
-        "at an unreadable image; skip: use the next readable one in training, leave it out in evaluation", may_differ=True),
+        "at an unreadable image; skip: use the next readable one in training, leave it out in evaluation",
+        may_differ=True),
 
     # How the network is trained
     Key("SOLVER.BASE_LR", 0.05, Float(0, 1e6), "learning rate per GPU: multiplied by the GPUs and by ACCUMULATE"),

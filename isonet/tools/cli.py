@@ -47,41 +47,37 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, is_main() * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
 
 
-def make_parser(description: str, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP) -> Parser:
-    """Return a parser with ``--cfg``, ``--gpus``, ``--debug`` and trailing ``KEY VALUE`` overrides."""
+def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
+    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, or for a script if ``tool`` is empty."""
     parser = Parser(
+        prog=f"python -m isonet.tools.{tool}" if tool else None,
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. --cfg configs/cifar10_ISO110.yaml"
-    )
+    parser.add_argument("--debug", action="store_true", help="print the traceback of an error, e.g. for a bug report")
+    return parser
+
+
+def make_parser(
+    description: str | None, examples: str, cfg_required: bool = True, gpus_help: str = GPUS_HELP, tool: str = ""
+) -> Parser:
+    """Return a ``tool_parser`` with ``--cfg``, ``--gpus`` and trailing ``KEY VALUE`` overrides."""
+    parser = tool_parser(tool, description, examples)
+    parser.add_argument("--cfg", required=cfg_required, metavar="FILE", help="the config, e.g. configs/self_ISO29.yaml")
     parser.add_argument("--gpus", metavar="IDS", help=gpus_help)
     parser.add_argument(
-        "--debug", action="store_true", help="print the traceback of an error, e.g. --cfg mine.yaml --debug"
-    )
-    parser.add_argument(
-        "opts",
-        nargs="*",
-        metavar="KEY VALUE",
-        help="config keys to override, after all other options, e.g. ISON.DROPOUT False SOLVER.BASE_LR 0.02",
+        "opts", nargs="*", metavar="KEY VALUE", help="overrides of config keys, e.g. ISON.DROPOUT False ISON.DEPTH 20"
     )
     return parser
 
 
-def tool_parser(tool: str, description: str | None, examples: str) -> Parser:
-    """Return a parser with ``--debug`` for ``python -m isonet.tools.TOOL``, a tool that need not take a config."""
-    parser = Parser(
-        prog=f"python -m isonet.tools.{tool}",
-        description=description,
-        epilog=f"examples:\n{examples}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--debug", action="store_true", help="show where an error arose")
-    return parser
+def positive(text: str) -> int:
+    """Return ``text`` as a number of things: the type of an option."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
@@ -117,7 +113,7 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
     """Return the config of ``--cfg``, if given. Raises ``UserError`` for a wrong ``--gpus``, override or ``--ckpt``."""
     check_gpu_ids(args.gpus)
     check_overrides(args.opts)
-    cfg = load_cfg(args.cfg, args.opts) if args.cfg else None
+    cfg = read_network(args.cfg, args.opts) if args.cfg else None
     if args.ckpt:
         look_for_checkpoint(cfg, args.ckpt)
     return cfg
@@ -126,23 +122,19 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
     """Raise ``DataError`` if the folder of one of the ``splits`` is missing.
 
-    What is in it, and data sets in shards, are left to the loader.
+    What is in it, and data sets in shards or to be downloaded, are left to the loader.
     """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
+    if name == "digits" or cfg.DATASET.DOWNLOAD or cfg.RUNTIME.INPUT == "shards":
+        return
+    hint = f"images belong at {root / name}/{{train,val}}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
+    folders = [root / name / split for split in splits]
     if name in _CIFAR_FOLDERS:
-        folder = root / _CIFAR_FOLDERS[name]
-        if not folder.exists() and not cfg.DATASET.DOWNLOAD:
-            raise DataError(
-                f"{name} is missing: no folder {folder}; download it with the override DATASET.DOWNLOAD True, or "
-                "unpack its archive there"
-            )
-    elif name != "digits" and cfg.RUNTIME.INPUT != "shards":
-        for split in splits:
-            folder = root / name / split
-            if not os.path.lexists(folder) and not (root / name / "shards" / split).exists():
-                raise DataError(
-                    f"{folder}: no such folder; images belong at {folder}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
-                )
+        hint = f"unpack the archive of {name} there, or download it with the override DATASET.DOWNLOAD True"
+        folders = [root / _CIFAR_FOLDERS[name]]
+    for folder in folders:
+        if not os.path.lexists(folder) and not (folder.parent / "shards" / folder.name).exists():
+            raise DataError(f"{folder}: no such folder; {hint}")
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ def main(args: argparse.Namespace) -> None:
     for name, folder in zip(short_names([folder.path for folder in folders]), folders, strict=True):
         rows, invalid = read_rows(folder.metrics)
         if not rows:
-            raise UserError(f"{printable(folder.metrics)}: has no finished epoch yet")
+            raise UserError(f"{folder.metrics}: has no finished epoch yet")
         if invalid:
             print(f"{printable(folder.metrics)}: {invalid} invalid or incomplete lines are ignored", flush=True)
         runs[name] = rows
@@ -63,11 +64,10 @@ def find_run(name: str, output_dir: Path) -> RunFolder:
     found = [place for place in places if RunFolder(place).metrics.is_file()]
     if not found:
         raise UserError(
-            f"no run {printable(name)[:200]}: neither this folder nor one of this name below {printable(output_dir)} "
-            "has a metrics.jsonl"
+            f"no run {name[:200]}: neither this folder nor one of this name below {output_dir} has a metrics.jsonl"
         )
     if len(found) > 1 and found[0] != Path(name):
-        raise UserError(f"{printable(name)} is the name of {len(found)} runs: {' and '.join(map(str, found))}")
+        raise UserError(f"{name} is the name of {len(found)} runs: {' and '.join(map(str, found))}")
     return RunFolder(found[0])
 
 
@@ -75,13 +75,9 @@ def short_names(folders: Sequence[Path]) -> list[str]:
     """The last parts of the paths, as many as it takes to make them differ. Raises ``UserError`` for equal paths."""
     paths = [folder.absolute() for folder in folders]
     if len(set(paths)) < len(paths):
-        raise UserError(f"{printable(max(paths, key=paths.count))} is named twice")
-    names = [path.name for path in paths]
-    for parts in range(2, max(len(path.parts) for path in paths) + 1):
-        if len(set(names)) == len(names):
-            break
-        names = ["/".join(path.parts[-parts:]) for path in paths]
-    return names
+        raise UserError(f"{max(paths, key=paths.count)} is named twice")
+    attempts = (["/".join(path.parts[-parts:]) for path in paths] for parts in itertools.count(1))
+    return next(names for names in attempts if len(set(names)) == len(names))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from isonet.errors import UserError, printable, run_cli
@@ -34,24 +34,17 @@ TOLERANCE = 1e-4  # another order of summation changes float32 by far less
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     help_of_gpus = "accepted for symmetry with test.py, e.g. --gpus 0; ignored, because the export needs no GPU"
-    parser = make_parser(__doc__ or "", EXAMPLES, cfg_required=False, gpus_help=help_of_gpus)
-    parser.prog = "python -m isonet.tools.export"
+    parser = make_parser(__doc__, EXAMPLES, cfg_required=False, gpus_help=help_of_gpus, tool="export")
     add = parser.add_argument
     add("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, a run folder (its best.pt), the name of a "
         "run of --cfg, or zoo: and a published checkpoint; --cfg overrides the config in it")  # fmt: skip
     add("--format", required=True, choices=SUFFIXES, help="onnx; torch, for torch.export.load; safetensors")
     add("--output", metavar="FILE", help="(default: the checkpoint's name with .onnx, .pt2 or .safetensors)")
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
-    add("--opset", type=int, default=OPSETS[0], metavar="N", help="ONNX operator set, "
-        f"{OPSETS[0]} to {OPSETS[-1]} (default: {OPSETS[0]})")  # fmt: skip
+    add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help="largest difference that the check allows, "
-        f"as a part of the largest logit (default: {TOLERANCE})")  # fmt: skip
-    args = parser.parse(sys.argv[1:] if argv is None else argv)
-    if args.opset not in OPSETS:
-        parser.error(f"--opset must be between {OPSETS[0]} and {OPSETS[-1]}, got {args.opset}")
-    if not args.tolerance >= 0:
-        parser.error(f"--tolerance must be at least 0, got {args.tolerance}")
-    return args
+        "as a part of the largest logit (default: %(default)s)")  # fmt: skip
+    return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,40 +54,27 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
     look_for_network(args)
     from isonet.tools.formats import export
-    from isonet.tools.trained import load_trained
+    from isonet.tools.trained import class_names, load_trained
 
     log_to_terminal()
-    trained = load_trained(args.ckpt, args.cfg, args.opts, args.classes)
-    suffix, in_zoo = SUFFIXES[args.format], args.ckpt.startswith(PREFIX)  # whose files are in a cache
-    beside = Path(args.ckpt.removeprefix(PREFIX) + suffix) if in_zoo else trained.path.with_suffix(suffix)
-    output = Path(args.output) if args.output else beside
-    check_place(output, trained.path)
-    with contextlib.nullcontext() if args.debug else quiet():
-        difference, largest = export(trained, args.format, output, args.opset, args.tolerance)
+    trained = load_trained(args.ckpt, args.cfg, args.opts)
+    classes = class_names(trained, args.classes)
+    in_zoo = args.ckpt.startswith(PREFIX)  # whose files are in a cache
+    stem = args.ckpt.removeprefix(PREFIX) if in_zoo else trained.path.with_suffix("")
+    output = Path(args.output or f"{stem}{SUFFIXES[args.format]}")
+    look_for_folder_of("--output", str(output))
+    if output.is_dir() or (output.exists() and output.samefile(trained.path)):
+        raise UserError(f"--output {output}: is a folder, or the checkpoint itself; name another file")
+    with contextlib.ExitStack() as silence:
+        if not args.debug:  # the exporters write about their own steps
+            silence.enter_context(warnings.catch_warnings(action="ignore"))
+            logging.disable(logging.WARNING)
+            silence.callback(logging.disable, logging.NOTSET)
+        difference, largest = export(trained, classes, args.format, output, args.opset, args.tolerance)
     print(
         f"{printable(output)}: {args.format}, {output.stat().st_size / 1e6:.1f} MB; largest difference "
         f"{difference:.1e} from the network's logits, of up to {largest:.2g} (allowed: {args.tolerance * largest:.1e})"
     )
-
-
-def check_place(output: Path, ckpt: Path) -> None:
-    """Raise ``UserError``, before the export starts, if ``output`` cannot be written."""
-    look_for_folder_of("--output", str(output))
-    if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; name a file in it")
-    if output.exists() and output.samefile(ckpt):
-        raise UserError(f"--output {output}: is the checkpoint itself; name another file")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the log and the warnings of the exporters, which are about their own steps."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from yacs.config import CfgNode
 
 from isonet.config import image_size
 from isonet.convs import shape_of
-from isonet.errors import UserError
 from isonet.fast_penalty.gram import Grams
+from isonet.files.storage import write_file
 from isonet.hooks import hooked
 from isonet.models import ISONet
 from isonet.models.build import assemble
 from isonet.ortho import penalised_convs
+from isonet.tools.summary import text_table
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def count_flops(cfg: CfgNode) -> FlopCount:
     stages, stem_macs = _count_stages(model.eval(), image_size(cfg))
     macs = sum(stage.macs for stage in stages)
     all_grams = [Grams(shape_of(conv), cfg.ISON.ORTHO_STRIDED) for _, conv in penalised_convs(model)]
-    penalty_macs, penalty_gradient = (sum(macs) for macs in zip(*map(_penalty_macs, all_grams), strict=True))
-    batch_size = cfg.SOLVER.TRAIN_BATCH_SIZE
-    network_step = batch_size * (3 * macs - stem_macs)
+    penalty_macs, penalty_gradient = (sum(macs) for macs in zip(*map(_macs_at_points, all_grams), strict=True))
+    network_step = cfg.SOLVER.TRAIN_BATCH_SIZE * (3 * macs - stem_macs)
     penalty_step = penalty_macs + penalty_gradient if cfg.ISON.ORTHO_COEFF > 0 else 0
     return FlopCount(
         input=[3, image_size(cfg), image_size(cfg)],
@@ -81,7 +81,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
         penalty_macs=penalty_macs,
         penalty_macs_half_offsets=sum(map(_macs_by_offset, all_grams)),
         penalty_macs_published=sum(map(_published_macs, all_grams)),
-        batch_size=batch_size,
+        batch_size=cfg.SOLVER.TRAIN_BATCH_SIZE,
         network_step_macs=network_step,
         penalty_step_macs=penalty_step,
         penalty_share=penalty_step / (network_step + penalty_step),
@@ -90,21 +90,15 @@ def count_flops(cfg: CfgNode) -> FlopCount:
 
 def format_table(count: FlopCount) -> str:
     """Return the count as a table and three sentences."""
-    rows = [("stage", "output", "parameters", "MACs", "FLOPs")]
-    rows += [_row(s.name, "x".join(map(str, s.shape)), s.params, s.macs) for s in count.stages]
-    rows.append(_row("total", "", count.params, count.macs))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
+    header = ("stage", "output", "parameters", "MACs", "FLOPs")
+    stages = [*count.stages, Stage("total", [], count.params, count.macs, count.flops)]
+    rows = [(s.name, "x".join(map(str, s.shape)), f"{s.params:,}", f"{s.macs:,}", f"{s.flops:,}") for s in stages]
+    head, *body, total = text_table(header, rows, left=2).splitlines()
+    rule = "-" * len(head)
     return "\n".join(
         [
             f"one image of {'x'.join(map(str, count.input))}, forward; FLOPs = 2 x MACs",
-            lines[0], rule, *lines[1:-1], rule, lines[-1], "",
+            head, rule, *body, rule, total, "",
             f"penalty, one evaluation: {count.penalty_macs:,} MACs "
             f"(summed over half of the offsets: {count.penalty_macs_half_offsets:,}; "
             f"as a padded convolution, the published way: {count.penalty_macs_published:,})",
@@ -117,28 +111,23 @@ def format_table(count: FlopCount) -> str:
 
 def write_count(count: FlopCount, folder: Path) -> None:
     """Write ``flops.json`` and the table ``flops.txt`` to ``folder``, which is made if it is missing."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "flops.json").write_text(json.dumps(asdict(count), indent=2) + "\n", encoding="utf-8")
-        (folder / "flops.txt").write_text(format_table(count) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error}); see OUTPUT_DIR") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "flops.json", json.dumps(asdict(count), indent=2) + "\n")
+    write_file(folder / "flops.txt", format_table(count) + "\n")
 
 
 def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
     """Return the parts of ``model`` for images of ``size`` pixels a side, and the MACs of its first convolution."""
     shapes: dict[nn.Module, list[int]] = {}  # of each output, without the batch
+    macs: dict[nn.Module, int] = {}
 
-    def remember(module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
         shapes[module] = list(output.shape[1:])
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            macs[module] = module.weight.numel() * output.shape[2:].numel()  # each weight once per position
 
-    with torch.no_grad(), hooked(module.register_forward_hook(remember) for module in model.modules()):
+    with torch.no_grad(), hooked(module.register_forward_hook(count) for module in model.modules()):
         model(torch.empty(0, 3, size, size))
-    macs: dict[nn.Module, int] = {
-        module: module.weight.numel() * math.prod(shapes[module][1:])  # each weight once per position
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | nn.Linear)
-    }
     stages = []
     for name, part in model.named_children():
         part_macs = sum(macs.get(module, 0) for module in part.modules())
@@ -147,7 +136,7 @@ def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
     return stages, macs[model.stem.conv]
 
 
-def _penalty_macs(grams: Grams) -> tuple[int, int]:
+def _macs_at_points(grams: Grams) -> tuple[int, int]:
     """Return the MACs of one kernel's penalty, and of its gradient, at points: all our networks' kernels have them."""
     value, gradient = grams.points().macs(grams.rows, grams.columns)
     return grams.conv.groups * value, grams.conv.groups * gradient
@@ -155,9 +144,9 @@ def _penalty_macs(grams: Grams) -> tuple[int, int]:
 
 def _macs_by_offset(grams: Grams) -> int:
     """Return the MACs of the penalty as a sum over half of the offsets, with a product for each pair of taps there."""
-    pairs = 1  # of taps whose distance is an offset that counts, on all axes
-    for k, step in zip(grams.conv.kernel, grams.conv.step, strict=True):
-        pairs *= sum(k - abs(d) for d in range(1 - k, k) if d % step == 0)
+    axes = zip(grams.conv.kernel, grams.conv.step, strict=True)
+    # Pairs of taps whose distance is an offset that counts, on all axes
+    pairs = math.prod(sum(k - abs(d) for d in range(1 - k, k) if d % step == 0) for k, step in axes)
     # Opposite offsets are one; at offset zero each tap meets itself
     half = (pairs + math.prod(grams.conv.kernel)) // 2
     return half * grams.conv.groups * grams.rows**2 * grams.columns
@@ -168,7 +157,3 @@ def _published_macs(grams: Grams) -> int:
     channels = grams.conv.out_channels, grams.conv.in_channels
     positions = math.prod((2 * k - 2) // s + 1 for k, s in zip(grams.conv.kernel, grams.conv.stride, strict=True))
     return positions * math.prod(grams.conv.kernel) * min(channels) ** 2 * max(channels)
-
-
-def _row(name: str, shape: str, params: int, macs: int) -> tuple[str, str, str, str, str]:
-    return name, shape, f"{params:,}", f"{macs:,}", f"{2 * macs:,}"

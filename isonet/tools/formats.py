@@ -10,128 +10,93 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isonet.config import image_size, parse_cfg, uses_small_images
+from isonet.config import image_size, uses_small_images
 from isonet.data.augment import EVAL_RESIZE
 from isonet.data.build import statistics
 from isonet.errors import NonFiniteError, UserError
-from isonet.files.checkpoint import load_state
 from isonet.files.storage import write_file
 from isonet.models import build_model
 from isonet.tools.trained import Trained
 
 Network = Callable[[Tensor], Tensor]  # (N, 3, H, W) -> (N, classes)
 
-_CHECKED_BATCHES = (1, 3)  # images; the network is traced with 2
+_CHECKED_BATCHES = (1, 3)  # images
 
 
-def export(trained: Trained, form: str, output: Path, opset: int, tolerance: float) -> tuple[float, float]:
-    """Write the network to ``output``, which is replaced when the new file has passed its check.
+def export(
+    trained: Trained, classes: list[str], form: str, output: Path, opset: int, tolerance: float
+) -> tuple[float, float]:
+    """Write the network to ``output``, after a check that the content gives the network's logits for random images.
 
-    form: one of ``FORMATS``. opset: of an ONNX file. tolerance: the largest difference of a logit that the check
-    allows, as a part of the largest logit.
-    Returns what ``compare`` does. Raises ``UserError`` if the check fails.
+    classes: their names. form: one of ``FORMATS``. opset: of an ONNX file. tolerance: the largest difference of a logit
+    that the check allows, as a part of the largest logit.
+    Returns the largest difference, and the largest logit of the network. Raises ``UserError`` if the check fails.
     """
-    encode, load = FORMATS[form]
-    unchecked = output.with_name(f".{output.name}.unchecked.tmp")
-    try:
-        with torch.no_grad():
-            write_file(unchecked, encode(trained, opset))
-            difference, largest = compare(trained.model, load(unchecked), image_size(trained.cfg))
-        if not math.isfinite(largest):
-            raise NonFiniteError(f"{trained.path}: the output of the network is not finite, so no file can be checked")
-        if not difference <= tolerance * largest:  # nor may it be NaN
-            raise UserError(
-                f"{output}: the logits of the file differ from those of the network by {difference:.1e}, more than the "
-                f"allowed {tolerance * largest:.1e} (--tolerance {tolerance:g} of the largest logit); the new file has "
-                "been removed"
-            )
-        unchecked.replace(output)
-    finally:
-        unchecked.unlink(missing_ok=True)
+    size = image_size(trained.cfg)
+    example = torch.zeros(2, 3, size, size)  # torch would take a batch of one for a constant
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(count, 3, size, size, generator=generator) for count in _CHECKED_BATCHES]
+    with torch.no_grad():
+        content, exported = FORMATS[form](trained, example, metadata(trained, classes), opset)
+        expected, logits = (torch.cat([network(images) for images in batches]) for network in (trained.model, exported))
+    difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
+    if not math.isfinite(largest):
+        raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so no file can be checked")
+    if not difference <= tolerance * largest:  # nor may it be NaN
+        raise UserError(
+            f"{output}: is not written, because its logits would differ from those of the network by {difference:.1e}, "
+            f"more than the allowed {tolerance * largest:.1e} (--tolerance {tolerance:g} of the largest logit)"
+        )
+    write_file(output, content)
     return difference, largest
 
 
-def compare(model: nn.Module, exported: Network, size: int) -> tuple[float, float]:
-    """The largest difference of logits between two networks for random images, and the largest logit of ``model``.
-
-    size: of the images, in pixels.
-    """
-    generator = torch.Generator().manual_seed(0)
-    batches = [torch.randn(count, 3, size, size, generator=generator) for count in _CHECKED_BATCHES]
-    expected, found = (torch.cat([network(images) for images in batches]) for network in (model, exported))
-    difference = (found - expected).abs().max().item() if found.shape == expected.shape else math.inf
-    return difference, expected.abs().max().item()
-
-
-def metadata(trained: Trained) -> dict[str, str]:
+def metadata(trained: Trained, classes: list[str]) -> dict[str, str]:
     """What a file carries beside its network: the config as YAML, and as JSON the class names and the preprocessing."""
     size, (mean, std) = image_size(trained.cfg), statistics(trained.cfg)
     resize = size if uses_small_images(trained.cfg) else round(size * EVAL_RESIZE)  # the shorter side, before the crop
     images = {"resize": resize, "crop": size, "mean": list(mean), "std": list(std)}
-    return {"config": trained.cfg.dump(), "classes": json.dumps(trained.classes), "images": json.dumps(images)}
+    return {"config": trained.cfg.dump(), "classes": json.dumps(classes), "images": json.dumps(images)}
 
 
-def _encode_onnx(trained: Trained, opset: int) -> bytes:
+def _onnx(trained: Trained, example: Tensor, about: dict[str, str], opset: int) -> tuple[bytes, Network]:
+    import onnxruntime
+
     program: Any = torch.onnx.export(
-        trained.model, (_example(trained),), dynamo=True, opset_version=opset, input_names=["images"],
-        output_names=["logits"], dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+        trained.model, (example,), dynamo=True, opset_version=opset, input_names=["images"], output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
     )  # fmt: skip
     written = program.model.opset_imports[""]
     if written != opset:
         raise UserError(f"--opset {opset}: this version of torch writes {written} instead; choose that")
-    program.model.metadata_props.update(metadata(trained))
-    return program.model_proto.SerializeToString()
-
-
-def _load_onnx(path: Path) -> Network:
-    import onnxruntime
-
+    program.model.metadata_props.update(about)
+    content = program.model_proto.SerializeToString()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return content, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _encode_torch(trained: Trained, _opset: int) -> bytes:
-    batch = {0: torch.export.Dim("batch")}
-    program = torch.export.export(trained.model, (_example(trained),), dynamic_shapes=(batch,))
+def _torch(trained: Trained, example: Tensor, about: dict[str, str], _opset: int) -> tuple[bytes, Network]:
+    program = torch.export.export(trained.model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files=metadata(trained))
-    return buffer.getvalue()
+    torch.export.save(program, buffer, extra_files=about)
+    return buffer.getvalue(), torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
 
-def _load_torch(path: Path) -> Network:
-    return torch.export.load(io.BytesIO(path.read_bytes())).module()
-
-
-def _encode_safetensors(trained: Trained, _opset: int) -> bytes:
-    from safetensors.torch import save
+def _safetensors(trained: Trained, _example: Tensor, about: dict[str, str], _opset: int) -> tuple[bytes, Network]:
+    from safetensors.torch import load, save
 
     weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
-    return save(weights, metadata=metadata(trained))
+    content = save(weights, metadata=about)
+    model = build_model(trained.cfg)
+    model.load_state_dict(load(content))
+    return content, model.eval()
 
 
-def _load_safetensors(path: Path) -> Network:
-    """The network that the config in the file describes, with the weights of the file."""
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        model = build_model(parse_cfg(file.metadata()["config"], str(path)))
-        load_state(model, {name: file.get_tensor(name) for name in file.keys()}, path)  # noqa: SIM118 - no dictionary
-    return model.eval()
-
-
-FORMATS: dict[str, tuple[Callable[[Trained, int], bytes], Callable[[Path], Network]]] = {
-    "onnx": (_encode_onnx, _load_onnx),
-    "torch": (_encode_torch, _load_torch),
-    "safetensors": (_encode_safetensors, _load_safetensors),
-}
-
-
-def _example(trained: Trained) -> Tensor:
-    """Images to trace with: two, because torch would take a batch of one for a constant."""
-    size = image_size(trained.cfg)
-    return torch.zeros(2, 3, size, size)
+# Returns the content of a file, and the network that other programs read from it
+Exporter = Callable[[Trained, Tensor, dict[str, str], int], tuple[bytes, Network]]
+FORMATS: dict[str, Exporter] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}

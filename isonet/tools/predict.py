@@ -13,14 +13,13 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import GPUS_HELP, look_for_network, split_overrides, tool_parser
+from isonet.tools.cli import GPUS_HELP, look_for_network, positive, split_overrides, tool_parser
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +35,10 @@ EXAMPLES = """\
   python -m isonet.tools.predict --ckpt best.pt --top 1 --format json photos/ RUNTIME.AMP bf16"""
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """top: labels of the most probable classes of an image with their probabilities, the highest one first."""
+COLUMNS = ("image", "rank", "label", "class", "probability")
 
-    path: Path
-    top: list[tuple[int, float]]
+# An image, and the labels of its most probable classes with their probabilities, the highest one first
+Prediction = tuple[Path, list[tuple[int, float]]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,16 +52,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cfg", metavar="FILE", help="the config, for a checkpoint that carries none (or another than its own)")
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
     add("--format", choices=FORMATS, default="table", help="of the output; JSON names files exactly (default: table)")
-    add("--top", type=int, default=5, metavar="K", help="how many classes of each image (default: 5)")
-    add("--batch-size", type=int, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
+    add("--top", type=positive, default=5, metavar="K", help="how many classes of each image (default: 5)")
+    add("--batch-size", type=positive, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.images, args.opts = split_overrides(args.images)
     if not args.images:
         parser.error("name images or folders, or - for paths on standard input")
-    for option, value in (("--top", args.top), ("--batch-size", args.batch_size)):
-        if value is not None and value < 1:
-            parser.error(f"{option} must be at least 1, got {value}")
     return args
 
 
@@ -74,49 +68,41 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
     look_for_network(args)
     from isonet.data.folders import find_images
-    from isonet.tools.trained import load_trained
+    from isonet.tools.trained import class_names, load_trained
     from isonet.training.devices import explain_out_of_memory, pick_devices
 
     log.handlers, log.propagate = [_StandardError(logging.WARNING)], False
-    trained = load_trained(args.ckpt, args.cfg, args.opts, args.classes)
+    trained = load_trained(args.ckpt, args.cfg, args.opts)
+    classes = class_names(trained, args.classes)
     devices = pick_devices(args.gpus)
     paths, problems = find_images(_places(args.images))
     for problem in problems:
         log.error("%s", problem)
     if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of a name
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    batch_size = (args.batch_size or trained.cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     unread: list[str] = []
     with explain_out_of_memory():
-        predictions = predict(trained, paths, devices, args.top, args.batch_size, unread)
-        FORMATS[args.format](predictions, trained.classes, paths, sys.stdout)
+        predictions = predict(trained, paths, devices, args.top, batch_size, unread)
+        FORMATS[args.format](predictions, classes, paths)
     if bad := len(problems) + len(unread):
         raise UserError(f"{bad} of {len(paths) + len(problems)} images or folders could not be read, as reported above")
 
 
 def predict(
-    trained: Trained,
-    paths: Sequence[Path],
-    devices: list[torch.device],
-    top: int,
-    batch_size: int | None,
-    unread: list[str],
+    trained: Trained, paths: Sequence[Path], devices: list[torch.device], top: int, batch_size: int, unread: list[str]
 ) -> Iterator[Prediction]:
     """Yield the prediction of each image in the order of ``paths``; those that cannot be read go to ``unread``.
 
-    top: how many classes. batch_size: images per device, None for the config's.
+    top: how many classes. batch_size: images on all devices together.
     """
     import torch
 
     from isonet.data.build import read_batches
-    from isonet.training.devices import place, set_precision
-    from isonet.training.optim import Amp
+    from isonet.tools.trained import placed
 
-    cfg = trained.cfg
-    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    forward = place(trained.model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
-    amp = Amp(cfg.RUNTIME.AMP, devices[0])
-    size = (batch_size or cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
-    for images, read, failures in read_batches(cfg, paths, size, devices[0]):
+    forward, amp = placed(trained, devices)
+    for images, read, failures in read_batches(trained.cfg, paths, batch_size, devices[0]):
         for failed in failures:
             log.error("%s: %s", failed.path, failed.reason)
             unread.append(failed.path)
@@ -126,10 +112,10 @@ def predict(
             logits = forward(images)
         probabilities = logits.float().softmax(1).cpu()
         if not probabilities.isfinite().all():
-            raise NonFiniteError(f"{trained.path}: the output of the network is not finite, so it predicts nothing")
+            raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it predicts nothing")
         best = probabilities.topk(min(top, probabilities.shape[1]))
         for path, labels, values in zip(read, best.indices.tolist(), best.values.tolist(), strict=True):
-            yield Prediction(path, [(label, float(f"{p:.9g}")) for label, p in zip(labels, values, strict=True)])
+            yield path, [(label, float(f"{value:.9g}")) for label, value in zip(labels, values, strict=True)]
 
 
 def _places(arguments: list[str]) -> Iterator[str]:
@@ -137,49 +123,45 @@ def _places(arguments: list[str]) -> Iterator[str]:
     for argument in arguments:
         if argument != "-":
             yield argument
-        elif sys.stdin is None:
-            raise UserError("-: standard input is closed; give paths on it, one a line")
         else:
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
 
 
-def write_table(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
-    """Write columns for people, a line for each class of an image."""
-    width = max([len(printable(path)) for path in paths] + [len("image")])
-    name_width = max(len(printable(name)) for name in [*classes, "class"])
+def rows(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[tuple[str, int, int, str, float]]:
+    """Yield the values of ``COLUMNS`` for each class of each image, free of control characters."""
+    for path, top in predictions:
+        for rank, (label, probability) in enumerate(top, start=1):
+            yield printable(path), rank, label, printable(classes[label]), probability
+
+
+def print_table(predictions: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path]) -> None:
+    """Print columns for people, a line for each class of an image."""
+    width = max(len(printable(path)) for path in ["image", *paths])
+    name_width = max(len(printable(name)) for name in ["class", *classes])
     if paths:
-        print(f"{'image':{width}}  rank  {'class':{name_width}}  probability", file=file)
-    for item in found:
-        name = printable(item.path)
-        for rank, (label, value) in enumerate(item.top, start=1):
-            print(f"{name:{width}}  {rank:4}  {printable(classes[label]):{name_width}}  {value:11.4f}", file=file)
-            name = ""
+        print(f"{'image':{width}}  rank  {'class':{name_width}}  probability")
+    for image, rank, _, name, probability in rows(predictions, classes):
+        print(f"{image if rank == 1 else '':{width}}  {rank:4}  {name:{name_width}}  {probability:11.4f}")
 
 
-def write_json(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
-    """Write one list, with an object on a line for each image."""
+def print_json(predictions: Iterable[Prediction], classes: Sequence[str], _paths: Sequence[Path]) -> None:
+    """Print one list, with an object on a line for each image."""
     before = "["
-    for item in found:
-        top = [{"label": label, "class": classes[label], "probability": value} for label, value in item.top]
-        print(before + json.dumps({"image": str(item.path), "top": top}), file=file)
+    for path, top in predictions:
+        answers = [{"label": label, "class": classes[label], "probability": probability} for label, probability in top]
+        print(before + json.dumps({"image": str(path), "top": answers}))
         before = ","
-    print("]" if before == "," else "[]", file=file)
+    print("]" if before == "," else "[]")
 
 
-def write_csv(found: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path], file: TextIO) -> None:
-    """Write a line for each class of an image."""
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["image", "rank", "label", "class", "probability"])
-    for item in found:
-        for rank, (label, value) in enumerate(item.top, start=1):
-            rows.writerow([printable(item.path), rank, label, printable(classes[label]), value])
+def print_csv(predictions: Iterable[Prediction], classes: Sequence[str], _paths: Sequence[Path]) -> None:
+    """Print a line for each class of an image."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(rows(predictions, classes))
 
 
-FORMATS: dict[str, Callable[[Iterable[Prediction], Sequence[str], Sequence[Path], TextIO], None]] = {
-    "table": write_table,
-    "json": write_json,
-    "csv": write_csv,
-}
+FORMATS = {"table": print_table, "json": print_json, "csv": print_csv}
 
 
 class _StandardError(logging.Handler):

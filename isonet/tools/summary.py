@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isonet.errors import UserError, printable
+from isonet.errors import printable
 from isonet.files.run_folder import RunFolder
 from isonet.plots import Row
 
@@ -32,14 +32,9 @@ class Summary:
 def read_rows(file: Path) -> tuple[list[Row], int]:
     """The rows of ``metrics.jsonl`` or ``timing.jsonl`` in the order of epochs, and the number of invalid lines.
 
-    A kill leaves a part of a line at the end. If an epoch has two rows, the later one counts. Raises ``UserError``
-    if the file cannot be read.
+    A kill leaves a part of a line at the end. If an epoch has two rows, the later one counts.
     """
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{printable(file)}: cannot be read ({error.strerror}); is it the folder of a run?") from None
-    rows = [_row(line) for line in lines]
+    rows = [_row(line) for line in file.read_bytes().splitlines()]
     by_epoch = {row["epoch"]: row for row in rows if row}
     return [by_epoch[epoch] for epoch in sorted(by_epoch)], rows.count(None)
 
@@ -56,8 +51,9 @@ def _row(line: bytes) -> Row | None:
     return values if all(map(math.isfinite, values.values())) else None
 
 
-def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
-    """The figures of a run from the rows of ``metrics.jsonl`` and of ``timing.jsonl``."""
+def summary_of(folder: RunFolder) -> Summary:
+    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
+    rows, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
     best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"], default=None)
     speeds = [row["images_per_second"] for row in timing if "images_per_second" in row]
     last: Row = rows[-1] if rows else {}
@@ -73,10 +69,10 @@ def summarise(rows: Sequence[Row], timing: Sequence[Row]) -> Summary:
     )
 
 
-def summary_of(folder: RunFolder) -> Summary:
-    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
-    metrics, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
-    return summarise(metrics, timing)
+def divergence(folder: RunFolder) -> str:
+    """The message of the ``NonFiniteError`` that ended the run in ``folder``, by the last line of its log, or ""."""
+    lines = folder.log.read_text("utf-8", "replace").splitlines() if folder.log.is_file() else []
+    return lines[-1].partition(" NonFiniteError: ")[2] if lines else ""
 
 
 COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penalty", "images/s", "seconds")
@@ -95,9 +91,7 @@ def cells(summary: Summary) -> list[str]:
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
     """Lines of aligned columns: the first ``left`` and those without a header to the left, the others to the right."""
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
-    columns = []
-    for number, cells_below in enumerate(zip(*lines, strict=True)):
-        width = max(map(len, cells_below))
-        to_left = number < left or not header[number]
-        columns.append([cell.ljust(width) if to_left else cell.rjust(width) for cell in cells_below])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = ["<" if number < left or not name else ">" for number, name in enumerate(header)]
+    line = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
+    return "\n".join(line.format(*row).rstrip() for row in lines)

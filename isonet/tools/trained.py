@@ -1,89 +1,141 @@
-"""The network of a checkpoint, with its weights: what ``predict``, ``export`` and ``isometry`` start from."""
+"""The network of a checkpoint, with its weights, for ``predict``, ``export`` and ``isometry``, and its evaluation.
+
+``test.py`` is ``evaluate_on_ranks`` and ``report``.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
 from yacs.config import CfgNode
 
 from isonet.config import image_size, load_cfg
+from isonet.data import build_loader
 from isonet.data.build import statistics
-from isonet.errors import CheckpointError, UserError, printable
+from isonet.errors import NonFiniteError, UserError
 from isonet.files.checkpoint import Checkpoint
+from isonet.files.storage import write_file
 from isonet.files.zoo import open_checkpoint
 from isonet.models import ISONet, build_model
+from isonet.training.devices import describe, place, set_precision
+from isonet.training.distributed import ALONE, World, lockstep
+from isonet.training.failure import explained
+from isonet.training.log import list_skipped
+from isonet.training.metrics import Evaluation, evaluate
+from isonet.training.optim import Amp
+from isonet.training.run import download
 
 log = logging.getLogger("isonet")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """path: of the checkpoint. model: in evaluation mode, in float32 on the CPU. classes: a name for each output."""
+    """path, classes, epoch: of the checkpoint. model: in evaluation mode, in float32 on the CPU."""
 
     path: Path
     cfg: CfgNode
     model: ISONet
-    classes: list[str]
+    classes: list[str] | None = None
+    epoch: int | None = None
 
 
-def load_trained(
-    ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (), classes_file: str | None = None
-) -> Trained:
+def load_trained(ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (), world: World = ALONE) -> Trained:
     """Build the network of a checkpoint and load its weights.
 
     ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
     cfg_path: a config file; None for the config that the checkpoint carries.
     opts: ``KEY VALUE`` pairs, merged on top of the config.
-    classes_file: a text file with the name of a class on each line; None for the names in the checkpoint, with the
-    numbers of further classes.
+    world: the ranks that all load it; only rank 0 reads the file.
 
     Raises ``UserError`` if any of these is missing or wrong.
     """
-    cfg = None if cfg_path is None else load_cfg(cfg_path, opts)
-    checkpoint = open_checkpoint(cfg, ckpt)
+    cfg = load_cfg(cfg_path, opts) if cfg_path else None
+    checkpoint = world.from_main(lambda: open_checkpoint(cfg, ckpt))
     if cfg is None:
         cfg = checkpoint.config(opts)
     else:
-        warn_of_other_images(checkpoint, cfg)
-    model, count = build_model(cfg), cfg.DATASET.NUM_CLASSES
+        _warn_of_other_images(checkpoint, cfg)
+    model = build_model(cfg)
     checkpoint.load_into(model)
-    if classes_file is not None:
-        classes = read_classes(classes_file, count)
-    else:
-        classes = checkpoint.classes or []
-        if len(classes) > count:
-            raise CheckpointError(
-                f"{checkpoint.path}: names {len(classes)} classes for a network of {count}; give others by --classes"
-            )
-        classes = [*classes, *map(str, range(len(classes), count))]
-    return Trained(checkpoint.path, cfg, model.eval(), classes)
+    return Trained(checkpoint.path, cfg, model.eval(), checkpoint.classes, checkpoint.epoch)
 
 
-def warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
+def _warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
     """Warn if the network of ``checkpoint`` was trained on images of another size or scale than ``cfg`` describes."""
-    trained = checkpoint.cfg
-    if trained is None:
-        return
-    pairs = {"size": (image_size(trained), image_size(cfg)), "mean and std": (statistics(trained), statistics(cfg))}
-    for what, (before, now) in pairs.items():
-        if before != now:
-            log.warning("%s was trained on images of %s %s, and is evaluated on %s", checkpoint.path, what, before, now)
+    before = checkpoint.cfg
+    for name, read in (("size", image_size), ("mean and std", statistics)):
+        if before is not None and read(before) != read(cfg):
+            message = "%s was trained on images of %s %s, and is evaluated on %s"
+            log.warning(message, checkpoint.path, name, read(before), read(cfg))
 
 
-def read_classes(file: str, count: int) -> list[str]:
-    """The names of ``count`` classes from a text file. Raises ``UserError`` unless each has a line of its own."""
-    try:
-        names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError:
-        raise UserError(f"--classes {printable(file)}: is not text in UTF-8") from None
+def class_names(trained: Trained, file: str | None = None) -> list[str]:
+    """Return a name for each output of the network.
+
+    file: a text file with the name of a class on each line; None for the names in the checkpoint, with the numbers of
+    further classes. Raises ``UserError`` for names of another number of classes.
+    """
+    count = trained.cfg.DATASET.NUM_CLASSES
+    if file is None:
+        names = trained.classes or []
+        names = [*names, *map(str, range(len(names), count))]
+    else:
+        names = [line.strip() for line in Path(file).read_text("utf-8-sig", "replace").splitlines()]
     if len(names) != count or not all(names):
         empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
         raise UserError(
-            f"--classes {printable(file)}: has {len(names)} lines{empty}; it must name each of the {count} classes of "
-            "the network (DATASET.NUM_CLASSES) on a line of its own"
+            f"{file or trained.path}: names {len(names)} classes{empty}; --classes takes a file with a line for each "
+            f"of the {count} classes of the network (DATASET.NUM_CLASSES)"
         )
     return names
+
+
+def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Amp]:
+    """Return the network on ``devices``, and the precision to run it in, as its config says."""
+    runtime = trained.cfg.RUNTIME
+    set_precision(runtime.DETERMINISTIC, runtime.TF32)
+    forward = place(trained.model, devices, runtime.CHANNELS_LAST, runtime.COMPILE)
+    return forward, Amp(runtime.AMP, devices[0])
+
+
+def evaluate_on_ranks(
+    ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
+) -> tuple[Evaluation, Path]:
+    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
+
+    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: those of this rank.
+
+    Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
+    the output of the network is non-finite.
+    """
+    with explained(world):
+        trained = load_trained(ckpt, cfg_path, opts, world)
+        download(trained.cfg, world)
+        loader = build_loader(trained.cfg, "val", devices, trained.classes, world.share)
+        epoch = "" if trained.epoch is None else f" (epoch {trained.epoch})"
+        log.info("evaluating %s%s on %s", trained.path, epoch, describe(devices, world.size))
+        forward, amp = placed(trained, devices)
+        result = evaluate(forward, lockstep(loader, world), devices[0], amp, world)
+        for skipped in world.gather(dict(loader.skipped)):
+            loader.skipped.update(skipped)
+    if world.is_main:
+        list_skipped({"val": loader})
+    if not math.isfinite(result.loss):
+        raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it has no accuracy")
+    return result, trained.path
+
+
+def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
+    """Print the figures and, if ``json_file`` is given, write them as JSON."""
+    log.info("%d images, %.0f images/s", result.images, result.images_per_second)
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
+    if json_file:
+        write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")

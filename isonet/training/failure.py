@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -21,14 +19,8 @@ from isonet.ortho import PUBLISHED
 from isonet.signals import StopSignals
 from isonet.training.devices import explain_out_of_memory
 from isonet.training.distributed import World, connected, read_store
-from isonet.training.finetune import train_mode
 from isonet.training.optim import Amp
 from isonet.training.step import full_type
-
-if TYPE_CHECKING:
-    from isonet.training.loop import Run
-
-log = logging.getLogger("isonet")
 
 _FIRST = "isonet/failure"  # key in the store: the first rank that failed, and why
 _MAIN = "isonet/failure of rank 0"
@@ -115,26 +107,6 @@ def _read(world: World, key: str, seconds: float = 0.2) -> str | None:
     with contextlib.suppress(RuntimeError):
         return read_store(world.store, key, seconds) if world.store else None
     return None
-
-
-def where_non_finite(run: Run, epoch: int, bad_step: int) -> str:
-    """Name the first non-finite value of a failed step or, for ``bad_step`` 0, of the first batch of validation.
-
-    The step is repeated: the weights are still those that it was computed with (see ``GuardedUpdate``).
-    """
-    loader, part, ison = run.train_loader if bad_step else run.val_loader, run.progress.part, run.cfg.ISON
-    taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
-    skip = taken + (bad_step - 1 - steps) * run.global_batch if bad_step else 0
-    loader.set_epoch(epoch, skip)
-    run.model.eval()
-    if bad_step:
-        train_mode(run.model)
-    coeff, chunks = ison.ORTHO_COEFF if bad_step else 0.0, len(run.devices) * run.cfg.SOLVER.ACCUMULATE
-    where = ""
-    with contextlib.suppress(UserError, StopIteration, RuntimeError):  # the failure matters more than where it began
-        images, labels = next(iter(loader))
-        where = first_non_finite(run.model, images, labels, run.amp, coeff, chunks, ison.ORTHO_STRIDED)
-    return next(filter(None, run.world.gather(where)), "")
 
 
 class _NonFiniteOutput(Exception):  # noqa: N818 - ends a forward pass

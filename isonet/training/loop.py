@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +15,14 @@ from yacs.config import CfgNode
 
 from isonet.config import global_batch
 from isonet.data import Loader
-from isonet.errors import NonFiniteError, Stopped
+from isonet.errors import NonFiniteError, Stopped, UserError
 from isonet.files.archive import pack
 from isonet.files.progress import Progress
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import append_line
 from isonet.signals import StopRequested, StopSignals
 from isonet.training.distributed import World, lockstep
-from isonet.training.failure import where_non_finite
+from isonet.training.failure import first_non_finite
 from isonet.training.finetune import train_mode, trained_parts
 from isonet.training.log import EpochDisplay
 from isonet.training.metrics import EpochSums, NonFiniteStep, evaluate
@@ -203,3 +203,23 @@ def non_finite_message(run: Run, epoch: int, bad_step: int, steps: int) -> str:
         "Try a lower SOLVER.BASE_LR, SOLVER.WARMUP True, or another ISON.ORTHO_COEFF"
         f"{', or RUNTIME.AMP bf16' if cfg.RUNTIME.AMP == 'fp16' else ''}"
     )
+
+
+def where_non_finite(run: Run, epoch: int, bad_step: int) -> str:
+    """Name the first non-finite value of a failed step or, for ``bad_step`` 0, of the first batch of validation.
+
+    The step is repeated: the weights are still those that it was computed with (see ``GuardedUpdate``).
+    """
+    loader, part, ison = run.train_loader if bad_step else run.val_loader, run.progress.part, run.cfg.ISON
+    taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)
+    skip = taken + (bad_step - 1 - steps) * run.global_batch if bad_step else 0
+    loader.set_epoch(epoch, skip)
+    run.model.eval()
+    if bad_step:
+        train_mode(run.model)
+    coeff, chunks = ison.ORTHO_COEFF if bad_step else 0.0, len(run.devices) * run.cfg.SOLVER.ACCUMULATE
+    where = ""
+    with suppress(UserError, StopIteration, RuntimeError):  # the failure matters more than where it began
+        images, labels = next(iter(loader))
+        where = first_non_finite(run.model, images, labels, run.amp, coeff, chunks, ison.ORTHO_STRIDED)
+    return next(filter(None, run.world.gather(where)), "")

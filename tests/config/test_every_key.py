@@ -26,6 +26,8 @@ from isonet.training import build_optimizer, learning_rate_at
 from isonet.training.devices import place
 from isonet.training.run import run_training
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 20]
 RES = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True]
 

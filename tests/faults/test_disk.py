@@ -84,7 +84,7 @@ def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
     tally("survived")
 
 
-def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_goes_on_later(mounted, tmp_path, tally):
+def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_resumes_later(mounted, tmp_path, tally):
     keys = [*TINY[4:-2], "SOLVER.MAX_EPOCHS", 4, "RUNTIME.KEEP", 4]
     disk = mounted(1300)  # room for a checkpoint or two of some 300 kB, and their best
     full = run_script("train.py", *CFG, *keys, "OUTPUT_DIR", disk, cwd=tmp_path)
@@ -131,7 +131,7 @@ def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
     tally("survived")
 
 
-def test_a_second_run_is_told_who_holds_the_folder_and_a_dead_one_does_not_hold_it(tmp_path, tally):
+def test_a_second_run_learns_who_holds_the_folder_and_a_killed_one_does_not_hold_it(tmp_path, tally):
     process = long_run(tmp_path)
     folder = RunFolder(tmp_path / "outputs/cls/digits/run")
     try:

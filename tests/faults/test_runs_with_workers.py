@@ -11,14 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import REPO
 from isonet import load_cfg
 from isonet.errors import DataError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
 from isonet.tools.evaluate import evaluate_checkpoint
 from isonet.training.run import run_training
-from launch import Script, run_script, start, wait_until
+from launch import REPO, Script, run_script, start, wait_until
 
 # 8 steps an epoch of 64 images
 KEYS = [
@@ -26,6 +25,7 @@ KEYS = [
     "DATASET.NUM_WORKERS", 2, "ISON.DEPTH", 11, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3,
     "SOLVER.TRAIN_BATCH_SIZE", 8, "SOLVER.MAX_EPOCHS", 3, "RUNTIME.SAVE_EVERY", 3,
 ]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("no_pictures")
 ARGS = ["--cfg", REPO / "configs/self_ISO29.yaml", "--output", "run"]
 
 
@@ -55,8 +55,8 @@ def whole(tmp_path_factory):
     return RunFolder(cwd / "outputs/cls/mine/run")
 
 
-def train(cwd: Path, *args: object) -> Script:
-    return start("train.py", *ARGS, *args, cwd=cwd)
+def started(cwd, *keys) -> Script:
+    return start("train.py", *ARGS, *keys, cwd=cwd)
 
 
 def children(pid: int) -> list[int]:
@@ -76,19 +76,19 @@ LONG = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 100_000, "RUNTIME.SAVE_EVERY", 3]
 @pytest.mark.parametrize("how", ["kill -9", "SIGTERM to the group"])
 def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path, tally, how):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
-    process = train(tmp_path, *KEYS)
+    process = started(tmp_path, *KEYS)
     wait_until((folder.path / "epoch0002-step000003.pt").exists, process)
     workers = children(process.pid)
     assert len(workers) >= 2
     if how == "kill -9":
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        output = process.wait().output
     else:
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
-        assert process.returncode == 75, process.output
-        assert "stopped: by SIGTERM in epoch 2 after step" in process.output
-        assert "Traceback" not in process.output
+        output = process.wait().output
+        assert process.returncode == 75, output
+        assert "stopped: by SIGTERM in epoch 2 after step" in output
+        assert "Traceback" not in output
     assert_gone(workers, 20)  # torch looks for the main process every five seconds
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
@@ -102,7 +102,7 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
 
 def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whole(images, tmp_path, tally):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
-    process = train(tmp_path, *LONG)
+    process = started(tmp_path, *LONG)
     wait_until((folder.path / "epoch0002.pt").exists, process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     output = process.wait().output
@@ -119,8 +119,8 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
 def test_an_image_that_vanishes_in_mid_run(images, tmp_path, tally, on_error):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 6, "DATASET.ON_ERROR", on_error]
-    process = train(tmp_path, *keys)
-    wait_until(folder.latest.exists, process)
+    process = started(tmp_path, *keys)
+    wait_until((folder.path / "latest.pt").exists, process)
     (images / "train/b/07.png").unlink()
     output = process.wait().output
     assert "Traceback" not in output

@@ -27,6 +27,8 @@ from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.published import ZOO
 from isonet.published import published as network_named
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 ENTRY = ZOO["IN1k-ISO18"]
 ROW = (
     r"\| (\S+) \| (yes|no) \| (\S+) \| `(\S+)` "

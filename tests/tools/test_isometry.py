@@ -99,10 +99,10 @@ def test_the_metrics_of_a_run_have_the_extremes_of_its_convs(trained, tmp_path):
         (["--cfg", "nothing.yaml"], "nothing.yaml"),
         (["--cfg", DIGITS, "--ckpt", "nothing.pt"], "nothing.pt"),
         (["--cfg", DIGITS, "--images", "0"], "--images"),
-        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "NAME=WHAT"),
+        (["--compare", f"a={DIGITS}", f"a={DIGITS}"], "NAME=NETWORK"),
         (["--cfg", DIGITS, *SMALL, "--output", "/proc/nothing"], "/proc/nothing"),
-        (["--ckpt", "a.pt", "--compare", DIGITS], "--ckpt and --compare"),
-        (["--compare", "RUNTIME.SEED", "3"], "before the overrides"),
+        (["--ckpt", "a.pt", "--compare", DIGITS], "--ckpt"),
+        (["--compare", "RUNTIME.SEED", "3"], "name a network"),
     ],
 )
 def test_a_mistake_is_one_line(args, words, capsys):
@@ -147,13 +147,14 @@ def test_the_precision_is_that_of_the_config(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     for deterministic, tf32 in ((True, False), (False, True)):
         options = ["RUNTIME.DETERMINISTIC", deterministic, "RUNTIME.TF32", tf32, *SMALL]
-        tool.measure_network(str(DIGITS), None, options, images=1, steps=1, device=torch.device("cpu"))
+        args = tool.parse_args(["--cfg", str(DIGITS), "--images", "1", "--steps", "1", *map(str, options)])
+        tool.measure_network(args.cfg, args, torch.device("cpu"))
         assert torch.are_deterministic_algorithms_enabled() == deterministic
         assert torch.backends.cudnn.allow_tf32 == tf32
 
 
 def test_too_little_memory_is_one_line(monkeypatch, capsys):
-    def measure(*_):
+    def measure(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("isonet.isometry.measure.measure", measure)  # memory cannot be used up in a test

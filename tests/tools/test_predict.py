@@ -195,7 +195,7 @@ def test_names_of_classes_from_a_file(capsys, run, few, tmp_path):
     names.write_text("one\n\nthree\n")
     code, _, err = predict(capsys, "--ckpt", run, "--classes", names, few[0])
     assert code == 2
-    assert all(words in err for words in (str(names), "3 lines", "line 2", "10 classes"))
+    assert all(words in err for words in (str(names), "3 classes", "line 2", "10 classes"))
 
 
 def test_overrides_follow_the_images(capsys, run, few):
@@ -226,4 +226,4 @@ def test_a_network_that_overflows_predicts_nothing(capsys, tmp_path, few):
     save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "config": cfg.dump()})
     code, out, err = predict(capsys, "--ckpt", tmp_path / "a.pt", "--format", "json", *few)
     assert (code, out) == (2, "")
-    assert "not finite" in err
+    assert "non-finite" in err

@@ -25,9 +25,8 @@ from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
-from isonet.tools.sweep.grid import leaf, make_grid
 from isonet.tools.sweep.processes import run_all
-from isonet.tools.sweep.results import Result, difference, ranked
+from isonet.tools.sweep.runs import Run, leaf, make_grid, ranked
 from isonet.training.run import run_training
 from launch import start, wait_until
 
@@ -88,9 +87,9 @@ def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, caps
 
 def test_the_last_epoch_is_part_of_a_run_whose_rate_falls_to_it():
     before, after = (load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs]) for epochs in (3, 4))
-    assert difference(before, after) == ""
+    assert sweep.difference(before, after) == ""
     falling = [load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.SCHEDULE", "cosine"]) for epochs in (3, 4)]
-    assert difference(*falling) == "SOLVER.MAX_EPOCHS 3, now 4"
+    assert sweep.difference(*falling) == "SOLVER.MAX_EPOCHS 3, now 4"
 
 
 def check_files(folder, top1):
@@ -114,19 +113,22 @@ def check_files(folder, top1):
 def shell(tmp_path, monkeypatch):
     """``shell(script, slots)`` runs a sweep of three runs, each of which is a shell script instead of a training.
 
-    It returns the results in the order in which they ended, and the signal that stopped them. The script
-    finds the arguments of the process in $name and $gpus; "started NAME GPUS" is a line of the file ``started``.
+    It returns the runs in the order in which they ended, and the signal that stopped them. The script finds the
+    arguments of the process in $name and $gpus, and the folder of the run in $run; "started NAME GPUS" is a line of the
+    file ``started``.
     """
     monkeypatch.chdir(tmp_path)
 
     def run(script, slots):
         note = f"echo started $name $gpus >> {shlex.quote(str(tmp_path / 'started'))}"
-        (tmp_path / "python").write_text(f"#!/bin/sh\nname=$6 gpus=$8\n{note}\n{script}\n")
+        (tmp_path / "python").write_text(
+            f"#!/bin/sh\nname=$6 gpus=$8\nrun=outputs/cls/digits/$name\n{note}\n{script}\n"
+        )
         (tmp_path / "python").chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
         runs = make_grid(DIGITS, "s", ["RUNTIME.SEED", "1,2,3"])
         with StopSignals() as stop:
-            return list(run_all([Result(run) for run in runs], slots, tmp_path, stop)), stop.received
+            return list(run_all(runs, slots, tmp_path, stop)), stop.received
 
     return run
 
@@ -142,9 +144,7 @@ def test_each_slot_has_one_run_at_a_time(tmp_path, shell):
     assert received is None
     assert sorted(started(tmp_path)[:2]) == [["s-SEED=1", "4"], ["s-SEED=2", "7"]]
     assert started(tmp_path)[2] == ["s-SEED=3", "7"]  # the first run waits for the third
-    assert sorted((result.run.name, result.state) for result in ended) == [
-        (f"s-SEED={seed}", "finished") for seed in (1, 2, 3)
-    ]
+    assert sorted((run.name, run.state) for run in ended) == [(f"s-SEED={seed}", "finished") for seed in (1, 2, 3)]
 
 
 def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
@@ -158,14 +158,14 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
     ended, received = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
     thread.join()
     assert received == signal.SIGTERM
-    assert sorted(result.run.name for result in ended) == ["s-SEED=1", "s-SEED=2"]
-    assert all((result.state, result.reason) == ("stopped", "by SIGTERM, saved") for result in ended)
+    assert sorted(run.name for run in ended) == ["s-SEED=1", "s-SEED=2"]
+    assert all((run.state, run.reason) == ("stopped", "by SIGTERM, saved") for run in ended)
     assert len(started(tmp_path)) == 2
 
 
 def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
     """As they do if it is killed: the end of their standard input is the end of the sweep."""
-    monkeypatch.setattr(Result, "update", lambda *_: 1 / 0)
+    monkeypatch.setattr(Run, "update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shell('[ "$name" = s-SEED=1 ] || { cat; touch stopped; }', ["0", "1"])
     end = time.monotonic() + 60
@@ -178,7 +178,8 @@ def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
     ("script", "state", "reason"),
     [
         ("echo error: no such data; exit 2", "failed", "no such data"),
-        ("echo error: not finite; echo a last word; exit 3", "diverged", "not finite"),
+        ("echo error: no such data; echo a last word; exit 2", "failed", "no such data"),
+        ("mkdir -p $run; echo 12:00 NonFiniteError: a reason > $run/log.txt; exit 2", "diverged", "a reason"),
         ("printf 'Traceback\\n x\\nZeroDivisionError: y\\n'; exit 1", "failed", "exit code 1: ZeroDivisionError: y"),
         ("exit 1", "failed", "exit code 1: "),
         ("kill -9 $$", "failed", "killed by SIGKILL"),
@@ -186,7 +187,7 @@ def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
 )
 def test_the_end_of_a_run_is_reported_in_one_line(shell, script, state, reason):
     ended, _ = shell(script, [None])
-    assert [result.state for result in ended] == [state] * 3
+    assert [run.state for run in ended] == [state] * 3
     assert ended[0].reason.startswith(reason)
     assert "\n" not in ended[0].reason
 
@@ -224,8 +225,7 @@ def test_every_key_has_a_short_name_of_its_own():
     [
         (["SOLVER.BASE_LR", "0.1"], "several values"),
         (["SOLVER.BASE_LR", "0.1,0.10"], "s-BASE_LR=0.1"),
-        (["SOLVER.BASE_LR", "0.1,,1"], "missing"),
-        (["SOLVER.BASE_LR", "0.1,2", "SOLVER.BASE_LR", "3"], "SOLVER.BASE_LR is given twice"),
+        (["SOLVER.BASE_LR", "0.1,,1"], "SOLVER.BASE_LR takes a number"),
         (["SOLVER.BASE_LR", "0.1,-1"], "SOLVER.BASE_LR must be between"),
         (["SOLVER.BASE_L", "0.1,1"], "did you mean SOLVER.BASE_LR"),
         (["SOLVER.BASE_LR", "0.1,1", "ISON.DEPTH"], "has no value"),
@@ -253,12 +253,12 @@ def test_a_negative_value_is_not_an_option():
 )
 def test_a_sweep_of_one_two_or_three_keys_is_drawn_before_and_after_its_runs(opts):
     runs = make_grid(DIGITS, "s", opts)
-    keys, results = list(runs[0].values), [Result(run) for run in runs]
-    pictures = [draw_sweep(keys, [result.point for result in results])]
-    for i, result in enumerate(results):
-        result.state, result.summary = "finished", Summary(2, 50.0 + i, 1, 40.0 + i)
-    pictures.append(draw_sweep(keys, [result.point for result in results]))
-    results[0].state = "diverged"
-    pictures.append(draw_sweep(keys, [result.point for result in results]))
+    keys = list(runs[0].values)
+    pictures = [draw_sweep(keys, [run.point for run in runs])]
+    for i, run in enumerate(runs):
+        run.state, run.summary = "finished", Summary(2, 50.0 + i, 1, 40.0 + i)
+    pictures.append(draw_sweep(keys, [run.point for run in runs]))
+    runs[0].state = "diverged"
+    pictures.append(draw_sweep(keys, [run.point for run in runs]))
     assert len(set(pictures)) == 3
-    assert [result.run for result in ranked(results)][::-1][:2] == runs[:2]
+    assert ranked(runs)[::-1][:2] == runs[:2]

@@ -20,6 +20,8 @@ from isonet.training import build_optimizer
 from isonet.training.finetune import freeze, warn_of_other_classes
 from isonet.training.run import run_training
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 FROZEN = ("stem.", "s1.")
 
 

@@ -13,18 +13,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from isonet.config import read_written_cfg
+from yacs.config import CfgNode
+
+from isonet.config import flat, read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
-from isonet.launch import is_launched, parse_gpu_ids
+from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
-from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.cli import check_gpu_ids, make_parser
-from isonet.tools.sweep.grid import Run, make_grid
-from isonet.tools.sweep.processes import run_all
-from isonet.tools.sweep.results import CFG_FILE, Result, difference, read_results, results_table, write_results
+from isonet.tools.sweep.processes import CFG_FILE, run_all
+from isonet.tools.sweep.runs import PICTURE, Run, make_grid, results_table, write_results
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -32,16 +32,12 @@ EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/cifar10_ISO110.yaml --output both --gpus 0,1 --parallel \\
       ISON.ORTHO_COEFF 1e-5,1e-4,1e-3 SOLVER.BASE_LR 0.01,0.02 SOLVER.MAX_EPOCHS 30"""
 
-_GPUS_HELP = (
-    "GPUs of each run, with --parallel of all runs together, e.g. 0,1 (default: all visible ones, else the CPU)"
-)
-_PICTURE = "sweep.png"
+_GPUS_HELP = "GPUs of each run, or with --parallel of all runs together (default: all visible ones, else the CPU)"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options; ``opts`` holds the keys and their values, alternating."""
-    parser = make_parser(__doc__ or "", EXAMPLES, gpus_help=_GPUS_HELP)
-    parser.prog = "python -m isonet.tools.sweep"
+    parser = make_parser(__doc__, EXAMPLES, gpus_help=_GPUS_HELP, tool="sweep")
     parser.add_argument("--output", required=True, metavar="NAME", help="the name of the sweep, e.g. --output coeff")
     parser.add_argument(
         "--parallel", action="store_true", help="one run on each GPU at a time (without GPUs: as many on the CPU)"
@@ -57,24 +53,22 @@ def main(args: argparse.Namespace) -> None:
     check_gpu_ids(args.gpus)
     runs = make_grid(args.cfg, args.output, args.opts)
     slots = slots_of(args.gpus, args.parallel)
-    folder = run_folder(runs[0].cfg, args.output)
-    if folder.holds_a_run():
-        raise UserError(f"{folder.path} holds a run: choose another --output for the sweep")
-    folder.path.mkdir(parents=True, exist_ok=True)
-    with FolderLock(folder.path):
-        train_all(runs, folder.path, slots)
+    folder = run_folder(runs[0].cfg, args.output).path
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock(folder):
+        train_all(runs, folder, slots)
 
 
-def slots_of(gpus: str | None, parallel: bool) -> list[str | None]:
+def slots_of(gpus: str | None, parallel: bool) -> Sequence[str | None]:
     """The ``--gpus`` of the runs that are trained at the same time: one for each of them."""
     from isonet.training.devices import pick_devices
 
     devices = pick_devices(gpus)
     if not parallel:
         return [gpus]
-    if devices[0].type == "cuda":
-        return [str(device.index) for device in devices]
-    return [None] if gpus is None else [str(number) for number in parse_gpu_ids(gpus)]
+    if gpus is not None:
+        return gpus.split(",")
+    return [None if device.type == "cpu" else str(device.index) for device in devices]
 
 
 def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) -> None:
@@ -82,48 +76,48 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
 
     Raises ``Stopped`` if runs were stopped before their end, and ``UserError`` if one failed other than by diverging.
     """
-    results = read_results(folder, runs)
     check_same(runs, folder)
+    for run in runs:
+        run.update()
     remove_leftovers(folder)
     write_file(folder / CFG_FILE, runs[0].cfg.dump())
-    waiting = [result for result in results if result.state == "waiting"]
+    waiting = [run for run in runs if run.state == "waiting"]
     print(f"{len(runs)} runs, {len(waiting)} of them to do; the results are in {printable(folder)}", flush=True)
-    if not (draw := have_matplotlib()):
-        print(f"{_PICTURE} is not drawn: {MISSING}", flush=True)
-    _write(folder, results, draw)
+    if not have_matplotlib():
+        print(f"{PICTURE} is not drawn: {MISSING}", flush=True)
+    write_results(folder, runs)
     with StopSignals() as stop:
-        for result in run_all(waiting, slots, folder, stop):
-            _write(folder, results, draw)
-            ended = sum(other.state not in ("waiting", "running") for other in results)
-            print(f"[{ended}/{len(runs)}] {result.run.title}: {result.as_line()}", flush=True)
-    print(results_table(results), flush=True)
-    if undone := sum(result.state in ("waiting", "stopped") for result in results):
+        for run in run_all(waiting, slots, folder, stop):
+            write_results(folder, runs)
+            ended = sum(other.state not in ("waiting", "running") for other in runs)
+            print(f"[{ended}/{len(runs)}] {run.as_line()}", flush=True)
+    print(results_table(runs), flush=True)
+    if undone := sum(run.state in ("waiting", "stopped") for run in runs):
         why = f"by {stop.received.name}" if stop.received else "some of the runs were stopped"
         raise Stopped(f"{why}; {undone} runs are not finished, and saved: the same command resumes them")
-    if failed := [result for result in results if result.state == "failed"]:
+    if failed := [run for run in runs if run.state == "failed"]:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0].reason}")
 
 
 def check_same(runs: Sequence[Run], folder: Path) -> None:
     """Raise ``UserError`` if ``folder``, or that of a run, already holds a sweep or a run with another config."""
-    kept = [("sweep", folder, folder / CFG_FILE, runs[0].cfg, list(runs[0].values))]
-    kept += [("run", run.folder.path, run.folder.config, run.cfg, []) for run in runs]
-    for kind, path, file, cfg, varying in kept:
+    kept = [("sweep", folder / CFG_FILE, runs[0].cfg, list(runs[0].values))]
+    kept += [("run", run.folder.config, run.cfg, []) for run in runs]
+    for kind, file, cfg, varying in kept:
         if file.exists() and (other := difference(read_written_cfg(file), cfg, varying)):
-            raise UserError(f"{path} is a {kind} with {other}: choose another --output")
+            raise UserError(f"{file.parent} is a {kind} with {other}: choose another --output")
 
 
-def _write(folder: Path, results: Sequence[Result], draw: bool) -> None:
-    """Write the tables, and the picture if ``draw``."""
-    write_results(folder, results)
-    if not draw:
-        return
-    try:
-        picture = draw_sweep(list(results[0].run.values), [result.point for result in results])
-    except Exception as error:  # the runs do not depend on the library that draws their results
-        print(f"{_PICTURE} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
-    else:
-        write_file(folder / _PICTURE, picture)
+def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> str:
+    """The first key in which two runs differ, with both values, or "" if a run of ``before`` may be resumed as ``now``.
+
+    varying: keys to ignore besides those that may differ on resume.
+    """
+    from isonet.training.changes import may_differ
+
+    old, new = flat(before), flat(now)
+    ignored = may_differ(now) | set(varying)
+    return next((f"{key} {old[key]}, now {new[key]}" for key in new if key not in ignored and old[key] != new[key]), "")
 
 
 if __name__ == "__main__":

@@ -1,83 +1,107 @@
-"""Runs the training runs of a sweep, each in a process of its own, one per slot at a time."""
+"""The processes of a sweep: ``run_all`` starts one for each run, and this module, as a script, is what they execute."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from isonet.errors import EXIT_DONE, EXIT_STOPPED, printable
+from isonet.config import load_cfg
+from isonet.errors import EXIT_DONE, EXIT_STOPPED, CheckpointError, printable, run_cli
+from isonet.files.run_folder import AUTO, run_folder
+from isonet.files.storage import FolderLock
 from isonet.signals import StopSignals
-from isonet.tools.sweep.child import EXIT_DIVERGED
-from isonet.tools.sweep.results import CFG_FILE, Result
+from isonet.tools.cli import make_parser
+from isonet.tools.sweep.runs import Run
+from isonet.training.log import log_to_terminal
+
+CFG_FILE = "sweep.yaml"  # the config of the first run
 
 _POLL_SECONDS = 0.1
-_STATES = {EXIT_DONE: "finished", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
+_LOCK_SECONDS = 60  # for the run of a sweep that was killed to save and exit
 
 
-def run_all(
-    results: Sequence[Result], slots: Sequence[str | None], folder: Path, stop: StopSignals
-) -> Iterator[Result]:
-    """Run all of ``results`` in the folder of their sweep, and yield each, with its new state, when its run has ended.
+def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop: StopSignals) -> Iterator[Run]:
+    """Train ``runs``, each in a process of its own, and yield each, with its new state, when its process has ended.
 
-    slots: the ``--gpus`` of the runs that are trained at the same time, one run on each.
+    slots: the ``--gpus`` of the runs that are trained at the same time, one run on each. folder: of the sweep.
     After a signal no run starts, and those that are running save and stop, as they do if this iterator is closed.
     """
-    waiting, free = list(results), list(slots)
-    busy: dict[str | None, tuple[Result, subprocess.Popen[bytes]]] = {}
-    try:
+    waiting, free = list(runs), list(slots)
+    busy: dict[str | None, tuple[Run, subprocess.Popen[bytes]]] = {}
+    read_end, write_end = os.pipe()
+    # Standard input of all processes: they stop at its end, which comes when we close it, or die
+    with open(read_end, "rb") as lifeline, open(write_end, "wb") as ours:
         while busy or (waiting and not stop.received):
             while waiting and free and not stop.received:
-                slot = free.pop(0)
-                busy[slot] = _start(waiting.pop(0), slot, folder)
+                slot, run = free.pop(0), waiting.pop(0)
+                run.state = "running"
+                busy[slot] = run, _start(run, slot, folder, lifeline.fileno())
             if stop.received:
-                _stop(busy.values())
+                ours.close()
             time.sleep(_POLL_SECONDS)
-            for slot, (result, process) in list(busy.items()):
+            for slot, (run, process) in list(busy.items()):
                 if process.poll() is not None:
                     free.append(slot)
                     del busy[slot]
-                    result.update(*_outcome(process.returncode, _output(result, folder), bool(stop.received)))
-                    yield result
-    finally:
-        _stop(busy.values())
+                    run.update(*_outcome(process.returncode, _output(run, folder), bool(stop.received)))
+                    yield run
 
 
-def _output(result: Result, folder: Path) -> Path:
+def _start(run: Run, gpus: str | None, folder: Path, lifeline: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "isonet.tools.sweep.processes", "--cfg", str(folder / CFG_FILE)]
+    command += ["--output", run.name, *([] if gpus is None else ["--gpus", gpus]), *run.opts]
+    with _output(run, folder).open("ab") as file:
+        return subprocess.Popen(command, stdin=lifeline, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _output(run: Run, folder: Path) -> Path:
     """The file for what the process of a run prints."""
-    return folder / f"{result.run.name}.txt"
-
-
-def _start(result: Result, gpus: str | None, folder: Path) -> tuple[Result, subprocess.Popen[bytes]]:
-    run = result.run
-    command = [sys.executable, "-m", "isonet.tools.sweep.child", "--cfg", str(folder / CFG_FILE), "--output", run.name]
-    command += [*([] if gpus is None else ["--gpus", gpus]), *run.opts]
-    result.state = "running"
-    with _output(result, folder).open("ab") as file:
-        return result, subprocess.Popen(command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT)
-
-
-def _stop(running: Iterable[tuple[Result, subprocess.Popen[bytes]]]) -> None:
-    """Close the standard input of the processes, at which they save and exit, see ``child``."""
-    for _, process in running:
-        if process.stdin:
-            process.stdin.close()
+    return folder / f"{run.name}.txt"
 
 
 def _outcome(code: int, output: Path, stopping: bool) -> tuple[str, str]:
     """The state of a run whose process exited with ``code``, and in one line why it is not finished."""
-    state = _STATES.get(code, "failed")
-    if state == "finished":
-        return state, ""
-    if state == "failed" and stopping:  # it was stopped before it could handle signals
-        state = "stopped"
+    if code == EXIT_DONE:
+        return "finished", ""
+    state = "stopped" if code == EXIT_STOPPED or stopping else "failed"
     if code < 0:
         return state, f"killed by {signal.Signals(-code).name}; what it printed is in {output}"
-    lines = [line.strip() for line in output.read_text("utf-8", "replace")[-20_000:].splitlines() if line.strip()]
+    lines = [line for line in output.read_text("utf-8", "replace").splitlines() if line.strip()] or ["nothing printed"]
     for line in reversed(lines[-5:]):
         if line.startswith(("error: ", "stopped: ")):
             return state, printable(line.partition(": ")[2])
-    return state, f"exit code {code}: {printable(lines[-1]) if lines else 'nothing was printed'}"
+    return state, f"exit code {code}: {printable(lines[-1])}"
+
+
+def main(args: argparse.Namespace) -> None:
+    """Start one run, or resume it."""
+    from isonet.training.run import run_training
+
+    threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
+    log_to_terminal()
+    cfg = load_cfg(args.cfg, args.opts)
+    for _ in range(_LOCK_SECONDS):  # if the folder is still locked after that, run_training says by whom
+        with contextlib.suppress(CheckpointError), FolderLock(run_folder(cfg, args.output).path):
+            break
+        time.sleep(1)
+    run_training(cfg, args.output, args.gpus, AUTO)
+
+
+def _stop_with_the_sweep() -> None:
+    """Send this process SIGTERM at the end of its standard input."""
+    os.read(0, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    parser = make_parser(__doc__, "  python -m isonet.tools.sweep --help", tool="sweep.processes")
+    parser.add_argument("--output", required=True, metavar="NAME", help="the name of the run")
+    sys.exit(run_cli(main, parser.parse(sys.argv[1:])))
