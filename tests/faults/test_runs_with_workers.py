@@ -15,7 +15,8 @@ from isonet import load_cfg
 from isonet.errors import DataError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
-from isonet.tools.evaluate import evaluate_checkpoint
+from isonet.tools.trained import evaluate_on_ranks
+from isonet.training.distributed import ALONE
 from isonet.training.run import run_training
 from launch import REPO, Script, run_script, start, wait_until
 
@@ -153,9 +154,10 @@ def test_unreadable_images_of_training_and_evaluation_are_counted_and_listed(
     ]
     assert all(f"data/mine/{name}" in caplog.text for name in bad)
     caplog.clear()
-    assert evaluate_checkpoint("run", ARGS[1], opts=keys)[0].images == 15
+    cpu = [torch.device("cpu")]
+    assert evaluate_on_ranks("run", ARGS[1], ALONE, cpu, keys)[0].images == 15
     assert f"data/mine/{bad[2]}" in caplog.text
     with pytest.raises(DataError, match=f"data/mine/{bad[2]}"):
-        evaluate_checkpoint("run", ARGS[1], opts=keys[:-2])
+        evaluate_on_ranks("run", ARGS[1], ALONE, cpu, keys[:-2])
     tally("survived", 3)
     tally("refused")
