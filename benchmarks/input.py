@@ -23,11 +23,11 @@ from isonet import load_cfg
 from isonet.data.augment import Augment, image_transforms
 from isonet.data.build import statistics
 from isonet.data.folders import FolderSource, image_folder
+from isonet.data.loader import Normalise
 from isonet.data.memory import CropFlip, Decoded, MemoryLoader
-from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource
-from isonet.data.workers import WorkerLoader
+from isonet.data.workers import SourceImages, WorkerLoader
 
 BATCH = 128
 
@@ -39,8 +39,8 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
     normalise = Normalise(mean, std, device, channels_last=True)
     batches = EpochBatches(len(source.labels), BATCH, shuffle=True, seed=0)
-    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels))
-    ours = MemoryLoader(decoded, source.classes, batches, normalise, CropFlip(4, True))
+    decoded = Decoded(torch.from_numpy(source.images), torch.tensor(source.labels), source.classes)
+    ours = MemoryLoader(decoded, batches, normalise, CropFlip(4, True))
     seconds = interleave([lambda: _drain(published), lambda: _drain(ours)], repeats, device)
     count = len(source.labels)
     return [_rate("CIFAR-10 training images, 32 px", count, seconds, 5.0, "PIL with 2 workers")]
@@ -59,7 +59,8 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
     torch.set_num_threads(1)
     for decoder, goal, note in (("pil", None, "the same pixels"), ("torch", 1.5, _difference(photographs))):
         batches = EpochBatches(len(source.labels), 50, shuffle=True, seed=0)
-        loader = WorkerLoader(source, batches, Augment(transform, 0), 224, normalise, 0, as_tensor=decoder == "torch")
+        images = SourceImages(source, Augment(transform, 0), 224, as_tensor=decoder == "torch")
+        loader = WorkerLoader(images, batches, normalise, num_workers=0)
         seconds = interleave([functools.partial(_drain, published), functools.partial(_drain, loader)], repeats, device)
         rows.append(_rate(f"ImageNet training images, DECODER {decoder}", len(source.labels), seconds, goal, note))
     torch.set_num_threads(threads)

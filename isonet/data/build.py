@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 from yacs.config import CfgNode
 
 from isonet.config import global_batch, image_size, uses_small_images
-from isonet.data.faults import OnError
-from isonet.data.folders import image_folder
-from isonet.data.loader import Loader
+from isonet.data.faults import ImageError, OnError
+from isonet.data.folders import FolderSource, image_folder
+from isonet.data.loader import Loader, Normalise
 from isonet.data.memory import CropFlip, MemoryLoader
-from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches, Windows
 from isonet.data.shards.index import INDEX
 from isonet.data.shards.source import ShardSource, open_shards
@@ -30,10 +27,13 @@ from isonet.shares import WHOLE, Share
 log = logging.getLogger("isonet")
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images; workers read a larger set
+_WORTH_WORKERS = 200  # unlabelled images; fewer are read before worker processes have started
 
-_CIFAR_STATS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_IMAGENET_STATS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_DIGITS_STATS = ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376))  # of the 1,437 training images
+_STATISTICS = {  # mean and standard deviation per channel, of pixels in [0, 1]
+    "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),  # of the 1,437 training images
+    "small": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # CIFAR's
+    "large": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # ImageNet's
+}
 
 
 def build_loader(
@@ -52,7 +52,7 @@ def build_loader(
     then training replaces the image by the next one that can be read, and evaluation leaves it out.
     """
     from isonet.data.augment import Augment, image_transforms, to_square
-    from isonet.data.workers import WorkerLoader, decode_all
+    from isonet.data.workers import SourceImages, WorkerLoader, decode_all
 
     train = split == "train"
     size, small, seed = image_size(cfg), uses_small_images(cfg), cfg.RUNTIME.SEED
@@ -72,12 +72,37 @@ def build_loader(
     batches = EpochBatches(len(source.labels), batch_size, train, seed, share, drop_last, windows)
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     if in_memory:
-        progress = functools.partial(tqdm, desc=f"decoding {split}", leave=False, disable=not sys.stderr.isatty())
-        decoded = decode_all(source, to_square(size), size, num_workers(cfg), progress, on_error)
-        return MemoryLoader(decoded, source.classes, batches, normalise, crop_flip)
+        images = SourceImages(source, Augment(to_square(size), seed), size, on_error=on_error)
+        return MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
     augment = Augment(image_transforms(size, small, crop_flip), seed)
-    as_tensor = cfg.RUNTIME.DECODER == "torch"
-    return WorkerLoader(source, batches, augment, size, normalise, num_workers(cfg), as_tensor, on_error)
+    images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
+    return WorkerLoader(images, batches, normalise, num_workers(cfg))
+
+
+def read_batches(
+    cfg: CfgNode, paths: Sequence[Path], batch_size: int, device: torch.device
+) -> Iterator[tuple[Tensor, list[Path], list[ImageError]]]:
+    """Yield images without labels in the order of ``paths``, preprocessed like the validation images of ``cfg``.
+
+    Each batch has its images, float32 (N, 3, H, W), normalised, on ``device``; the paths of these images; and the
+    errors of those that could not be read. Worker processes read the images if there are many. Raises ``DataError`` if
+    an image is not to blame for not being read.
+    """
+    from isonet.data.augment import Augment, image_transforms
+    from isonet.data.workers import ImageBatches, SourceImages
+
+    size = image_size(cfg)
+    normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
+    augment = Augment(image_transforms(size, uses_small_images(cfg), None), cfg.RUNTIME.SEED)
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
+    images = SourceImages(FolderSource(paths, range(len(paths)), ()), augment, size, as_tensor)
+    batches = EpochBatches(len(paths), batch_size, shuffle=False, seed=0)
+    workers = num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0
+    for batch in ImageBatches(images, batches, workers, pin_memory=device.type == "cuda"):
+        failures = [error for error in batch.errors if isinstance(error, ImageError)]
+        if len(failures) < len(batch.errors):
+            raise DataError(str(next(error for error in batch.errors if error not in failures)))
+        yield normalise(batch.pixels), [paths[number] for number in batch.numbers.tolist()], failures
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
@@ -98,10 +123,8 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
 
 def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation per channel, of pixels in [0, 1]."""
-    if cfg.DATASET.NAME == "digits":
-        mean, std = _DIGITS_STATS
-    else:
-        mean, std = _CIFAR_STATS if uses_small_images(cfg) else _IMAGENET_STATS
+    kind = "digits" if cfg.DATASET.NAME == "digits" else "small" if uses_small_images(cfg) else "large"
+    mean, std = _STATISTICS[kind]
     return tuple(cfg.DATASET.MEAN) or mean, tuple(cfg.DATASET.STD) or std
 
 
@@ -123,13 +146,8 @@ def kept_in_memory(cfg: CfgNode, num_images: int) -> bool:
 
 
 def _check_classes(cfg: CfgNode, split: str, classes: Sequence[str]) -> None:
-    where, expected = Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / split, cfg.DATASET.NUM_CLASSES
-    if len(classes) > expected:
-        raise DataError(
-            f"{where}: {len(classes)} classes, but DATASET.NUM_CLASSES is {expected}; set it to {len(classes)}"
-        )
-    if len(classes) < expected:
-        log.warning(
-            "%s: %d classes for a network of %d: labels count from 0 in the order of the classes",
-            where, len(classes), expected,
-        )  # fmt: skip
+    where, count, expected = Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / split, len(classes), cfg.DATASET.NUM_CLASSES
+    if count > expected:
+        raise DataError(f"{where}: {count} classes, but DATASET.NUM_CLASSES is {expected}; set it to {count}")
+    if count < expected:
+        log.warning("%s: only %d classes for a network of %d: labels count from 0", where, count, expected)

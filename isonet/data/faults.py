@@ -11,8 +11,7 @@ from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
-WHOLE_BATCH = 8  # unreadable images in a row that are blamed on the storage and not on the images
-STORAGE_GONE = "the storage has probably gone away: check it; DATASET.ON_ERROR skip is for single bad files"
+IN_A_ROW = 8  # unreadable images in a row that are blamed on the storage and not on the images
 _LOGGED = 10  # unreadable images that a loader logs as it meets them
 
 OnError = Literal["stop", "leave out", "replace"]
@@ -35,11 +34,6 @@ class ImageError(DataError):
         )
 
 
-def storage_gone(example: str) -> DataError:
-    """The error for so many unreadable images in a row, ``example`` among them, that it cannot be the images."""
-    return DataError(f"too many images in a row cannot be read, e.g. {printable(example)}; {STORAGE_GONE}")
-
-
 class Unreadable:
     """Raises the first error of an image or, unless ``on_error`` is "stop", records the image.
 
@@ -50,11 +44,11 @@ class Unreadable:
         self.on_error = on_error
         self.skipped: dict[str, str] = {}
 
-    def note(self, errors: Sequence[DataError], asked: int, read: int) -> None:
-        """Record the errors of a batch that was to have ``asked`` images and has ``read``.
+    def note(self, errors: Sequence[DataError], read: int, unread: int) -> None:
+        """Record the errors of a batch that has ``read`` images and lacks ``unread``.
 
         Raises ``DataError`` for an error that is not an image's own, and if the storage seems to have gone: not one
-        image of a batch of ``WHOLE_BATCH`` or more could be read, or no replacement for an image.
+        image of a batch of ``IN_A_ROW`` or more could be read, or no replacement for an image.
         """
         for error in errors:
             if self.on_error == "stop" or not isinstance(error, ImageError):
@@ -63,5 +57,9 @@ class Unreadable:
                 self.skipped[error.path] = error.reason
                 if len(self.skipped) <= _LOGGED:
                     log.warning("%s: %s (DATASET.ON_ERROR skip)", printable(error.path), error.reason)
-        if read < asked and (self.on_error == "replace" or (read == 0 and asked >= WHOLE_BATCH)):
-            raise storage_gone(getattr(errors[-1], "path", ""))
+        if unread and (self.on_error == "replace" or (read == 0 and unread >= IN_A_ROW)):
+            example = printable(next(reversed(self.skipped)))
+            raise DataError(
+                f"too many images in a row cannot be read, e.g. {example}; the storage has probably gone away: check "
+                "it; DATASET.ON_ERROR skip is for single bad files"
+            )

@@ -1,12 +1,10 @@
-"""Image files in class folders: lists them, and refuses everything that a plain listing would silently leave out."""
+"""Lists image files, in class folders and others, and refuses what a plain listing would silently leave out."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,107 +37,103 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     ``root/train`` or, if there is no such folder, of ``root/split``. Links are followed; hidden files and folders,
     whose names begin with a dot, are ignored. Raises ``DataError`` for everything that leaves a doubt about the set.
     """
-    with _named_errors(root):
-        folder = root / split
-        names = _classes_in(folder)
-        if classes is None:
-            classes = names if split == "train" or not (root / "train").is_dir() else _subfolders(root / "train")
-        check_known(folder, names, classes)
-        paths: list[Path] = []
-        labels: list[int] = []
-        for name in names:
-            images = images_below(folder / name)
-            if not images:
-                raise DataError(
-                    f"{printable(folder / name)}: the class has no image ({', '.join(IMG_EXTENSIONS)}); "
-                    "add images or remove the folder"
-                )
-            paths += images
-            labels += [classes.index(name)] * len(images)
-        return FolderSource(paths, labels, classes)
-
-
-def _classes_in(folder: Path) -> list[str]:
-    place = printable(folder)
-    if not folder.is_dir():
-        what = "is a broken link, or a link to itself" if folder.is_symlink() else "no such folder"
-        raise DataError(f"{place}: {what}; images belong at {place}/<class>/ (see DATASET.ROOT, DATASET.NAME)")
-    names = _subfolders(folder)
-    if not names:
-        raise DataError(f"{place}: has no class folders; images belong at {place}/<class>/")
-    return names
+    folder = root / split
+    names = _class_names(folder)
+    if classes is None:
+        classes = _class_names(root / "train") if (root / "train").is_dir() else names
+    check_known(folder, names, classes)
+    paths: list[Path] = []
+    labels: list[int] = []
+    for name in names:
+        images = images_below(folder / name)
+        paths += images
+        labels += [classes.index(name)] * len(images)
+    return FolderSource(paths, labels, classes)
 
 
 def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:
     """Raise ``DataError`` if ``folder`` has a class that is not one of ``classes``; warn if it lacks some of them."""
-    present = set(names)
-    if unknown := sorted(present - set(classes)):
-        raise DataError(
-            f"{printable(folder / unknown[0])}: not one of the {len(classes)} classes of the training set "
-            f"({printable(', '.join(classes[:3]))}, ...)"
-        )
-    if missing := [name for name in classes if name not in present]:
-        first = printable(", ".join(missing[:3])) + (", ..." if len(missing) > 3 else "")
-        log.warning("%s: lacks %d of the %d classes: %s", printable(folder), len(missing), len(classes), first)
-
-
-def _subfolders(folder: Path) -> list[str]:
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                names.append(entry.name)
-            elif not os.path.exists(entry.path):
-                # Ignoring it would change the labels of the classes after it
-                raise DataError(f"{printable(entry.path)}: is a broken link; repair or remove it")
-    return sorted(names)
+    if unknown := sorted({*names} - {*classes}):
+        raise DataError(f"{printable(folder / unknown[0])}: not one of the {len(classes)} classes of the training set")
+    if missing := [name for name in classes if name not in {*names}]:
+        example = f"{len(missing)} of the {len(classes)} classes, e.g. {printable(missing[0])}"
+        log.warning("%s: lacks %s", printable(folder), example)
 
 
 def images_below(folder: Path) -> list[Path]:
     """List the images at any depth below ``folder``, sorted by path; follows links, ignores hidden files and folders.
 
-    Raises ``DataError`` for a loop of links and for what has an image's name and is no file, and ``OSError``.
+    Raises ``DataError`` if there are none, for a loop of links, and for what is neither a file nor a folder.
     """
-    images: list[str] = []
-    to_do: list[tuple[str, tuple[tuple[int, int], ...]]] = [(str(folder), ())]  # folders, and the folders above each
-    while to_do:
-        place, above = to_do.pop()
-        status = os.stat(place)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            raise DataError(f"{printable(place)}: is a link to a folder above it, an endless loop; remove it")
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):  # such as the ._1.jpg and .AppleDouble of a Mac
-                    continue
-                if entry.is_dir():
-                    to_do.append((entry.path, (*above, here)))
-                elif _is_image(entry):
-                    images.append(entry.path)
-    return sorted(map(Path, images))
+    images = sorted(map(Path, _walk(str(folder), ())))
+    if not images:
+        raise DataError(
+            f"{printable(folder)}: has no image ({', '.join(IMG_EXTENSIONS)}); add images or remove the folder"
+        )
+    return images
+
+
+def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """List the files as they are named and the images below each folder, sorted by path; and what is wrong, in words.
+
+    A file may have any name; below a folder, files with the extension of an image count, except hidden ones. Whether
+    a file can be read shows when it is read.
+    """
+    paths: list[Path] = []
+    problems = []
+    for place in map(Path, places):
+        try:
+            if os.path.isdir(place):
+                paths += images_below(place)
+            elif os.path.isfile(place):
+                paths.append(place)
+            else:  # reading a pipe could wait for ever
+                problems.append(f"{printable(place)}: no such file or folder, or a pipe, a socket or a device")
+        except DataError as error:
+            problems.append(str(error))
+    return paths, problems
+
+
+def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
+    """The images below a folder. above: the real paths of the folders that lead to it."""
+    here = os.path.realpath(folder)
+    if here in above:
+        raise DataError(f"{printable(folder)}: is a link to a folder above it, an endless loop; remove it")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(entry.path, (*above, here))
+        elif _is_image(entry):
+            yield entry.path
+
+
+def _class_names(folder: Path) -> list[str]:
+    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    if not names:
+        raise DataError(f"{printable(folder)}: has no class folders; images belong at {printable(folder)}/<class>/")
+    return names
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """The files and folders in ``folder`` that are not hidden, and the broken links that are named like an image.
+
+    Reading such a link fails like a damaged image. Raises ``DataError`` for anything else: a broken link may have been
+    a folder, and to ignore it might change the labels of other classes.
+    """
+    try:
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]  # such as a Mac's ._1.jpg
+        for entry in entries:
+            if entry.is_dir() or entry.is_file():
+                continue
+            if os.path.exists(entry.path) or not _is_image(entry):
+                raise DataError(f"{printable(entry.path)}: is a broken link, a pipe, a socket or a device; remove it")
+    except OSError as error:
+        raise DataError(
+            f"{printable(error.filename or folder)}: cannot be listed ({error.strerror}); check its name "
+            "(DATASET.ROOT, DATASET.NAME), its permissions and links, or remove it"
+        ) from None
+    return entries
 
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
-    """Whether the name is that of an image. A broken link counts as well: reading it fails like a damaged image."""
-    named = entry.name.lower().endswith(IMG_EXTENSIONS)
-    if not entry.is_file():
-        there = os.path.exists(entry.path)
-        if named and there:
-            raise DataError(f"{printable(entry.path)}: is a pipe, a socket or a device, not a file; remove it")
-        if not named and not there and not os.path.splitext(entry.name)[1]:
-            raise DataError(f"{printable(entry.path)}: is a broken link, perhaps to a folder; repair or remove it")
-    return named
-
-
-@contextlib.contextmanager
-def _named_errors(root: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into a ``DataError`` that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        place = printable(error.filename or root)
-        if error.errno == errno.ELOOP:
-            raise DataError(f"{place}: is a link that leads back to itself; remove it") from None
-        raise DataError(f"{place}: cannot be listed ({error.strerror}); check its permissions") from None
+    return entry.name.lower().endswith(IMG_EXTENSIONS)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from isonet.data.loader import Batch, Loader
-from isonet.data.pixels import Normalise
+from isonet.data.loader import Batch, Loader, Normalise
 from isonet.data.random_streams import EpochBatches, generator
 
 
@@ -24,7 +23,7 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images of a source: uint8 (N, H, W, 3), with their labels, int64 (N,).
+    """All images of a source: uint8 (N, H, W, 3), with their labels, int64 (N,), positions in ``classes``.
 
     readable: bool (N,), false for a black image in place of an unreadable one, to be left out; None if all were read.
     skipped: path and reason of the images that could not be read.
@@ -32,6 +31,7 @@ class Decoded:
 
     images: Tensor
     labels: Tensor
+    classes: Sequence[str]
     readable: Tensor | None = None
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -39,15 +39,8 @@ class Decoded:
 class MemoryLoader(Loader):
     """A ``Loader`` of decoded images. The crop and flip of an image follow from seed, epoch and image number alone."""
 
-    def __init__(
-        self,
-        decoded: Decoded,
-        classes: Sequence[str],
-        batches: EpochBatches,
-        normalise: Normalise,
-        augment: CropFlip | None,
-    ) -> None:
-        super().__init__(classes, batches, normalise, decoded.skipped)
+    def __init__(self, decoded: Decoded, batches: EpochBatches, normalise: Normalise, augment: CropFlip | None) -> None:
+        super().__init__(decoded.classes, batches, normalise, decoded.skipped)
         self.device = normalise.device
         self.labels = decoded.labels.to(self.device)
         self.readable = decoded.readable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -55,6 +55,7 @@ class Windows:
         return torch.cat([window[torch.randperm(len(window), generator=stream)] for window in numbers])
 
 
+@dataclass(eq=False)
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Yields this rank's piece of each batch of an epoch, as a list of (epoch, image number).
 
@@ -67,24 +68,15 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     windows: how to shuffle; by default all images at once.
     """
 
-    def __init__(
-        self,
-        num_images: int,
-        batch_size: int,
-        shuffle: bool,
-        seed: int,
-        share: Share = WHOLE,
-        drop_last: bool = False,
-        windows: Windows | None = None,
-    ) -> None:
-        self.num_images = num_images
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.seed = seed
-        self.share = share
-        self.drop_last = drop_last
-        self.windows = windows
-        self.epoch, self.skip = 0, 0
+    num_images: int
+    batch_size: int
+    shuffle: bool
+    seed: int
+    share: Share = WHOLE
+    drop_last: bool = False
+    windows: Windows | None = None
+    epoch: int = field(default=0, init=False)
+    skip: int = field(default=0, init=False)
 
     @property
     def epoch_images(self) -> int:

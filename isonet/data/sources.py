@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,27 +16,24 @@ from torch import Tensor
 from isonet.data.decode import decode_image, decode_tensor
 from isonet.errors import DataError
 
-Labels = Sequence[int] | np.ndarray
 
+class ImageSource:
+    """Labelled images, read by index. A label is a position in ``classes``."""
 
-class ImageSource(Protocol):
-    """Labelled images, read by index."""
-
-    @property
-    def classes(self) -> Sequence[str]: ...
-
-    @property
-    def labels(self) -> Labels: ...
+    classes: Sequence[str]
+    labels: Sequence[int] | np.ndarray
 
     def read(self, index: int) -> Image.Image:
         """Read an image as RGB. Raises ``DataError``: an ``ImageError`` if the image itself is the reason."""
+        raise NotImplementedError
 
     def read_tensor(self, index: int) -> Tensor:
         """Read an image as uint8 (3, H, W), JPEG decoded by torchvision. Raises like ``read``."""
+        return torch.from_numpy(np.array(self.read(index))).permute(2, 0, 1)
 
 
-class EncodedSource:
-    """The two ways to read an image, for sources of image files."""
+class EncodedSource(ImageSource):
+    """Image files: a subclass says where the bytes of one are."""
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
         """The bytes of an image's file, and its path for messages."""
@@ -51,7 +47,7 @@ class EncodedSource:
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class ArraySource(ImageSource):
     """Images in memory: uint8 (N, H, W, 3)."""
 
     images: np.ndarray
@@ -60,9 +56,6 @@ class ArraySource:
 
     def read(self, index: int) -> Image.Image:
         return Image.fromarray(self.images[index])
-
-    def read_tensor(self, index: int) -> Tensor:
-        return torch.from_numpy(self.images[index]).permute(2, 0, 1)
 
 
 def digits(split: str) -> ArraySource:
@@ -80,15 +73,11 @@ def cifar(name: str, root: Path, split: str, download: bool) -> ArraySource:
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
-    remedy = f"unpack {dataset.filename} so that {root / dataset.base_folder} exists"
     try:
         data = dataset(str(root), train=split == "train", download=download)
-    except OSError as error:  # no network, no space, no permission
+    except (OSError, RuntimeError) as error:  # no network, no space; no archive, or a damaged one
         raise DataError(
-            f"{name}: cannot be fetched into {root} ({error}). By hand: download {dataset.url} and {remedy}"
-        ) from None
-    except RuntimeError as error:
-        raise DataError(
-            f"{name} is missing or damaged under {root} ({error}): {remedy}, or set DATASET.DOWNLOAD True"
+            f"{name} is missing or damaged under {root} ({error}): set DATASET.DOWNLOAD True, or download "
+            f"{dataset.url} and unpack {dataset.filename} so that {root / dataset.base_folder} exists"
         ) from None
     return ArraySource(data.data, data.targets, data.classes)

@@ -67,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
     if is_launched():
         raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
     look_for_network(args)
-    from isonet.data.unlabelled import find_images
+    from isonet.data.folders import find_images
     from isonet.tools.trained import class_names, load_trained
     from isonet.training.devices import explain_out_of_memory, pick_devices
 
@@ -98,23 +98,23 @@ def predict(
     """
     import torch
 
-    from isonet.data.unlabelled import read_batches
+    from isonet.data.build import read_batches
     from isonet.tools.trained import placed
 
     forward, amp = placed(trained, devices)
-    for batch in read_batches(trained.cfg, paths, batch_size, devices[0]):
-        for failed in batch.failures:
+    for images, read, failures in read_batches(trained.cfg, paths, batch_size, devices[0]):
+        for failed in failures:
             log.error("%s: %s", failed.path, failed.reason)
             unread.append(failed.path)
-        if not batch.paths:
+        if not read:
             continue
         with torch.no_grad(), amp.autocast():
-            logits = forward(batch.images)
+            logits = forward(images)
         probabilities = logits.float().softmax(1).cpu()
         if not probabilities.isfinite().all():
             raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it predicts nothing")
         best = probabilities.topk(min(top, probabilities.shape[1]))
-        for path, labels, values in zip(batch.paths, best.indices.tolist(), best.values.tolist(), strict=True):
+        for path, labels, values in zip(read, best.indices.tolist(), best.values.tolist(), strict=True):
             yield path, [(label, float(f"{value:.9g}")) for label, value in zip(labels, values, strict=True)]
 
 

@@ -9,17 +9,11 @@ RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from isonet.errors import DataError, UserError, printable, run_cli
 from isonet.tools.cli import Parser
-
-if TYPE_CHECKING:  # at run time only what a command needs is imported: --help needs no torch
-    from isonet.data.shards.index import ShardIndex
 
 EXAMPLES = """\
 examples:
@@ -34,34 +28,30 @@ SPLITS = ("train", "val")
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command and its options."""
-    parser = Parser(
-        prog="python -m isonet.tools.shards",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    lines = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m isonet.tools.shards", description=__doc__, epilog=EXAMPLES, formatter_class=lines)
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|index|verify")
-    write = commands.add_parser("write", help="write an image folder as shards")
-    write.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that holds {train,val}/<class>/")
+
+    def command(name: str, purpose: str, folder: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=purpose, epilog=EXAMPLES, formatter_class=lines)
+        added.add_argument("folder", type=Path, metavar="FOLDER", help=folder)
+        added.add_argument("--debug", action="store_true", help="show where an error arose")
+        return added
+
+    write = command("write", "write an image folder as shards", "the folder that holds {train,val}/<class>/")
     write.add_argument("--split", choices=SPLITS, help="write only this part (default: both, if they exist)")
     write.add_argument("--output", type=Path, metavar="DIR", help="put {train,val}/ here (default: FOLDER/shards)")
     write.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
     write.add_argument("--seed", type=int, default=0, help="seed of the order of the training images (default: 0)")
     write.add_argument("--overwrite", action="store_true", help="write all shards anew, whatever exists")
-    index = commands.add_parser("index", help="index shards that were written elsewhere, or by a former version")
-    verify = commands.add_parser("verify", help="compare shards with their checksums and their index")
-    for command in (index, verify):
-        command.add_argument(
-            "folder", type=Path, metavar="FOLDER", help="a folder of *.tar, or one with shards/ or {train,val}/ of them"
-        )
+    tars = "a folder of *.tar, or one with shards/ or {train,val}/ of them"
+    index = command("index", "index shards that were written elsewhere, or by a former version", tars)
     index.add_argument(
         "--classes", type=Path, metavar="FILE",
         help="the names of the classes, one a line in the order of the labels (default: classes.txt beside the shards, "
         "else the names in a former index, else the numbers)",
     )  # fmt: skip
-    for command in (write, index, verify):
-        command.epilog, command.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
-        command.add_argument("--debug", action="store_true", help="show where an error arose")
+    command("verify", "compare shards with their checksums and their index", tars)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if args.command == "write" and not 1 <= args.images_per_shard <= 100_000:
         write.error(f"--images-per-shard must be between 1 and 100000, got {args.images_per_shard}")
@@ -69,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the command."""
+    """Run the command, and import only what it needs: --help needs no torch."""
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 
@@ -80,41 +70,39 @@ def _write(args: argparse.Namespace) -> None:
     splits = [args.split] if args.split else [s for s in SPLITS if (args.folder / s).is_dir()]
     if not splits:
         raise DataError(f"{printable(args.folder)}: has neither train/ nor val/, with a folder for each class")
-    plans = {}
+    plans = []
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
         plan = make_plan(image_folder(args.folder, split), root, split == "train", args.seed, args.images_per_shard)
         if not args.overwrite:
             check_plan(plan, out)  # all of them before anything is written
-        plans[split] = plan, out
-    for split, (plan, out) in plans.items():
-        index = write_shards(plan, out, args.overwrite, _bar(f"writing {split}"), _bar(f"indexing {split}"))
-        _describe(out, index)
+        plans.append((plan, out))
+    for plan, out in plans:
+        print(f"{out}: {write_shards(plan, out, args.overwrite)}", flush=True)
 
 
 def _index(args: argparse.Namespace) -> None:
-    from isonet.data.shards.scan import make_index, read_classes
+    from isonet.data.shards.index import make_index, read_classes
     from isonet.files.storage import FolderLock
 
     classes = read_classes(args.classes) if args.classes else None
     for place in _places(args.folder):
         with FolderLock(place):
-            _describe(place, make_index(place, classes, _bar(f"indexing {place}")))
+            print(f"{place}: {make_index(place, classes)}", flush=True)
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from isonet.data.shards.index import read_index
-    from isonet.data.shards.scan import damage
+    from isonet.data.shards.index import damage, read_index
 
     count = 0
     for place in _places(args.folder):
         index = read_index(place)
-        damaged = list(damage(place, index, _bar(f"checking {place}")))
-        for what in damaged:
-            print(f"damaged: {printable(what)}", flush=True)
-        if not damaged:
-            print(f"{place}: {index.num_images:,} images in {len(index.shards):,} shards are intact", flush=True)
-        count += len(damaged)
+        problems = list(damage(place, index))
+        for problem in problems:
+            print(f"damaged: {printable(problem)}", flush=True)
+        if not problems:
+            print(f"{place}: {index}, all intact", flush=True)
+        count += len(problems)
     if count:
         raise UserError(
             f"{count} files are damaged in {printable(args.folder)}: remove damaged shards and run write again, or "
@@ -126,19 +114,6 @@ def _places(folder: Path) -> list[Path]:
     """The folders of shards that ``folder`` stands for."""
     folder = folder / "shards" if (folder / "shards").is_dir() else folder
     return [folder / split for split in SPLITS if (folder / split).is_dir()] or [folder]
-
-
-def _describe(place: Path, index: ShardIndex) -> None:
-    size = sum(shard.bytes for shard in index.shards) / 1e6
-    print(f"{place}: {index.num_images:,} images of {len(index.classes):,} classes in {len(index.shards):,} shards, "
-          f"{size:,.1f} MB", flush=True)  # fmt: skip
-
-
-def _bar(what: str) -> Callable[..., Iterable]:
-    """Makes a progress bar for an iterable; in a file, where each state is a line, it moves once a minute."""
-    from tqdm import tqdm
-
-    return functools.partial(tqdm, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from conftest import SHARED_DATA
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.augment import image_transforms
+from isonet.data.loader import Normalise
 from isonet.data.memory import CropFlip, Decoded, MemoryLoader
-from isonet.data.pixels import Normalise
 from isonet.data.random_streams import EpochBatches
 from isonet.errors import DataError
 
@@ -26,9 +26,9 @@ CPU = torch.device("cpu")
 def loader(
     images, augment=None, batch_size=4, mean=(0, 0, 0), std=(1, 1, 1), shuffle=False, seed=0, channels_last=False
 ):
-    decoded = Decoded(images, torch.arange(len(images)))
+    decoded = Decoded(images, torch.arange(len(images)), range(len(images)))
     batches = EpochBatches(len(images), batch_size, shuffle, seed)
-    return MemoryLoader(decoded, range(len(images)), batches, Normalise(mean, std, CPU, channels_last), augment)
+    return MemoryLoader(decoded, batches, Normalise(mean, std, CPU, channels_last), augment)
 
 
 def random_images(n, size=8):

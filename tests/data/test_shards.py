@@ -229,7 +229,7 @@ def test_a_checkpoint_within_an_epoch_of_the_former_order_is_refused(folder, tmp
     state = read_checkpoint(part)
     state["layout"] = "1 processes of 1 workers, batches of 4, buffers of 5, 6 shards 0123abcd"
     torch.save(state, part)
-    with pytest.raises(CheckpointError, match="shards.*order"):
+    with pytest.raises(CheckpointError, match="order that this version no longer has"):
         run_training(load_cfg(None, opts), "other", resume=str(part))
     state = read_checkpoint(whole.latest)  # after a whole epoch nothing is lost
     state["layout"] = "1 processes of 1 workers"

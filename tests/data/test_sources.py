@@ -90,7 +90,7 @@ def cifar_cfg(root, download):
 
 def test_cifar_is_fetched_on_request_and_found_afterwards(cifar_server, tmp_path):
     root = tmp_path / "data"
-    with pytest.raises(DataError, match=r"CIFAR10 is missing.*cifar-10-batches-py.*DATASET.DOWNLOAD True"):
+    with pytest.raises(DataError, match=r"CIFAR10 is missing.*DATASET.DOWNLOAD True.*cifar-10-batches-py"):
         build_loader(cifar_cfg(root, False), "train")
     assert build_loader(cifar_cfg(root, True), "train").num_images == 20
     cifar_server.shutdown()
@@ -118,7 +118,7 @@ def test_the_studys_images_are_made_of_them(cifar_server, tmp_path, capsys):
 def test_without_network_the_error_says_where_the_files_go(cifar_server, tmp_path):
     cifar_server.shutdown()
     cifar_server.server_close()
-    with pytest.raises(DataError, match=r"cannot be fetched.*http://.*cifar-10-python.tar.gz and unpack"):
+    with pytest.raises(DataError, match=r"CIFAR10 .*http://.*cifar-10-python.tar.gz and unpack"):
         build_loader(cifar_cfg(tmp_path / "data", True), "train")
 
 
@@ -162,7 +162,7 @@ def test_val_is_labelled_like_train_or_like_the_checkpoint(folder):
 
 def break_nothing_there(folder):
     (folder / "train").rename(folder / "elsewhere")
-    return [str(folder / "train"), "no such folder"]
+    return [str(folder / "train"), "No such file or directory", "DATASET.ROOT"]
 
 
 def break_no_classes(folder):

@@ -15,7 +15,8 @@ from isonet import load_cfg
 from isonet.errors import DataError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import RunFolder
-from isonet.tools.evaluate import evaluate_checkpoint
+from isonet.tools.trained import evaluate_on_ranks
+from isonet.training.distributed import ALONE
 from isonet.training.run import run_training
 from launch import REPO, Script, run_script, start, wait_until
 
@@ -89,7 +90,7 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
         assert process.returncode == 75, output
         assert "stopped: by SIGTERM in epoch 2 after step" in output
         assert "Traceback" not in output
-    assert_gone(workers, 10)
+    assert_gone(workers, 20)  # torch looks for the main process every five seconds
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
@@ -108,10 +109,10 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
     output = process.wait().output
     assert process.returncode == 2, output
     assert "error: a process that reads images (pid" in output.splitlines()[-1], output
-    assert "was killed by SIGKILL" in output
+    assert "SIGKILL" in output
     assert "Traceback" not in output
     assert read_checkpoint(folder.latest)["epoch"] >= 2
-    assert "was killed by SIGKILL" in folder.log.read_text()
+    assert "SIGKILL" in folder.log.read_text()
     tally("survived")
 
 
@@ -153,9 +154,10 @@ def test_unreadable_images_of_training_and_evaluation_are_counted_and_listed(
     ]
     assert all(f"data/mine/{name}" in caplog.text for name in bad)
     caplog.clear()
-    assert evaluate_checkpoint("run", ARGS[1], opts=keys)[0].images == 15
+    cpu = [torch.device("cpu")]
+    assert evaluate_on_ranks("run", ARGS[1], ALONE, cpu, keys)[0].images == 15
     assert f"data/mine/{bad[2]}" in caplog.text
     with pytest.raises(DataError, match=f"data/mine/{bad[2]}"):
-        evaluate_checkpoint("run", ARGS[1], opts=keys[:-2])
+        evaluate_on_ranks("run", ARGS[1], ALONE, cpu, keys[:-2])
     tally("survived", 3)
     tally("refused")

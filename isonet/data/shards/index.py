@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
-from collections.abc import Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
+from isonet.data.shards.scan import ROW, Oddities, scan_shard
 from isonet.errors import DataError, printable
 from isonet.files.storage import write_file
 
-INDEX, ROWS, SUMS, PLAN = "index.json", "index.bin", "SHA256SUMS", "plan.json"
+log = logging.getLogger("isonet")
+
+INDEX, ROWS, SUMS, PLAN, CLASSES = "index.json", "index.bin", "SHA256SUMS", "plan.json", "classes.txt"
 FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
-ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # of an image's bytes in its shard
-WRITE_COMMAND = "python -m isonet.tools.shards write FOLDER"
-INDEX_COMMAND = "python -m isonet.tools.shards index FOLDER"
-VERIFY_COMMAND = "python -m isonet.tools.shards verify FOLDER"
+TOOL = "python -m isonet.tools.shards"
 
 SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # of a file in the folder itself, not hidden
 
@@ -50,14 +53,10 @@ class ShardIndex:
     source: str
     options: str
 
-    @property
-    def num_images(self) -> int:
-        return len(self.rows)
-
-    @property
-    def starts(self) -> list[int]:
-        """The number of the first image of each shard."""
-        return [0, *accumulate(shard.images for shard in self.shards)][:-1]
+    def __str__(self) -> str:
+        size = sum(shard.bytes for shard in self.shards) / 1e6
+        images, classes, shards = (len(items) for items in (self.rows, self.classes, self.shards))
+        return f"{images:,} images of {classes:,} classes in {shards:,} shards, {size:,.1f} MB"
 
     def save(self, folder: Path, sums: dict[str, str]) -> None:
         """Write the index beside the shards whose checksums are ``sums``. Raises ``StorageError``."""
@@ -67,23 +66,18 @@ class ShardIndex:
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
         (folder / INDEX).unlink(missing_ok=True)  # a former index does not describe the new rows
         write_file(folder / ROWS, files[ROWS])
-        write_file(folder / SUMS, "".join(map(sum_line, sums, sums.values())))
+        write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         write_file(folder / INDEX, files[INDEX])
         (folder / PLAN).unlink(missing_ok=True)
 
 
-def sum_line(name: str, digest: str) -> str:
-    """A line of ``SHA256SUMS``, as ``sha256sum -c`` reads it."""
-    return f"{digest}  {name}\n"
-
-
 def read_sums(folder: Path) -> dict[str, str]:
-    """The checksum of each file that ``SHA256SUMS`` lists; ignores a line that a kill has truncated."""
+    """The checksum of each file that ``SHA256SUMS`` lists; empty if there is no such file."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return {}
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines) if len(digest) == 64}
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -98,7 +92,7 @@ def read_head(path: Path) -> dict[str, Any]:
 def check_complete(folder: Path) -> None:
     """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
     if (folder / PLAN).exists():
-        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {WRITE_COMMAND}")
+        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {TOOL} write FOLDER")
 
 
 def read_index(folder: Path) -> ShardIndex:
@@ -108,9 +102,10 @@ def read_index(folder: Path) -> ShardIndex:
     """
     if not (folder / INDEX).exists():
         check_complete(folder)
-        if folder.is_dir() and any(folder.glob("*.tar")):
-            raise DataError(f"{printable(folder)}: its shards have no index; make it with {INDEX_COMMAND}")
-        raise DataError(f"{printable(folder)}: there are no shards; make them with {WRITE_COMMAND}")
+        raise DataError(
+            f"{printable(folder)}: there are no shards, or they have no index; {TOOL} write FOLDER makes shards, "
+            f"{TOOL} index FOLDER the index of those that are there"
+        )
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if head["format"] != FORMAT:
@@ -120,25 +115,116 @@ def read_index(folder: Path) -> ShardIndex:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what = f"{printable(folder / INDEX)}: is no index of shards ({printable(error)})"
-        raise DataError(f"{what}; make it anew with {INDEX_COMMAND}") from None
+        raise DataError(f"{what}; make it anew with {TOOL} index FOLDER") from None
 
 
 def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
-    """The index, if all of it makes sense: its names and numbers come from files, and lead to others."""
+    """The index, if all of it makes sense: its names and numbers come from files, and are used to open and read others.
+
+    Raises ``ValueError`` otherwise.
+    """
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
-    for shard in shards:
-        if not SHARD_NAME.fullmatch(shard.name):
-            raise ValueError(f"{shard.name!a:.60} is not the name of a shard")
-        if not all(type(n) is int and 0 <= n < 2**53 for n in (shard.images, shard.bytes)):
-            raise ValueError(f"the size of {shard.name!a:.60} is not a number")
+    counts = [count for shard in shards for count in (shard.images, shard.bytes)]
+    if not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
+        raise ValueError("a name is not that of a shard")
+    if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
+        raise ValueError("a size is not a number")
     classes = head["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
         raise ValueError("the names of its classes are not text, or not different")
     if not len(rows) or len(rows) != sum(shard.images for shard in shards):
         raise ValueError(f"{ROWS} has {len(rows)} images, {INDEX} {sum(shard.images for shard in shards)}")
     ends = np.repeat([shard.bytes for shard in shards], [shard.images for shard in shards])
-    if (rows["offset"] < 512).any() or (rows["offset"] + rows["size"] > ends).any():
-        raise ValueError(f"an image of {ROWS} lies outside its shard")
-    if rows["label"].max() >= len(classes):
-        raise ValueError(f"label {rows['label'].max()} of {ROWS} is not one of {len(classes)} classes")
+    inside = (rows["offset"] >= 512) & (rows["offset"] + rows["size"] <= ends) & (rows["label"] < len(classes))
+    if not inside.all():
+        raise ValueError(f"an image of {ROWS} lies outside its shard, or its label is not a class")
     return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))
+
+
+def make_index(
+    folder: Path,
+    classes: Sequence[str] | None = None,
+    marks: dict[str, str] | None = None,
+    sums: dict[str, str] | None = None,
+) -> ShardIndex:
+    """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
+
+    classes: names of the labels; by default the lines of ``classes.txt``, else the names in a former index, else the
+    numbers. marks: ``source`` and ``options`` of the index; by default those of a former index. sums: known checksums,
+    beside those that ``SHA256SUMS`` lists. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
+    be used.
+    """
+    if marks is None:
+        check_complete(folder)
+    files, head, known = shard_files(folder), read_head(folder / INDEX), {**read_sums(folder), **(sums or {})}
+    if marks is None:
+        marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
+    oddities: Oddities = defaultdict(list)
+    shards, rows, sums = [], [], {}
+    for file in progress(files, f"indexing {folder}"):
+        rows.append(scan_shard(file, oddities))
+        shards.append(Shard(file.name, len(rows[-1]), file.stat().st_size))
+        sums[file.name] = known.get(file.name) or sha256_of(file)
+    for odd, samples in oddities.items():
+        log.warning("%s: %d samples %s; e.g. %s", printable(folder), len(samples), odd, printable(samples[0]))
+    table = np.concatenate(rows)
+    if not len(table):
+        raise DataError(f"{printable(folder)}: no sample of its shards has both an image and a label")
+    needed = int(table["label"].max()) + 1
+    if classes is None:
+        listed = read_classes(folder / CLASSES) if (folder / CLASSES).exists() else head.get("classes")
+        classes = listed or [str(label) for label in range(needed)]
+    if len(classes) < needed:
+        raise DataError(f"{printable(folder)}: has the label {needed - 1}, but there are only {len(classes)} classes")
+    index = ShardIndex(classes, shards, table, **marks)
+    index.save(folder, sums)
+    return index
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none."""
+    shards = [file for file in sorted(folder.iterdir()) if SHARD_NAME.fullmatch(file.name)]
+    if not shards:
+        raise DataError(f"{printable(folder)}: there are no shards (*.tar; unpack compressed ones with gunzip)")
+    return shards
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names in a file, one a line, in the order of the labels. Raises ``DataError``."""
+    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    if not all(names) or len(set(names)) < len(names):
+        line = next(n for n, name in enumerate(names) if not name or name in names[:n])
+        raise DataError(f"{printable(path)}: line {line + 1} is empty, or repeats the name of a class")
+    return names
+
+
+def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
+    """What is wrong with the files in a folder of shards, in words: compares them with ``SHA256SUMS`` and the index."""
+    sums, end = read_sums(folder), 0
+    for shard in progress(index.shards, f"checking {folder}"):
+        path, start, end = folder / shard.name, end, end + shard.images
+        try:
+            if sha256_of(path) != sums.get(shard.name):
+                yield f"{path}: its SHA-256 is not that of {SUMS}"
+            elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
+                yield f"{path}: its images or labels are not those of {INDEX}"
+        except (OSError, DataError) as error:
+            yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    names = {shard.name for shard in index.shards}
+    yield from (f"{path}: is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
+    for name in (ROWS, INDEX):
+        if sha256_of(folder / name) != sums.get(name):
+            yield f"{folder / name}: its SHA-256 is not that of {SUMS}"
+    if (folder / CLASSES).exists() and read_classes(folder / CLASSES) != list(index.classes):
+        yield f"{folder / CLASSES}: its classes are not those of {INDEX}"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal. Raises ``OSError``."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def progress(items: Iterable, what: str) -> tqdm:
+    """Iterate with a progress bar; in a file, where each state of it is a line, it moves once a minute."""
+    return tqdm(items, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)

@@ -6,13 +6,14 @@ import os
 import tarfile
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from isonet.data.folders import check_known
-from isonet.data.shards.index import VERIFY_COMMAND, ShardIndex, read_index
+from isonet.data.shards.index import TOOL, ShardIndex, read_index
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
@@ -39,36 +40,34 @@ class ShardSource(EncodedSource):
         self.classes = classes
         position = {name: label for label, name in enumerate(classes)}
         self.labels = np.array([position[name] for name in index.classes])[index.rows["label"]]
-        self._starts = index.starts
-        self._open: dict[int, int] = {}  # file descriptors by shard, least recently read first
+        self._ends = [*accumulate(shard.images for shard in index.shards)]
+        self._open: dict[Path, int] = {}  # file descriptors, least recently read first
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
-        number = bisect_right(self._starts, index) - 1
-        path = self.folder / self.index.shards[number].name
+        shard = self.index.shards[bisect_right(self._ends, index)]
+        path = self.folder / shard.name
         offset, size, _ = self.index.rows[index].item()
         try:
-            data = os.pread(self._descriptor(number, path), 512 + size, offset - 512)
+            descriptor = self._descriptor(path)
+            data = os.pread(descriptor, 512 + size, offset - 512)
             header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises for what is no header
-            if header.size != size or len(data) < 512 + size:
-                raise ValueError(f"image {index} is not where the index says")
+            if header.size != size or len(data) < 512 + size or os.fstat(descriptor).st_size != shard.bytes:
+                raise ValueError(f"it is not the file that was indexed, which has image {index} at byte {offset:,}")
         except (OSError, tarfile.TarError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise DataError(
-                f"{printable(path)}: cannot be read ({printable(why)}); {VERIFY_COMMAND} lists what is damaged"
+                f"{printable(path)}: cannot be read ({printable(why)}); {TOOL} verify FOLDER lists what is damaged"
             ) from None
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 
-    def _descriptor(self, number: int, path: Path) -> int:
+    def _descriptor(self, path: Path) -> int:
         """A file descriptor of a shard. A forked process may use it as well: ``os.pread`` moves no common position."""
-        descriptor = self._open.pop(number, None)
+        descriptor = self._open.pop(path, None)
         if descriptor is None:
             if len(self._open) >= MAX_OPEN:
                 os.close(self._open.pop(next(iter(self._open))))
             descriptor = os.open(path, os.O_RDONLY)
-            if (size := os.fstat(descriptor).st_size) != self.index.shards[number].bytes:
-                os.close(descriptor)
-                raise ValueError(f"it has {size:,} bytes, not {self.index.shards[number].bytes:,}")
-        self._open[number] = descriptor
+        self._open[path] = descriptor
         return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
