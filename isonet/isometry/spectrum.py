@@ -45,11 +45,8 @@ class Spectrum:
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """The quantiles of the singular values at ``shares`` between 0 and 1."""
-        order = self.values.argsort()
-        reached = self.counts[order].cumsum(0)
-        targets = torch.tensor(shares, dtype=torch.float64) * (reached[-1] - 1)
-        places = torch.searchsorted(reached, targets.round().long(), right=True)
-        return self.values[order][places].tolist()
+        values = self.all().flip(0)
+        return [values[round(share * (len(values) - 1))].item() for share in shares]
 
 
 @torch.no_grad()
@@ -61,8 +58,8 @@ def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = to
     weights; the result is on the CPU.
     """
     shape = shape_of(conv)
-    found = _spectrum(_by_group(conv, dtype), (height, width), shape.stride, shape.dilation)
-    return Spectrum(found.values.cpu(), found.counts.cpu())
+    spectrum = _spectrum(_by_group(conv, dtype), (height, width), shape.stride, shape.dilation)
+    return Spectrum(spectrum.values.cpu(), spectrum.counts.cpu())
 
 
 def _by_group(conv: Conv2d, dtype: torch.dtype) -> Tensor:

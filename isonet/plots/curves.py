@@ -1,4 +1,4 @@
-"""Metrics against epochs: the curves of one run, redrawn while it trains, and those of several runs side by side."""
+"""Metrics against epochs: the curves of a run while it trains, or those of several runs side by side."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from isonet.errors import UserError
 from isonet.plots import Row, look
 
 _MOST_MARKERS = 10  # on one curve
-_ALL_MARKED = 40  # epochs of a single run up to which each is marked
 _LONGEST_NAME, _LEGEND_WIDTH = 60, 150  # characters
 
 
@@ -42,34 +41,8 @@ PANELS = {
 SHOWN = ("cross_entropy", "penalty", "top1", "learning_rate")
 
 
-class CurvesFigure:
-    """The curves of one run. Drawing again in the same figure takes a third of the time of a new one."""
-
-    def __init__(self, name: str) -> None:
-        """name: the title, usually the name of the run."""
-        with plots.style(9.5):
-            self.figure = plots.new_figure(1350, 900, fitted=False)  # measuring the text would double the time
-            self.figure.subplots_adjust(left=0.09, right=0.985, top=0.925, bottom=0.08, wspace=0.26, hspace=0.27)
-            self.axes = list(self.figure.subplots(2, 2).flat)
-            self.figure.suptitle(plots.shortened(name, 90), y=0.985)
-
-    def draw(self, rows: Sequence[Row]) -> bytes:
-        """A PNG of ``rows``, one row of metrics per epoch and at least one."""
-        marker = {"marker": "o"} if len(rows) <= _ALL_MARKED else {}
-        with plots.style(9.5):
-            for axis, panel in zip(self.axes, [PANELS[key] for key in SHOWN], strict=True):
-                axis.clear()
-                colours = plots.COLOURS[:2] if panel.validation else plots.COLOURS[2:3]
-                for (key, dash), colour in zip(panel.lines, colours, strict=True):
-                    _plot(axis, panel, key, rows, linestyle=dash, color=colour, **marker)
-                _scale(axis, panel, [rows])
-                if panel.validation:
-                    axis.legend(["training", "validation"])
-            return plots.as_png(self.figure)
-
-
 def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) -> bytes:
-    """A PNG that compares runs: a panel for each of ``keys``, a colour and marker for each run.
+    """A PNG of one or more runs: a panel for each of ``keys``, a colour and marker for each run.
 
     Training is dashed, validation solid. runs: rows of metrics by the run's name. keys: of ``PANELS``, one or four.
     Raises ``UserError`` if there are more runs than colours and markers to tell them apart.
@@ -85,14 +58,11 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
             for number, rows in enumerate(runs.values()):
                 first = min(number * every // len(runs), len(rows) - 1)  # keeps the markers of equal curves apart
                 for column, dash in panel.lines:
-                    _plot(axis, panel, column, rows, linestyle=dash, markevery=(first, every), **look(number))
+                    line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": (first, every)}
+                    axis.plot(values_of(rows, "epoch"), values_of(rows, column), **line, **look(number))
             _scale(axis, panel, list(runs.values()))
         _add_legend(figure, list(runs), any(PANELS[key].validation for key in keys))
         return plots.as_png(figure)
-
-
-def _plot(axis: Any, panel: Panel, key: str, rows: Sequence[Row], **line: Any) -> None:
-    axis.plot(values_of(rows, "epoch"), values_of(rows, key), drawstyle=panel.drawstyle, **line)
 
 
 def values_of(rows: Sequence[Row], key: str) -> list[float]:
@@ -116,7 +86,6 @@ def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:
     if panel.may_be_log and known and 0 < 9.99 * min(known) <= max(known):
         plots.log_scale(axis, min(known), max(known))
     else:
-        axis.set_yscale("linear")
         axis.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
         plots.plain_numbers(axis.yaxis)
 

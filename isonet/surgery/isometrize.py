@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -21,7 +20,7 @@ from isonet.surgery.replacing import Replacing
 from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning
 from isonet.surgery.rewiring import rewire
 from isonet.surgery.running import ModelError, run, same
-from isonet.surgery.watching import Seen, watch
+from isonet.surgery.watching import watch
 
 
 def isometrize(
@@ -108,7 +107,11 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     modes = {module: module.training for module in new.modules()}
     expected = run(new.eval(), example)
     kinds = (*RELUS, *asked.also) if asked.srelu else ()
-    in_place = _work_out_of_place(new, left_out) if kinds or asked.normalisation is False else []
+    if kinds or asked.normalisation is False:  # a new SReLU may need the input that the next module overwrites
+        module: Any
+        for name, module in new.named_modules():
+            if name not in left_out and getattr(module, "inplace", False) is True:
+                module.inplace = False
     new, unread = rewire(new, kinds, asked.multiplier is not None, left_out, report)
     if not same(expected, run(new, example)):
         raise ModelError(
@@ -122,11 +125,10 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     replacing = Replacing(new, seen, left_out, report)
     replacing.activations(kinds, unread)
     if not report.activations and asked.normalisation is None and not asked.delta:
-        return _unchanged(model, seen, left_out, asked, report)
+        replacing.model = copy.deepcopy(model)
+        report.unchanged, report.multipliers, report.rewired = _why_unchanged(model, asked), [], []
+        asked = replace(asked, multiplier=None, delta=False)
     replacing.norms(asked.normalisation)
-    if not (report.activations or report.norms_removed):
-        for module in in_place:
-            module.inplace = True
     if asked.multiplier is not None:
         for name in report.multipliers:
             new.get_parameter(f"{name}.scale").fill_(asked.multiplier)
@@ -136,43 +138,22 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     replacing.weights(asked.delta)
     for module in new.modules():
         module.training = modes.get(module, model.training)
-    return new, report
+    return replacing.model, report
 
 
-def _unchanged(
-    model: nn.Module, seen: Seen, left_out: frozenset[str], asked: _Arguments, report: IsometrizedReport
-) -> tuple[nn.Module, IsometrizedReport]:
-    """A copy of ``model`` as it is, with a report that says so."""
-    new = copy.deepcopy(model)
-    report.multipliers, report.rewired = [], []
-    replacing = Replacing(new, seen, left_out, report)
-    replacing.norms(None)
-    replacing.weights(False)
-    report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
+def _why_unchanged(model: nn.Module, asked: _Arguments) -> str:
     other = replace(asked, srelu=True, also=(*asked.also, *_other_kinds(model)))
     hint = "also=(...) names kinds to replace" if other == asked else f"{other} replaces those that it has"
-    report.unchanged = (
+    return (
         f"isometrize changed nothing, because no activation of the network becomes SReLU: {hint}; "
         "normalisation=False and delta=True have an effect without SReLU"
     )
-    return new, report
 
 
 def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
     """All names of the modules in ``skip`` and of the modules below them."""
-    asked = skipped(model, skip)
-    named = list(model.named_modules(remove_duplicate=False))
-    modules = {below for name, module in named if asked(name, module) for below in module.modules()}
-    return frozenset(name for name, module in named if module in modules)
-
-
-def _work_out_of_place(model: nn.Module, left_out: frozenset[str]) -> list[Any]:
-    """Let no module overwrite its input, which a new SReLU before it may need; returns the modules that did."""
-    modules = [module for name, module in model.named_modules() if name not in left_out]
-    acting: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
-    for module in acting:
-        module.inplace = False
-    return acting
+    left_out = skipped(model, skip)
+    return frozenset(name for name, module in model.named_modules(remove_duplicate=False) if left_out(name, module))
 
 
 def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:
@@ -204,19 +185,16 @@ def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Argument
     )
 
 
-def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
+def _alternatives(new: nn.Module, asked: _Arguments) -> list[_Arguments]:
     """Arguments to advise, from the smallest difference to what keeps most of the original."""
-    tried = {asked}
-    for other in (
+    others = (
         replace(asked, normalisation=None, delta=None),
         replace(asked, normalisation=None, delta=None, also=(*asked.also, *_other_kinds(new))),
         replace(asked, normalisation=True, delta=False, multiplier=None),
         replace(asked, delta=False),
         replace(asked, delta=True),
-    ):
-        if other not in tried:
-            tried.add(other)
-            yield other
+    )
+    return [other for other in dict.fromkeys(others) if other != asked]
 
 
 def _other_kinds(model: nn.Module) -> Kinds:

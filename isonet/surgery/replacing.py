@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.init import delta_init_, initialised_convs
+from isonet.init import delta_init_
 from isonet.models.layers import SReLU
 from isonet.ortho import penalised_convs
 from isonet.surgery.kinds import NORMS, NOT_POINTWISE, Kinds, is_activation
@@ -17,6 +17,7 @@ from isonet.surgery.rewiring import exchange
 from isonet.surgery.watching import Call, Seen
 
 _NOT_REACHED = "the example does not reach it"
+_NO_SRELU = "no activation becomes SReLU"
 
 
 class Copied(nn.Identity):
@@ -102,7 +103,7 @@ class Replacing:
         """The norms that stay by default, with the reason: an activation reads them and does not become SReLU."""
         srelus = self.report.activations.keys()
         if not srelus:
-            return dict.fromkeys(norms, "no activation becomes SReLU")
+            return dict.fromkeys(norms, _NO_SRELU)
         others = {name: sorted(self.seen.readers[name] - srelus) for name in norms}
         needed = {name: f"read by {readers[0]}, which is no SReLU" for name, readers in others.items() if readers}
         if needed:  # a norm before the head is removed only if all norms are
@@ -114,29 +115,28 @@ class Replacing:
 
         delta: as in ``isometrize``.
         """
-
-        def skip(name: str, module: nn.Module) -> bool:
-            return name in self.left_out
-
         report = self.report
         norms = {name for name, module in self.model.named_modules() if isinstance(module, NORMS)}
-        for name, conv in initialised_convs(self.model, skip=skip) if delta is not False else ():
+        penalised = dict(penalised_convs(self.model))
+        for name, conv in named_convs(self.model):
+            if name in self.left_out:
+                continue
+            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
+            special = "a 7x7 stem" if is_7x7_stem(conv) else images
             readers = sorted(self.seen.readers[name] & norms)
-            if delta is None and (readers or not self.seen.calls[name]):
+            if delta is False:
+                report.not_initialised[name] = _NO_SRELU if report.unchanged else "not asked for"
+            elif is_7x7_stem(conv):
+                report.not_initialised[name] = special
+            elif delta is None and (readers or not self.seen.calls[name]):
                 report.not_initialised[name] = f"read by a norm that stays, {readers[0]}" if readers else _NOT_REACHED
             else:
                 delta_init_(conv)
                 report.initialised.append(name)
-        penalised = dict(penalised_convs(self.model, skip))
-        for name, conv in named_convs(self.model, skip):
-            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
-            why = "a 7x7 stem" if is_7x7_stem(conv) else images
-            if name not in report.initialised:
-                report.not_initialised.setdefault(name, "not asked for" if delta is False else why)
             if name in penalised:
                 report.penalised.append(name)
             else:
-                report.not_penalised[name] = why
+                report.not_penalised[name] = special
 
 
 def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:

@@ -118,8 +118,6 @@ def measure_network(
     opts: ``KEY VALUE`` pairs, merged on top of the config.
     images: how many. steps: towards the extremes of the Jacobian, at most.
     """
-    from tqdm import tqdm
-
     from isonet.data import build_loader
     from isonet.isometry.measure import measure
     from isonet.models import build_model
@@ -136,13 +134,7 @@ def measure_network(
         model, cfg, source = trained.model, trained.cfg, str(trained.path)
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     batch, labels = next(iter(build_loader(cfg, "val", (device,))))
-    with tqdm(desc=printable(what), disable=not sys.stderr.isatty(), unit=" parts") as bar:
-
-        def progress(part: str) -> None:
-            bar.set_postfix_str(part)
-            bar.update()
-
-        numbers = measure(model.to(device), batch, labels, steps, progress, cfg.ISON.ORTHO_STRIDED)
+    numbers = measure(model.to(device), batch, labels, steps, cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))
     return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **numbers}
 
