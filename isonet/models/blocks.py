@@ -24,10 +24,6 @@ class BasicTransform(nn.Module):
         x = self.b_bn(self.b(x))
         return self.shared_scalar(x)
 
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.b_bn
-
 
 class BottleneckTransform(nn.Module):
     """Residual branch of 1x1, 3x3 and 1x1 convolutions. The 3x3 has the stride and a quarter of the width."""
@@ -50,10 +46,6 @@ class BottleneckTransform(nn.Module):
         x = self.b_relu(self.b_bn(self.b(x)))
         x = self.c_bn(self.c(x))
         return self.shared_scalar(x)
-
-    @property
-    def last_norm(self) -> nn.Module:
-        return self.c_bn
 
 
 Transform = type[BasicTransform] | type[BottleneckTransform]
