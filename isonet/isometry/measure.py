@@ -21,7 +21,6 @@ from isonet.ortho import PUBLISHED
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NEAR = 0.1  # singular values between 0.9 and 1.1 are near 1
-_ACTIVATIONS: tuple[type[nn.Module], ...] = (SReLU, nn.ReLU)
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
     images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
     and the gradients of its parameters do not change.
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, _ACTIVATIONS)}
+    names = {module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)}
     outputs: list[tuple[str, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -18,7 +18,6 @@ from isonet.errors import UserError
 # The colour-blind palette of Okabe and Ito, dark colours first, without its yellow, which is invisible on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-MOST_LOOKS = len(COLOURS) * len(MARKERS)
 _DPI = 150
 
 MISSING = "matplotlib is not installed (pip install 'isonet[plot]', or matplotlib)"
@@ -80,13 +79,8 @@ def as_png(figure: Any) -> bytes:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of line ``number``. The first ``MOST_LOOKS`` differ, the first six in a greyscale print too."""
+    """Colour and marker of line ``number``. The first 42 differ, the first six in a greyscale print too."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def shortened(name: str, longest: int) -> str:
-    """The end of ``name``, which tells runs apart, in at most ``longest`` characters."""
-    return name if len(name) <= longest else f"...{name[3 - longest :]}"
 
 
 def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from isonet import plots
-from isonet.errors import UserError
 from isonet.plots import Row, look
 
 _MOST_MARKERS = 10  # on one curve
@@ -45,10 +44,8 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
     """A PNG of one or more runs: a panel for each of ``keys``, a colour and marker for each run.
 
     Training is dashed, validation solid. runs: rows of metrics by the run's name. keys: of ``PANELS``, one or four.
-    Raises ``UserError`` if there are more runs than colours and markers to tell them apart.
+    More than 42 runs share colours and markers.
     """
-    if len(runs) > plots.MOST_LOOKS:
-        raise UserError(f"{len(runs)} runs are too many for one picture: {plots.MOST_LOOKS} at most can be told apart")
     with plots.style(10.5):
         figure = plots.new_figure(1600, 1000)
         shape = (2, 2) if len(keys) > 1 else (1, 1)
@@ -59,13 +56,13 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
                 first = min(number * every // len(runs), len(rows) - 1)  # keeps the markers of equal curves apart
                 for column, dash in panel.lines:
                     line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": (first, every)}
-                    axis.plot(values_of(rows, "epoch"), values_of(rows, column), **line, **look(number))
+                    axis.plot(_values(rows, "epoch"), _values(rows, column), **line, **look(number))
             _scale(axis, panel, list(runs.values()))
         _add_legend(figure, list(runs), any(PANELS[key].validation for key in keys))
         return plots.as_png(figure)
 
 
-def values_of(rows: Sequence[Row], key: str) -> list[float]:
+def _values(rows: Sequence[Row], key: str) -> list[float]:
     """The column ``key``, with nan, which is not drawn, in rows that lack it."""
     return [row.get(key, math.nan) for row in rows]
 
@@ -81,7 +78,7 @@ def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:
     axis.set_xlabel("epoch")
 
     axis.set_ylabel(panel.label)
-    values = (value for rows in runs for key, _ in panel.lines for value in values_of(rows, key))
+    values = (value for rows in runs for key, _ in panel.lines for value in _values(rows, key))
     known = [value for value in values if value and not math.isnan(value)]  # a penalty of 0 was not computed
     if panel.may_be_log and known and 0 < 9.99 * min(known) <= max(known):
         plots.log_scale(axis, min(known), max(known))
@@ -94,7 +91,7 @@ def _add_legend(figure: Any, names: list[str], dashes: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **look(number)) for number in range(len(names))]
-    names = [plots.shortened(name, _LONGEST_NAME) for name in names]
+    names = [name[-_LONGEST_NAME:] for name in names]  # the ends tell them apart
     if dashes:
         names += ["training", "validation"]
         handles += [Line2D([], [], color="#666666", linestyle=dash) for dash in ("--", "-")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,8 @@ def draw_sweep(keys: Sequence[str], points: Sequence[Point]) -> bytes:
 
 
 def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None:
-    values = _different(point.values[key] for point in points)
-    known = [(values.index(p.values[key]), p.best_top1, p.last_top1) for p in points if p.best_top1 is not None]
-    known.sort(key=lambda point: point[0])
+    values = _different([point.values[key] for point in points])
+    known = sorted((values.index(p.values[key]), p.best_top1, p.last_top1) for p in points if p.best_top1 is not None)
     x, best, last = zip(*known, strict=True) if known else ((), (), ())
     if alone:
         axis.plot(x, best, **look(0), markersize=7, label="best epoch")
@@ -74,12 +73,12 @@ def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None
 
 def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None:
     """The first key from left to right, the second upwards."""
-    columns, rows = (_different(point.values[key] for point in points) for key in keys)
+    columns, rows = (_different([point.values[key] for point in points]) for key in keys)
     axis = figure.subplots()
     axis.grid(False)
     grid = [[math.nan] * len(columns) for _ in rows]
-    known = [point.best_top1 for point in points if point.best_top1 is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 1.0)
+    known = [point.best_top1 for point in points if point.best_top1 is not None] or [0.0, 1.0]
+    low, high = min(known), max(known)
     for point in points:
         x, y = columns.index(point.values[keys[0]]), rows.index(point.values[keys[1]])
         text, colour = point.state, "black"
@@ -101,13 +100,10 @@ def _label(axis: Any, key: str, values: Sequence[Any]) -> None:
     axis.set_label_text(key)
 
 
-def _different(values: Iterable[Any]) -> list[Any]:
+def _different(values: Sequence[Any]) -> list[Any]:
     """Each value once: numbers in increasing order, others as they come."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return sorted(found) if all(type(value) in (int, float) for value in found) else found
+    once = [value for number, value in enumerate(values) if value not in values[:number]]
+    return sorted(once) if all(type(value) in (int, float) for value in once) else once
 
 
 def _text(value: Any) -> str:

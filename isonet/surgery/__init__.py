@@ -12,15 +12,8 @@
 networks on examples and compares results.
 """
 
-from isonet.surgery.health import Health, measure_health
-from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning
+from isonet.surgery.health import measure_health
+from isonet.surgery.report import DeadNetworkWarning, UnchangedNetworkWarning
 from isonet.surgery.running import ModelError
 
-__all__ = [
-    "DeadNetworkWarning",
-    "Health",
-    "IsometrizedReport",
-    "ModelError",
-    "UnchangedNetworkWarning",
-    "measure_health",
-]
+__all__ = ["DeadNetworkWarning", "ModelError", "UnchangedNetworkWarning", "measure_health"]

@@ -17,7 +17,6 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -58,14 +57,9 @@ class Health:
         if self.alive:
             return ""
         if self.sensitivity < TOO_WEAK:
-            first_and_last = list(self.contrast.items())[:: len(self.contrast) - 1 or 1]
-            ends = " and ".join(f"{value:.1e} after {name or 'the layer'}" for name, value in first_and_last)
-            return (
-                f"its outputs hardly depend on the image: the sensitivity is {self.sensitivity:.1e}, below {TOO_WEAK} "
-                f"(standard deviation over images: {ends})"
-            )
+            return f"its outputs hardly depend on the image: sensitivity {self.sensitivity:.1e}, below {TOO_WEAK}"
         if not self.sensitivity <= TOO_STRONG:
-            return f"its gradients explode: the sensitivity is {self.sensitivity:.1e}, above {TOO_STRONG:.0e}"
+            return f"its gradients explode: sensitivity {self.sensitivity:.1e}, above {TOO_STRONG:.0e}"
         return f"its outputs explode: a step of rate {_RATE} changes them by {self.change:.1e}, more than {TOO_FAR:.0e}"
 
     def __str__(self) -> str:
@@ -86,8 +80,15 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
             module.train()
     images = eight_images(example)
     contrast: dict[str, float] = {}
-    layers = [(name, module) for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)]
-    with torch.enable_grad(), hooked(m.register_forward_hook(partial(_note, contrast, name)) for name, m in layers):
+    layers = {module: name for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)}
+
+    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+        contrast.pop(layers[layer], None)  # keeps the order of the last run
+        if isinstance(output, Tensor):
+            x = output.detach().float()
+            contrast[layers[layer]] = (x - x.mean(0)).square().mean().sqrt().item()
+
+    with torch.enable_grad(), hooked(layer.register_forward_hook(note) for layer in layers):
         outputs = list(tensors(run(probe, images)))
         if contrast and _fill_zeros(probe.get_submodule(list(contrast)[-1])):
             outputs = list(tensors(run(probe, images)))
@@ -103,14 +104,6 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
         _norm(new - old.detach() for new, old in zip(after, outputs, strict=False) if new.shape == old.shape),
         contrast,
     )
-
-
-def _note(contrast: dict[str, float], name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-    """Enter the standard deviation of ``output`` over the images."""
-    contrast.pop(name, None)  # keeps the order of the last run
-    if isinstance(output, Tensor):
-        x = output.detach().float()
-        contrast[name] = (x - x.mean(0)).square().mean().sqrt().item()
 
 
 def _fill_zeros(layer: Any) -> bool:
@@ -132,10 +125,10 @@ def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter], images: in
     norm = _norm(directions)
     directions = [(direction / norm).to(output) for direction, output in zip(directions, outputs, strict=True)]
     try:
-        found = torch.autograd.grad(outputs, parameters, directions, allow_unused=True) if outputs else ()
+        all_gradients = torch.autograd.grad(outputs, parameters, directions, allow_unused=True) if outputs else ()
     except RuntimeError as error:
         raise ModelError(f"the backward pass fails ({str(error).splitlines()[0]:.200})") from error
-    gradients = [(p, gradient) for p, gradient in zip(parameters, found, strict=False) if gradient is not None]
+    gradients = [(p, gradient) for p, gradient in zip(parameters, all_gradients, strict=False) if gradient is not None]
     if not gradients:
         raise ModelError("no parameter gets a gradient")
     return gradients

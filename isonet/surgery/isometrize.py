@@ -176,12 +176,9 @@ def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Argument
             if measure_health(_change(model, example, other)[0], example).alive:
                 report.advised = other.given()
                 return f"{asked} gives a network that cannot learn: {report.health.reason}. {other} gives one that can"
-    original = ""
-    with suppress(ModelError):
-        original = "" if measure_health(model, example).alive else "; the original network cannot learn either"
     raise ModelError(
-        f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}{original}; "
-        "check=False returns it all the same"
+        f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}; "
+        "check=False returns it all the same, and measure_health tells whether the original network can learn"
     )
 
 

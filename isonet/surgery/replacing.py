@@ -83,8 +83,7 @@ class Replacing:
         for name in norms:
             calls = self.seen.calls[name]
             if not calls or any(len(call.shape) < 3 for call in calls):
-                why = "reads no feature map" if calls else _NOT_REACHED
-                self.report.leave(name, modules[name], "holds other modules" if any(modules[name].children()) else why)
+                self.report.leave(name, modules[name], "it reads no feature map, or holds other modules")
         for name, why in self._needed(norms).items() if normalisation is None else ():
             self.report.leave(name, modules[name], why)
         for name in norms:
