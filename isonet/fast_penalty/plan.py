@@ -62,9 +62,7 @@ class OrthoPenalty:
 
     def per_conv(self) -> dict[str, Tensor]:
         """Return the terms of the sum: a scalar for each penalised convolution, in the network's order."""
-        terms: dict[str, Tensor] = {}
-        for names, values in self._penalties():
-            terms.update(zip(names, values, strict=True))
+        terms = {name: value for names, values in self._penalties() for name, value in zip(names, values, strict=True)}
         return {name: terms[name] for name in self.names}
 
     def _penalties(self) -> Iterator[tuple[Iterable[str], Tensor]]:
@@ -87,8 +85,6 @@ def ortho_penalty_per_conv(
 def deal_out(convs: Iterable[tuple[str, Conv]], parts: int, strided: str = PUBLISHED) -> list[list[tuple[str, Conv]]]:
     """Split named convolutions into ``parts`` parts that cost about the same, in the same way on every rank."""
     convs = list(convs)
-    if parts == 1:
-        return [convs]
     costs = [Grams(shape_of(conv), strided).cost() for _, conv in convs]
     return [[convs[i] for i in jobs] for jobs in balance(costs, parts)]
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ _OF_AXIS = [(1, 1), (0, 1), (-2, 1)]
 # Points of all axes together: 3x3 has 25 and 2x2x2 has 27. 3x3x3 would have 125, and would round 20 times worse than
 # the definition
 _MOST_POINTS = 27
+
+_outer = functools.partial(functools.reduce, np.kron)  # weights on each axis -> those of every tap, or offset, of all
 
 
 def has_points(kernel: Axes, step: Axes) -> bool:
@@ -144,11 +146,6 @@ def _powers(point: tuple[int, int], size: int) -> np.ndarray:
     """Return a^t b^(size - 1 - t) for each of ``size`` taps t of one axis: (size,)."""
     a, b = point
     return np.array([a**t * b ** (size - 1 - t) for t in range(size)])
-
-
-def _outer(axes: Iterable[np.ndarray]) -> np.ndarray:
-    """Multiply the weights on each axis into those of every tap, or offset, of all axes."""
-    return functools.reduce(np.kron, axes)
 
 
 def _value_row(z: Point, kernel: Axes, step: Axes, phase: Axes) -> np.ndarray:

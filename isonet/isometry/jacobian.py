@@ -102,8 +102,7 @@ def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extre
     """The extremes of the bidiagonal matrix, whose next entry would be ``beyond``."""
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if above:
-        matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
+    matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
     left, values, _ = torch.linalg.svd(matrix)
     errors = beyond * left[-1].abs()
     return Extremes(values[0].item(), errors[0].item(), values[-1].item(), errors[-1].item(), count)

@@ -38,7 +38,9 @@ def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
     images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
     and the gradients of its parameters do not change.
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)
+    }
     outputs: list[tuple[str, Tensor]] = []
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

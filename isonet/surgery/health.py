@@ -80,7 +80,9 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
             module.train()
     images = eight_images(example)
     contrast: dict[str, float] = {}
-    layers = {module: name for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)}
+    layers: dict[nn.Module, str] = {
+        module: name for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)
+    }
 
     def note(layer: nn.Module, inputs: Any, output: Any) -> None:
         contrast.pop(layers[layer], None)  # keeps the order of the last run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isonet.convs import Skip, named_convs, skipped
 from isonet.init import initialised_convs
+from isonet.models.layers import shift_names
 from isonet.surgery.health import measure_health
 from isonet.surgery.kinds import FUNCTIONS, RELUS, Kinds
 from isonet.surgery.replacing import Replacing
@@ -63,7 +64,8 @@ def isometrize(
     asked = _Arguments(normalisation, srelu, tuple(also), delta, multiplier, names)
     with torch.no_grad():
         new, report = _change(model, example, asked)
-        vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
+        own: Any = getattr(model, "no_weight_decay", set)
+        vars(new)["no_weight_decay"] = functools.partial(set, {*own(), *shift_names(new)})
         advice = _examine(model, new, example, asked, report) if check else ""
     if not check:
         report.not_measured = "check=False"
@@ -154,12 +156,6 @@ def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
     """All names of the modules in ``skip`` and of the modules below them."""
     left_out = skipped(model, skip)
     return frozenset(name for name, module in model.named_modules(remove_duplicate=False) if left_out(name, module))
-
-
-def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:
-    """Names of the parameters without weight decay: the shifts, and those that ``model`` lists itself."""
-    own: Any = getattr(model, "no_weight_decay", tuple)
-    return frozenset(own()) | {f"{name}.srelu_bias" if name else "srelu_bias" for name in report.activations}
 
 
 def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Arguments, report: IsometrizedReport) -> str:

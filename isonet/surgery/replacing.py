@@ -14,7 +14,7 @@ from isonet.ortho import penalised_convs
 from isonet.surgery.kinds import NORMS, NOT_POINTWISE, Kinds, is_activation
 from isonet.surgery.report import IsometrizedReport
 from isonet.surgery.rewiring import exchange
-from isonet.surgery.watching import Call, Seen
+from isonet.surgery.watching import Seen
 
 _NOT_REACHED = "the example does not reach it"
 _NO_SRELU = "no activation becomes SReLU"
@@ -44,8 +44,7 @@ class Replacing:
 
         unread: modules whose forward ``torch.fx`` cannot read, with the reason.
         """
-        modules = dict(self.model.named_modules())
-        for name, module in modules.items():
+        for name, module in list(self.model.named_modules()):
             if name in self.left_out:
                 continue
             if not isinstance(module, kinds):
@@ -53,7 +52,7 @@ class Replacing:
                     self.report.leave(name, module, "not asked for")
                 continue
             calls = self.seen.calls[name]
-            where = {(call.shape[dim], dim) for call in calls for dim in [_channel_dim(call, modules)]}
+            where = {(call.shape[call.dim], call.dim) for call in calls}
             if not calls:
                 self.report.leave(name, module, _NOT_REACHED)
             elif len(where) > 1:
@@ -136,8 +135,3 @@ class Replacing:
                 report.penalised.append(name)
             else:
                 report.not_penalised[name] = special
-
-
-def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:
-    """The dimension of the channels: the last one after a linear layer, else the second."""
-    return -1 if isinstance(modules.get(call.layer), nn.Linear) and len(call.shape) > 2 else 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -120,17 +120,25 @@ class _Draft:
                     continue  # a module cannot take an argument that is computed at each call
                 own: Any = kind(*node.args[1:], **given)  # its arguments have the function's names and order
                 own.inplace = False
-                child = self._add(kind.__name__.lower(), own)
-                with self.graph.inserting_before(node):
-                    call = self.graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
-                node.replace_all_uses_with(call)
-                self.graph.erase_node(node)
+                x = node.args[0] if node.args else node.kwargs["input"]
+                node.op, node.target = "call_module", self._add(kind.__name__.lower(), own)
+                node.args, node.kwargs = (x,), {}
 
     def multiply(self) -> dict[str, str]:
-        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason."""
+        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason.
+
+        The branch is the term that passes through more convolutions.
+        """
         faults: dict[str, str] = {}
-        for node, branch in list(sums_of_convs(self.owner, self.graph)):
-            if fault := no_residual_branch(self.owner, node, branch):
+
+        def depth(term: fx.Node) -> int:
+            return _convs(self.owner, _ancestors(term))
+
+        for node in [each for each in self.graph.nodes if function_of(each) in _SUMS]:
+            if len(node.all_input_nodes) != 2 or not any(map(depth, node.all_input_nodes)):
+                continue
+            branch, shortcut = sorted(node.all_input_nodes, key=depth, reverse=True)
+            if fault := no_residual_branch(self.owner, branch, shortcut):
                 faults[node.name] = fault
                 continue
             child = self._add("multiplier", ResMultiplier(1.0))
@@ -186,22 +194,11 @@ def function_of(node: fx.Node) -> object:
     return node.target if node.op == "call_function" else None
 
 
-def sums_of_convs(owner: nn.Module, graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """Each sum of two different results, and the one of the two that passes through more convolutions."""
-    for node in list(graph.nodes):
-        terms = node.all_input_nodes
-        if function_of(node) in _SUMS and len(terms) == 2:
-            convs = [_convs(owner, _ancestors(term)) for term in terms]
-            if any(convs):
-                yield node, terms[convs.index(max(convs))]
+def no_residual_branch(owner: nn.Module, branch: fx.Node, shortcut: fx.Node) -> str:
+    """Why ``branch`` is not a residual branch in the sum with ``shortcut``; empty if it is one.
 
-
-def no_residual_branch(owner: nn.Module, node: fx.Node, branch: fx.Node) -> str:
-    """Why ``branch`` is not a residual branch of the sum ``node``; empty if it is one.
-
-    The other term of the sum must be the input of the branch, or a projection of that input.
+    The shortcut must be the input of the branch, or a projection of that input.
     """
-    (shortcut,) = [term for term in node.all_input_nodes if term is not branch]
     through, past = _ancestors(branch), _ancestors(shortcut)
     own, projection = _convs(owner, through - past), _convs(owner, past - through)
     projects = past & through and projection <= 1 < own and not _convs(owner, past & through)

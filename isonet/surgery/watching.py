@@ -20,20 +20,20 @@ from isonet.hooks import hooked
 from isonet.surgery.kinds import ATTENTION, DROPOUTS, GATES, NORMS, is_activation, kind_of
 from isonet.surgery.running import ModelError, eight_images, run, tensors
 
-_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the output has the channels of the input
+_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the channels of the output are those of the input
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a module.
 
-    shape: of the input. source: the module that computed the input, "" if unknown. layer: the module that computed its
-    channels, which norms, dropout and identities only pass on. like: (0,), of the input's type and device.
+    shape: of the input. dim: of its channels: the last one after a linear layer, else the second. source: the module
+    that computed the input, "" if unknown. like: (0,), of the input's type and device.
     """
 
     shape: tuple[int, ...]
+    dim: int
     source: str
-    layer: str
     like: Tensor
 
 
@@ -72,7 +72,7 @@ class _Watch(TorchFunctionMode):
         self.model, self.seen = model, seen
         self.modules = dict(model.named_modules())
         self.stack: list[tuple[str, nn.Module]] = [("", model)]  # modules that are being called, the innermost last
-        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, layer
+        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, and the one that made its channels
         self.unread: dict[int, frozenset[str]] = {}  # id of a tensor -> convolutions and norms that await a reader
         self.outputs: list[tuple[str, Tensor, int]] = []  # module, its output, in-place changes of it so far
         self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
@@ -106,7 +106,8 @@ class _Watch(TorchFunctionMode):
         self.stack.append((name, module))
         if inputs and isinstance(x := inputs[0], Tensor) and not list(module.children()):
             source, layer = self.made_by.get(id(x), ("", ""))
-            self.seen.calls[name].append(Call(tuple(x.shape), source, layer, x.new_empty(0)))
+            dim = -1 if isinstance(self.modules[layer], nn.Linear) and x.ndim > 2 else 1
+            self.seen.calls[name].append(Call(tuple(x.shape), dim, source, x.new_empty(0)))
         elif isinstance(module, NORMS):  # a norm with an activation inside also reads the convolution
             self._read(self._unread_in(inputs), name)
 
