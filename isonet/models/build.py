@@ -12,8 +12,7 @@ from yacs.config import CfgNode
 from isonet.config import uses_small_images
 from isonet.depths import stage_depths
 from isonet.init import delta_init_, normal_init_, orthogonal_conv_init_
-from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
-from isonet.models.isonet import Architecture, ISONet
+from isonet.models.isonet import Architecture, BasicTransform, BottleneckTransform, ISONet, ResBlock, Transform
 from isonet.models.layers import LayerFactory
 
 Initialiser = Callable[[nn.Module], nn.Module]

@@ -1,7 +1,7 @@
 """Everything that draws: one style, one palette, one way to a PNG.
 
-``curves`` draws metrics against epochs, ``sweep`` the accuracy of a sweep, ``isometry`` the figures of the isometry
-report. matplotlib is an optional dependency, so only the functions that draw import it.
+``runs`` draws metrics and sweeps, ``isometry`` the figures of the isometry report.
+matplotlib is an optional dependency, so only the functions that draw import it.
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from isonet.convs import Skip, named_convs, skipped
 from isonet.init import initialised_convs
 from isonet.models.layers import shift_names
-from isonet.surgery.health import measure_health
 from isonet.surgery.kinds import FUNCTIONS, RELUS, Kinds
 from isonet.surgery.replacing import Replacing
-from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning
+from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning, measure_health
 from isonet.surgery.rewiring import rewire
 from isonet.surgery.running import ModelError, run, same
 from isonet.surgery.watching import watch
@@ -50,7 +49,7 @@ def isometrize(
     True initialises all, False none.
     multiplier: initial value of a learned scalar on each residual branch; None adds no scalars.
     skip: modules that stay as they are, with all modules below them: names, or a predicate of name and module.
-    check: measure whether the result can learn (``report.health``, see ``isonet.surgery.health``). If it cannot, try
+    check: measure whether the result can learn (``report.health``, see ``isonet.surgery.report``). If it cannot, try
     other arguments: the first that help are in a ``DeadNetworkWarning`` and in ``report.advised``.
 
     SReLU's shift replaces the bias of a removed norm. A convolution without a bias gets one, of 0, only where no SReLU

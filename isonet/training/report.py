@@ -21,7 +21,7 @@ from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
 from isonet.isometry import feature_sizes, network_extremes
 from isonet.plots import MISSING, Row, have_matplotlib
-from isonet.plots.curves import draw_runs
+from isonet.plots.runs import draw_runs
 
 log = logging.getLogger("isonet")
 

@@ -7,9 +7,8 @@ import torch
 
 from isonet.init import delta_init_, normal_init_
 from isonet.models import ISONet
-from isonet.models.blocks import BasicTransform, BottleneckTransform
 from isonet.models.build import init_network_
-from isonet.models.isonet import Architecture
+from isonet.models.isonet import Architecture, BasicTransform, BottleneckTransform
 from isonet.models.layers import LayerFactory
 
 FAMILIES = {

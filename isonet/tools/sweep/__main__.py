@@ -19,7 +19,7 @@ from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 from isonet.launch import is_launched, parse_gpu_ids
 from isonet.plots import MISSING, have_matplotlib
-from isonet.plots.sweep import draw_sweep
+from isonet.plots.runs import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.cli import check_gpu_ids, make_parser
 from isonet.tools.sweep.grid import Run, make_grid

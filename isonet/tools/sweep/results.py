@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from isonet.config import flat
 from isonet.errors import UserError, printable
 from isonet.files.storage import write_file
-from isonet.plots.sweep import Point
+from isonet.plots.runs import Point
 from isonet.tools.summary import COLUMNS, Summary, cells, summary_of, text_table
 from isonet.tools.sweep.grid import Run, leaf, shown
 
