@@ -59,12 +59,6 @@ def has_points(kernel: Axes, step: Axes) -> bool:
     return max(taps) <= len(_OF_AXIS) and math.prod(2 * m - 1 for m in taps) <= _MOST_POINTS
 
 
-@functools.lru_cache(maxsize=256)
-def points_for(kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> Points:
-    """Return the points for kernels of this size, of which the offsets that are multiples of ``step`` count."""
-    return Points(kernel, step, dtype, device)
-
-
 class Points:
     """The points for kernels of one size, and the tables that turn taps into values, and values into the penalty.
 
@@ -126,6 +120,9 @@ class Points:
         sums = 0 if self.phases is None else self.phases.numel() * c * c
         value = evaluation + self.products * product + sums + self.form.numel() * c * c
         return value, sums + (2 * self.products - self.at_one) * product + evaluation
+
+
+points_for = functools.lru_cache(maxsize=256)(Points)
 
 
 def _taps_of_phase(kernel: Axes, step: Axes) -> list[int]:

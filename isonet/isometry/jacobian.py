@@ -58,12 +58,7 @@ def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Produ
 
 
 def extreme_singular_values(
-    function: Callable[[Tensor], Tensor],
-    at: Tensor,
-    steps: int = 60,
-    tolerance: float = 1e-3,
-    seed: int = 0,
-    name: str = "",
+    function: Callable[[Tensor], Tensor], at: Tensor, steps: int = 60, tolerance: float = 1e-3, name: str = ""
 ) -> Extremes:
     """The extreme singular values of the Jacobian of ``function`` at ``at``; its input and output may have any shape.
 
@@ -77,7 +72,7 @@ def extreme_singular_values(
     if rows <= columns:  # start in the smaller space, which has no direction that the shape alone maps to 0
         product, transposed = transposed, product
     small = min(rows, columns)
-    rng = torch.Generator(at.device).manual_seed(seed)
+    rng = torch.Generator(at.device).manual_seed(0)
     right = [_unit(torch.randn(small, dtype=at.dtype, device=at.device, generator=rng), name)[0]]
     left: list[Tensor] = []
     diagonal: list[float] = []

@@ -67,21 +67,15 @@ def measure(model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, stri
     progress.
     """
     model.eval()
+    shifts = {name: layer.srelu_bias for name, layer in model.named_modules() if isinstance(layer, SReLU)}
+    multipliers = {name: layer.scale for name, layer in model.named_modules() if isinstance(layer, ResMultiplier)}
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "images": list(images.shape),
         "convs": list(_convs(model, images[:1], strided)),
         "signal": [asdict(norms) for norms in signal_norms(model, images, labels)],
-        "shifts": {
-            name: layer.srelu_bias.detach().flatten().tolist()
-            for name, layer in model.named_modules()
-            if isinstance(layer, SReLU)
-        },
-        "multipliers": {
-            name.removesuffix(".f.shared_scalar"): layer.scale.item()
-            for name, layer in model.named_modules()
-            if isinstance(layer, ResMultiplier)
-        },
+        "shifts": {name: shift.flatten().tolist() for name, shift in shifts.items()},
+        "multipliers": {name.removesuffix(".f.shared_scalar"): scale.item() for name, scale in multipliers.items()},
         "jacobian": list(_jacobians(model, images[:1], steps)),
     }
 

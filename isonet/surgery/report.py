@@ -51,19 +51,19 @@ class Health:
     contrast: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
-    def alive(self) -> bool:
-        return TOO_WEAK <= self.sensitivity <= TOO_STRONG and self.change <= TOO_FAR  # both False for nan
-
-    @property
     def reason(self) -> str:
         """Why the network is dead; empty if it is alive."""
-        if self.alive:
-            return ""
         if self.sensitivity < TOO_WEAK:
             return f"its outputs hardly depend on the image: sensitivity {self.sensitivity:.1e}, below {TOO_WEAK}"
-        if not self.sensitivity <= TOO_STRONG:
+        if not self.sensitivity <= TOO_STRONG:  # nan, too
             return f"its gradients explode: sensitivity {self.sensitivity:.1e}, above {TOO_STRONG:.0e}"
-        return f"its outputs explode: a step of rate {_RATE} changes them by {self.change:.1e}, more than {TOO_FAR:.0e}"
+        if not self.change <= TOO_FAR:
+            return f"its outputs explode: a step of rate {_RATE} changes them by {self.change:.1e}, over {TOO_FAR:.0e}"
+        return ""
+
+    @property
+    def alive(self) -> bool:
+        return not self.reason
 
     def __str__(self) -> str:
         return f"can learn: sensitivity {self.sensitivity:.1e}" if self.alive else f"cannot learn: {self.reason}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
@@ -78,16 +77,16 @@ class _Watch(TorchFunctionMode):
         self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
 
     def __call__(self, example: Tensor) -> Any:
+        layers = self.modules.items()
         try:
-            with hooked(self._hooks()), self:
+            with (
+                hooked(module.register_forward_pre_hook(partial(self._enter, name)) for name, module in layers),
+                hooked(module.register_forward_hook(self._leave) for _, module in layers),
+                self,
+            ):
                 return self.model(example)
         finally:
             self.seen.written_over |= {name for name, x, changes in self.outputs if _in_place_changes(x) != changes}
-
-    def _hooks(self) -> Iterator[RemovableHandle]:
-        for name, module in self.modules.items():
-            yield module.register_forward_pre_hook(partial(self._enter, name))
-            yield module.register_forward_hook(self._leave)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
