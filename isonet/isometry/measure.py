@@ -38,12 +38,10 @@ def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
     images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
     and the gradients of its parameters do not change.
     """
-    names: dict[nn.Module, str] = {
-        module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)
-    }
+    names = {module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)}
     outputs: list[tuple[str, Tensor]] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         outputs.append((names[module], output))
 
     with hooked(module.register_forward_hook(note) for module in names), torch.enable_grad():
@@ -84,9 +82,8 @@ def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, 
     """Singular values of each convolution on its feature map, and its part of the penalty (None: not included)."""
     with torch.no_grad():
         penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
-    convs = dict(model.named_modules())
     for name, (height, width) in tqdm(feature_sizes(model, image).items(), "convolutions", disable=None):
-        conv = convs[name]
+        conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
         if not conv.weight.isfinite().all():
             raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")

@@ -8,8 +8,8 @@
 4. initialise (``replacing.py``): write the delta initialisation where no norm remains;
 5. measure (``report.py``): can the result learn, and if not, which other arguments help?
 
-``report.py`` also says what changed, ``kinds.py`` lists what counts as an activation or a norm, and ``running.py`` runs
-networks on examples and compares results.
+``report.py`` also says what changed, ``watching.py`` lists what counts as an activation or a norm, and ``running.py``
+runs networks on examples and compares results.
 """
 
 from isonet.surgery.report import DeadNetworkWarning, UnchangedNetworkWarning, measure_health

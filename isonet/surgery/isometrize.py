@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from isonet.convs import Skip, named_convs, skipped
 from isonet.init import initialised_convs
 from isonet.models.layers import shift_names
-from isonet.surgery.kinds import FUNCTIONS, RELUS, Kinds
 from isonet.surgery.replacing import Replacing
 from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning, measure_health
 from isonet.surgery.rewiring import rewire
 from isonet.surgery.running import ModelError, run, same
-from isonet.surgery.watching import watch
+from isonet.surgery.watching import FUNCTIONS, RELUS, Kinds, watch
 
 
 def isometrize(
@@ -102,7 +101,8 @@ class _Arguments:
 
 
 def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Module, IsometrizedReport]:
-    left_out = _left_out(model, asked.skip)
+    skips, named = skipped(model, asked.skip), model.named_modules(remove_duplicate=False)
+    left_out = frozenset(name for name, module in named if skips(name, module))
     list((named_convs if asked.delta is False else initialised_convs)(model, skip=left_out))  # raise before any work
     report, new = IsometrizedReport(), copy.deepcopy(model)
     modes = {module: module.training for module in new.modules()}
@@ -151,12 +151,6 @@ def _why_unchanged(model: nn.Module, asked: _Arguments) -> str:
     )
 
 
-def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
-    """All names of the modules in ``skip`` and of the modules below them."""
-    left_out = skipped(model, skip)
-    return frozenset(name for name, module in model.named_modules(remove_duplicate=False) if left_out(name, module))
-
-
 def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Arguments, report: IsometrizedReport) -> str:
     """Enter the health of ``new`` in ``report``; returns advice if it is dead, and raises if no arguments help."""
     try:
@@ -191,5 +185,5 @@ def _alternatives(new: nn.Module, asked: _Arguments) -> list[_Arguments]:
 
 def _other_kinds(model: nn.Module) -> Kinds:
     """The kinds of activations in ``model`` that ``also`` could replace."""
-    kinds = (kind for kind in FUNCTIONS if kind not in RELUS)
-    return tuple(kind for kind in kinds if any(type(module) is kind for module in model.modules()))
+    kinds = {type(module) for module in model.modules()}
+    return tuple(kind for kind in FUNCTIONS if kind not in RELUS and kind in kinds)

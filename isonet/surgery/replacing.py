@@ -11,10 +11,9 @@ from isonet.convs import Conv, is_7x7_stem, named_convs
 from isonet.init import delta_init_
 from isonet.models.layers import SReLU
 from isonet.ortho import penalised_convs
-from isonet.surgery.kinds import NORMS, NOT_POINTWISE, Kinds, is_activation
 from isonet.surgery.report import IsometrizedReport
 from isonet.surgery.rewiring import exchange
-from isonet.surgery.watching import Seen
+from isonet.surgery.watching import NORMS, NOT_POINTWISE, Kinds, Seen, is_activation
 
 _NOT_REACHED = "the example does not reach it"
 _NO_SRELU = "no activation becomes SReLU"

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
-from isonet.surgery.kinds import BATCH_STATISTICS
 from isonet.surgery.running import ModelError, eight_images, run, tensors
+from isonet.surgery.watching import BATCH_STATISTICS
 
 TOO_WEAK = 0.2
 TOO_STRONG = 1e19  # the largest norm whose square fits in float32 is 1.8e19
@@ -148,11 +148,9 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
             module.train()
     images = eight_images(example)
     contrast: dict[str, float] = {}
-    layers: dict[nn.Module, str] = {
-        module: name for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)
-    }
+    layers = {module: name for name, module in probe.named_modules() if isinstance(module, Conv | nn.Linear)}
 
-    def note(layer: nn.Module, inputs: Any, output: Any) -> None:
+    def note(layer: Any, inputs: Any, output: Any) -> None:
         contrast.pop(layers[layer], None)  # keeps the order of the last run
         if isinstance(output, Tensor):
             x = output.detach().float()

@@ -18,9 +18,9 @@ from torch import fx, nn
 
 from isonet.convs import named_convs
 from isonet.models.layers import ResMultiplier
-from isonet.surgery.kinds import Kinds, kind_of
 from isonet.surgery.report import IsometrizedReport
 from isonet.surgery.running import first_line
+from isonet.surgery.watching import Kinds, kind_of
 
 _SUMS = (operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_)
 _PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)

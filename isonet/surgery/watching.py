@@ -1,25 +1,55 @@
-"""What each layer of a network reads, recorded while the network runs."""
+"""What counts as an activation or a norm, and what each layer of a network reads, recorded while the network runs."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
-from isonet.surgery.kinds import ATTENTION, DROPOUTS, GATES, NORMS, is_activation, kind_of
 from isonet.surgery.running import ModelError, eight_images, run, tensors
 
+Kinds = tuple[type[nn.Module], ...]
+
+BATCH_STATISTICS: Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+                           nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
+NORMS: Kinds = (*BATCH_STATISTICS, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+DROPOUTS: Kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+RELUS: Kinds = (nn.ReLU, nn.ReLU6)  # replaced by default: below the cap of 6 both are max(x, 0)
+GATES: Kinds = (nn.Sigmoid, nn.Hardsigmoid)  # their output weighs a signal that bypasses them
+NOT_POINTWISE: Kinds = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
+
+ATTENTION = (F.softmax, torch.softmax, Tensor.softmax, F.scaled_dot_product_attention)
+FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # that compute what the module computes
+    nn.ReLU: (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+    nn.ReLU6: (F.relu6,),
+    nn.LeakyReLU: (F.leaky_relu,),
+    nn.ELU: (F.elu,),
+    nn.SiLU: (F.silu,),
+    nn.GELU: (F.gelu,),
+    nn.Hardswish: (F.hardswish,),
+}
 _PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the channels of the output are those of the input
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether ``module`` is one of torch's activations, gates and attention included."""
+    return type(module).__module__ == "torch.nn.modules.activation"
+
+
+def kind_of(function: object, kinds: Iterable[type[nn.Module]] = FUNCTIONS) -> type[nn.Module] | None:
+    """The first of ``kinds`` that computes what ``function`` computes, None if there is none."""
+    return next((kind for kind in kinds if any(function is each for each in FUNCTIONS.get(kind, ()))), None)
 
 
 @dataclass(frozen=True)
