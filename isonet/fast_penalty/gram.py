@@ -1,30 +1,183 @@
-"""The penalty of kernels of one shape as one autograd function, with its gradient in closed form.
+"""The penalty from values of kernels at points: a few matrix products (Toom 1963; Cook 1966).
 
-``points`` computes both at once from the taps. This module turns weights into taps, and gradients of taps into
-gradients of weights, for any memory layout, any groups and any precision that the process has chosen. The definition
-(``isonet.ortho.kernel_penalty``) computes second derivatives, ``torch.func``, forward-mode differentiation, and the
-kernels that have no points.
+Read a kernel as a polynomial with one variable per axis, W(z) = sum over taps t of W[t] z^t. Its Gram matrices
+(``isonet.ortho``) are the coefficients of
+
+    W(z) W(1/z)^T = sum over offsets d of  G[d] z^d,
+
+so its values at as many points as there are offsets determine all of them. The value at 1/z is the transpose of the
+value at z, which saves every other product: the 25 Gram matrices of a 3x3 kernel are sums of 81 products of taps, and
+take 13 products here. Let E = G - [d = 0] I. The penalty 1/2 sum_d ||E[d]||^2 is a quadratic form of the values E(z)
+with some matrix M, and its gradient at tap t is
+
+    sum over all points z of  2 z^t S(z) W(1/z),      S = M E.
+
+Where only offsets that are multiples of a step count, the taps split into ``step`` phases on each axis. Each phase is
+a kernel of its own, and the products at a point are summed over the phases.
+
+Shapes: N kernels, K taps each, C channels on the narrower side, D on the other.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from isonet.convs import ConvShape
-from isonet.fast_penalty.points import Points, has_points, points_for
-from isonet.ortho import OPERATOR, PUBLISHED, kernel_penalty, unreachable
-from isonet.precision import full_precision
-from isonet.private_torch import transforms_active
+from isonet.ortho import OPERATOR, PUBLISHED
+
+Axes = tuple[int, ...]  # a whole number for each axis
+# A point is a pair (a, b) per axis, which stands for z = a / b: (b, a) is 1/z, and (1, 0) is infinity
+Point = tuple[tuple[int, int], ...]
+
+# Points of one axis, for up to three taps: z = 1, and one of each pair z and 1/z. As tangents of half an angle, all of
+# them lie almost evenly around the circle, so they round little worse than sums over offsets. 2 in place of -2
+# would be 30 times worse
+_OF_AXIS = [(1, 1), (0, 1), (-2, 1)]
+# Points of all axes together: 3x3 has 25 and 2x2x2 has 27. 3x3x3 would have 125, and would round 20 times worse than
+# the definition
+_MOST_POINTS = 27
 
 # The cost of a value at a point besides products, since it passes through memory. Fitted to times of 34 shapes of
 # ImageNet and CIFAR networks on a CPU; it predicts most of them to within a quarter
 _MACS_PER_VALUE = 256
 _COMPLEX_MACS = 4  # real multiply-accumulates in a complex one
+
+_outer = functools.partial(functools.reduce, np.kron)  # weights on each axis -> those of every tap, or offset, of all
+
+
+def has_points(kernel: Axes, step: Axes) -> bool:
+    """Return whether there are points for kernels of this size: up to three taps a phase, and few enough in all."""
+    taps = _taps_of_phase(kernel, step)
+    return max(taps) <= len(_OF_AXIS) and math.prod(2 * m - 1 for m in taps) <= _MOST_POINTS
+
+
+class Points:
+    """The points for kernels of one size, and the tables that turn taps into values, and values into the penalty.
+
+    Values are homogeneous, a^t b^(taps - 1 - t) in place of z^t, so that infinity can be a point.
+    """
+
+    def __init__(self, kernel: Axes, step: Axes, dtype: torch.dtype, device: torch.device) -> None:
+        make = functools.partial(torch.tensor, dtype=dtype, device=device)
+        taps = _taps_of_phase(kernel, step)
+        grid = _pair_up([_OF_AXIS[:m] for m in taps])
+        self.points = len(grid) // 2 + 1  # points with a product: 1, and one of each pair
+        left, right, place = _factors(grid[: self.points], kernel, step)
+        self.products, self.at_one = len(place), place.count(0)
+        self.values = make(np.concatenate([left, right[self.at_one :]]))  # (rows, K): the weight of a tap in a value
+        self.twice_values = 2 * self.values
+        self.rows: int = len(self.values)  # values (C, D) that are computed of each kernel
+        # (points, products): 1 where a product belongs to a point; None: each is a point's only one
+        self.phases = make(np.eye(self.points)[:, place]) if self.products > self.points else None
+        of_gram = np.array([_outer(_powers(axis, 2 * m - 1) for axis, m in zip(z, taps, strict=True)) for z in grid])
+        self.identity = make(of_gram[: self.points, len(grid) // 2])  # (points,): the weight of offset zero in a value
+        self.form = make(np.linalg.inv(of_gram @ of_gram.T)[: self.points])  # M: (points, all points)
+        self.share = make([0.5] + [1.0] * (self.points - 1))  # of a point in the penalty: pairs count twice
+
+    def penalties(self, taps: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:
+        """Return the penalty of each kernel, (K, N, C, D) -> (N,), and with ``with_grad`` its gradient, else None."""
+        _, n, c, d = taps.shape
+        parts = [n * x for x in (self.at_one, self.products - self.at_one, self.products - self.at_one)]
+        values = (self.values @ taps.flatten(1)).view(-1, c, d)
+        one, left, right = values.split_with_sizes(parts)  # W(1); W(z), W(1/z)
+
+        error = taps.new_empty(2 * self.points - 1, n, c, c)  # E at 1, z, 1/z
+        half = error[: self.points]
+        products = half if self.phases is None else taps.new_empty(self.products, n, c, c)
+        torch.bmm(one, one.mT, out=products.view(-1, c, c)[: len(one)])
+        torch.bmm(left, right.mT, out=products.view(-1, c, c)[len(one) :])
+        if self.phases is not None:
+            torch.mm(self.phases, products.flatten(1), out=half.flatten(1))
+        half.diagonal(dim1=2, dim2=3).sub_(self.identity[:, None, None])
+        error[self.points :] = half[1:].mT
+
+        slope = (self.form @ error.flatten(1)).view(half.shape)  # S
+        penalty = self.share @ (slope * half).sum((2, 3))
+        if not with_grad:
+            return penalty, None
+        del error, half, products  # their memory is enough for the gradient
+        if self.phases is not None:
+            slope = self.phases.T @ slope.flatten(1)
+        at_one, others = slope.view(-1, c, c).split_with_sizes(parts[:2])
+        grad = torch.empty_like(values)
+        grad_one, grad_left, grad_right = grad.split_with_sizes(parts)
+        torch.bmm(at_one, one, out=grad_one)
+        torch.bmm(others, right, out=grad_left)
+        torch.bmm(others.mT, left, out=grad_right)
+        return penalty, (self.twice_values.T @ grad.view(-1, n * c * d)).view(taps.shape)
+
+    def macs(self, c: int, d: int) -> tuple[int, int]:
+        """Return the multiply-accumulates for one kernel: of its penalty, and of its gradient."""
+        evaluation, product = self.values.numel() * c * d, c * c * d
+        sums = 0 if self.phases is None else self.phases.numel() * c * c
+        value = evaluation + self.products * product + sums + self.form.numel() * c * c
+        return value, sums + (2 * self.products - self.at_one) * product + evaluation
+
+
+points_for = functools.lru_cache(maxsize=256)(Points)
+
+
+def _taps_of_phase(kernel: Axes, step: Axes) -> list[int]:
+    """Return for each axis the number of taps of the longest phase."""
+    return [-(-k // s) for k, s in zip(kernel, step, strict=True)]
+
+
+def _inverse(z: Point) -> Point:
+    """Return 1/z, on each axis."""
+    return tuple((b, a) for a, b in z)
+
+
+def _pair_up(axes: Sequence[Sequence[tuple[int, int]]]) -> list[Point]:
+    """Return all points: 1, one of each pair z and 1/z, and in the same order the others.
+
+    axes: for each axis 1 and one of each pair.
+    """
+    one, *others = itertools.product(*([*axis, *_inverse(tuple(axis[1:]))] for axis in axes))
+    half: list[Point] = []
+    for z in others:
+        if _inverse(z) not in half:
+            half.append(z)
+    return [one, *half, *map(_inverse, half)]
+
+
+def _powers(point: tuple[int, int], size: int) -> np.ndarray:
+    """Return a^t b^(size - 1 - t) for each of ``size`` taps t of one axis: (size,)."""
+    a, b = point
+    return np.array([a**t * b ** (size - 1 - t) for t in range(size)])
+
+
+def _value_row(z: Point, kernel: Axes, step: Axes, phase: Axes) -> np.ndarray:
+    """Return the weight of each tap in the value of ``phase`` at ``z``: (K,)."""
+    axes = []
+    for point, k, every, first in zip(z, kernel, step, phase, strict=True):
+        axis = np.zeros(k, int)
+        taps = axis[first::every]
+        taps[:] = _powers(point, -(-k // every))[: len(taps)]
+        axes.append(axis)
+    return _outer(axes)
+
+
+def _factors(points: Sequence[Point], kernel: Axes, step: Axes) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Return the factors W(z) and W(1/z) of all products, as value rows (products, K), and the index of its point.
+
+    Every phase has a product at every point, except where it vanishes.
+    """
+    left, right, place = [], [], []
+    for (i, z), phase in itertools.product(enumerate(points), itertools.product(*map(range, step))):
+        row, inverse_row = (_value_row(at, kernel, step, phase) for at in (z, _inverse(z)))
+        if row.any() and inverse_row.any():
+            left.append(row)
+            right.append(inverse_row)
+            place.append(i)
+    return np.array(left), np.array(right), place
 
 
 class Grams(NamedTuple):
@@ -77,77 +230,3 @@ class Grams(NamedTuple):
         """Return where the kernels are evaluated, in the type and on the device of ``like``, or float32 on the CPU."""
         dtype, device = (torch.float32, torch.device("cpu")) if like is None else (like.dtype, like.device)
         return points_for(self.conv.kernel, self.conv.step, dtype, device)
-
-
-def gram_penalty(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
-    """Return the penalty of each of ``weights``, (out, in / groups, *kernel) of one shape: (len(weights),).
-
-    The result has the weights' type, but at least float32.
-    """
-    if transforms_active() or not grams.fast:
-        return _by_definition(grams, *weights)
-    with_grad = torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)
-    return _GramPenalty.apply(grams, with_grad, *weights)[0]
-
-
-def _by_definition(grams: Grams, *weights: Tensor) -> Tensor:
-    return torch.stack([kernel_penalty(weight, *grams) for weight in weights])
-
-
-class _GramPenalty(torch.autograd.Function):
-    """Returns the penalties, and for the backward pass their gradients by taps, (K, layers * groups, C, D).
-
-    ``points`` computes the first derivative. If it is differentiated again, the definition computes both.
-    """
-
-    @staticmethod
-    def forward(grams: Grams, with_grad: bool, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        with full_precision(weights[0].device):
-            taps = _stack_taps(grams, weights)
-            penalty, grad = grams.points(taps).penalties(taps, with_grad)
-        penalty = penalty.view(len(weights), -1).sum(1)
-        if grams.strided == OPERATOR:
-            penalty += unreachable(grams.conv)
-        return penalty, grad if grad is not None else taps.new_empty(0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.grams, _, *weights = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *weights)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        grad, *weights = ctx.saved_tensors
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return None, None, *_differentiable_gradients(ctx.grams, weights, cotangent)
-        # (K, layers, groups, C, D), each layer multiplied by its incoming gradient
-        grad = grad.reshape(-1, len(weights), ctx.grams.conv.groups, *grad.shape[2:]) * cotangent.view(-1, 1, 1, 1)
-        return None, None, *(_from_taps(ctx.grams, g, w) for g, w in zip(grad.unbind(1), weights, strict=True))
-
-
-def _differentiable_gradients(grams: Grams, weights: Sequence[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    """Return the definition's gradients as functions of the weights and of the incoming gradient, (layers,)."""
-    wanted = [weight for weight in weights if weight.requires_grad]
-    gradients = iter(torch.autograd.grad(_by_definition(grams, *weights), wanted, cotangent, create_graph=True))
-    return [_laid_out_like(weight, next(gradients)) if weight.requires_grad else None for weight in weights]
-
-
-def _laid_out_like(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Return ``gradient`` in the type and memory layout of ``weight``, as a fused optimizer requires."""
-    return torch.empty_like(weight, requires_grad=False).copy_(gradient)
-
-
-def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
-    """(out, in / groups, *kernel) each -> (K, layers * groups, C, D): each group is a convolution of its own."""
-    shape = grams.conv
-    by_group = (shape.groups, shape.out_channels // shape.groups, shape.in_channels // shape.groups, -1)
-    order = (3, 0, 2, 1) if grams.exchanged else (3, 0, 1, 2)
-    taps = torch.cat([weight.detach().reshape(by_group).permute(order) for weight in weights], dim=1)
-    return taps.to(torch.promote_types(taps.dtype, torch.float32))
-
-
-def _from_taps(grams: Grams, taps: Tensor, weight: Tensor) -> Tensor:
-    """The inverse, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), laid out like ``weight``."""
-    order = (1, 3, 2, 0) if grams.exchanged else (1, 2, 3, 0)
-    return _laid_out_like(weight, taps.permute(order).flatten(0, 1).unflatten(2, grams.conv.kernel))

@@ -1,17 +1,7 @@
 """How far a network is from an isometry: singular values of its layers and its Jacobian, and norms of its signals."""
 
-from isonet.isometry.jacobian import Extremes, extreme_singular_values, jacobian_of
-from isonet.isometry.signal import LayerNorms, signal_norms
-from isonet.isometry.spectrum import Spectrum, conv_spectrum, feature_sizes, network_extremes
+from isonet.isometry.jacobian import extreme_singular_values
+from isonet.isometry.measure import signal_norms
+from isonet.isometry.spectrum import conv_spectrum, feature_sizes, network_extremes
 
-__all__ = [
-    "Extremes",
-    "LayerNorms",
-    "Spectrum",
-    "conv_spectrum",
-    "extreme_singular_values",
-    "feature_sizes",
-    "jacobian_of",
-    "network_extremes",
-    "signal_norms",
-]
+__all__ = ["conv_spectrum", "extreme_singular_values", "feature_sizes", "network_extremes", "signal_norms"]

@@ -8,7 +8,6 @@ singular value is found twice.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,12 +58,7 @@ def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Produ
 
 
 def extreme_singular_values(
-    function: Callable[[Tensor], Tensor],
-    at: Tensor,
-    steps: int = 60,
-    tolerance: float = 1e-3,
-    seed: int = 0,
-    name: str = "",
+    function: Callable[[Tensor], Tensor], at: Tensor, steps: int = 60, tolerance: float = 1e-3, name: str = ""
 ) -> Extremes:
     """The extreme singular values of the Jacobian of ``function`` at ``at``; its input and output may have any shape.
 
@@ -78,43 +72,32 @@ def extreme_singular_values(
     if rows <= columns:  # start in the smaller space, which has no direction that the shape alone maps to 0
         product, transposed = transposed, product
     small = min(rows, columns)
-    rng = torch.Generator(at.device).manual_seed(seed)
-    right = [_unit(torch.randn(small, dtype=at.dtype, device=at.device, generator=rng))[0]]
+    rng = torch.Generator(at.device).manual_seed(0)
+    right = [_unit(torch.randn(small, dtype=at.dtype, device=at.device, generator=rng), name)[0]]
     left: list[Tensor] = []
     diagonal: list[float] = []
     above: list[float] = []
     while True:
-        direction, length = _unit(_orthogonal(product(right[-1]), left))
-        _check_finite(length, name)
+        direction, length = _unit(_orthogonal(product(right[-1]), left), name)
         left.append(direction)
         diagonal.append(length)
-        following, length = _unit(_orthogonal(transposed(direction), right))
-        _check_finite(length, name)
+        following, length = _unit(_orthogonal(transposed(direction), right), name)
         count = len(diagonal)
         if count == small or length <= torch.finfo(at.dtype).eps * max(diagonal) * count:
             length = 0.0  # the whole space is searched
-        found = _extremes(diagonal, above, length)
-        settled = max(found.largest_error, found.smallest_error) <= tolerance * found.largest
+        extremes = _extremes(diagonal, above, length)
+        settled = max(extremes.largest_error, extremes.smallest_error) <= tolerance * extremes.largest
         if settled or count >= steps or not length:
-            return found
+            return extremes
         right.append(following)
         above.append(length)
-
-
-def _check_finite(length: float, name: str) -> None:
-    if not math.isfinite(length):
-        raise NonFiniteError(
-            f"{name}: its Jacobian is not finite, so it has no singular values; its weights, its multipliers or the "
-            "signal that reaches it are too large or nan"
-        )
 
 
 def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extremes:
     """The extremes of the bidiagonal matrix, whose next entry would be ``beyond``."""
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-    if above:
-        matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
+    matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
     left, values, _ = torch.linalg.svd(matrix)
     errors = beyond * left[-1].abs()
     return Extremes(values[0].item(), errors[0].item(), values[-1].item(), errors[-1].item(), count)
@@ -128,6 +111,12 @@ def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
     return vector
 
 
-def _unit(vector: Tensor) -> tuple[Tensor, float]:
+def _unit(vector: Tensor, name: str) -> tuple[Tensor, float]:
+    """The direction and the length of ``vector``, a product with the Jacobian of ``name``."""
     length = vector.norm()
+    if not length.isfinite():
+        raise NonFiniteError(
+            f"{name}: its Jacobian is not finite, so it has no singular values; its weights, its multipliers or the "
+            "signal that reaches it are too large or nan"
+        )
     return vector / length.clamp(min=torch.finfo(vector.dtype).tiny), length.item()

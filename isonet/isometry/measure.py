@@ -2,78 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from isonet.errors import NonFiniteError
 from isonet.fast_penalty import ortho_penalty_per_conv
+from isonet.hooks import hooked
 from isonet.isometry.jacobian import extreme_singular_values
-from isonet.isometry.signal import signal_norms
 from isonet.isometry.spectrum import conv_spectrum, feature_sizes
 from isonet.models import ISONet, ResMultiplier, SReLU
 from isonet.ortho import PUBLISHED
 
 _QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _NEAR = 0.1  # singular values between 0.9 and 1.1 are near 1
-_BINS = 80  # of the histogram, from 0 to 2, and one more for larger values
-
-Progress = Callable[[str], None]
 
 
-def measure(
-    model: ISONet,
-    images: Tensor,
-    labels: Tensor,
-    steps: int = 60,
-    progress: Progress = lambda _: None,
-    strided: str = PUBLISHED,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class LayerNorms:
+    """Means over the images for one activation: the norm of its output, and of the gradient of the loss there."""
+
+    name: str
+    forward: float
+    backward: float
+
+
+def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[LayerNorms]:
+    """The norms after each SReLU and ReLU of ``model``, in the order of computation.
+
+    images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
+    and the gradients of its parameters do not change.
+    """
+    names = {module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)}
+    outputs: list[tuple[str, Tensor]] = []
+
+    def note(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append((names[module], output))
+
+    with hooked(module.register_forward_hook(note) for module in names), torch.enable_grad():
+        loss = F.cross_entropy(model(images), labels, reduction="sum")  # of a mean, a gradient would depend on N
+    gradients = torch.autograd.grad(loss, [output for _, output in outputs])
+    return [
+        LayerNorms(name, _mean_norm(output.detach()), _mean_norm(gradient))
+        for (name, output), gradient in zip(outputs, gradients, strict=True)
+    ]
+
+
+def _mean_norm(batch: Tensor) -> float:
+    return batch.flatten(1).double().norm(dim=1).mean().item()  # in float32, squares below 1e-45 are 0
+
+
+def measure(model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, strided: str = PUBLISHED) -> dict[str, Any]:
     """The report of ``model``, which is put in evaluation mode, on images (N, 3, H, W) with labels (N,).
 
-    steps: at most, for the Jacobian of each stage at the first image. progress: called with the name of each part
-    before it is measured. strided: the penalty of the network's training (``isonet.ortho``). Raises ``NonFiniteError``
-    for weights or a Jacobian that are not finite.
+    steps: at most, for the Jacobian of each stage at the first image. strided: the penalty of the network's training
+    (``isonet.ortho``). Raises ``NonFiniteError`` for weights or a Jacobian that are not finite. A terminal shows the
+    progress.
     """
     model.eval()
+    shifts = {name: layer.srelu_bias for name, layer in model.named_modules() if isinstance(layer, SReLU)}
+    multipliers = {name: layer.scale for name, layer in model.named_modules() if isinstance(layer, ResMultiplier)}
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "images": list(images.shape),
-        "convs": list(_convs(model, images[:1], progress, strided)),
+        "convs": list(_convs(model, images[:1], strided)),
         "signal": [asdict(norms) for norms in signal_norms(model, images, labels)],
-        "shifts": {
-            name: layer.srelu_bias.detach().flatten().tolist()
-            for name, layer in model.named_modules()
-            if isinstance(layer, SReLU)
-        },
-        "multipliers": {
-            name.removesuffix(".f.shared_scalar"): layer.scale.item()
-            for name, layer in model.named_modules()
-            if isinstance(layer, ResMultiplier)
-        },
-        "jacobian": list(_jacobians(model, images[:1], steps, progress)),
+        "shifts": {name: shift.flatten().tolist() for name, shift in shifts.items()},
+        "multipliers": {name.removesuffix(".f.shared_scalar"): scale.item() for name, scale in multipliers.items()},
+        "jacobian": list(_jacobians(model, images[:1], steps)),
     }
 
 
-def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) -> Iterator[dict[str, Any]]:
+def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, Any]]:
     """Singular values of each convolution on its feature map, and its part of the penalty (None: not included)."""
     with torch.no_grad():
         penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
-    convs = dict(model.named_modules())
-    for name, (height, width) in feature_sizes(model, image).items():
-        progress(name)
-        conv = convs[name]
+    for name, (height, width) in tqdm(feature_sizes(model, image).items(), "convolutions", disable=None):
+        conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
         if not conv.weight.isfinite().all():
             raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")
         spectrum = conv_spectrum(conv, height, width)
         values, counts = spectrum.values, spectrum.counts
         near = counts[(values - 1).abs() <= _NEAR].sum() / counts.sum()
-        places = (values / 2 * _BINS).long().clamp(max=_BINS)
-        histogram = torch.zeros(_BINS + 1, dtype=torch.int64).index_add_(0, places, counts)
         yield {
             "name": name,
             "shape": list(conv.weight.shape),
@@ -84,19 +100,15 @@ def _convs(model: nn.Module, image: Tensor, progress: Progress, strided: str) ->
             "largest": spectrum.largest,
             "quantiles": spectrum.quantiles(_QUANTILES),
             "near_1": near.item(),
-            "histogram": histogram.tolist(),
             "penalty": penalties.get(name),
         }
 
 
-def _jacobians(model: ISONet, image: Tensor, steps: int, progress: Progress) -> Iterator[dict[str, Any]]:
+def _jacobians(model: ISONet, image: Tensor, steps: int) -> Iterator[dict[str, Any]]:
     """The extremes of each stage at the signal that reaches it, and of the whole network."""
     x = image
-    for name, part in model.named_children():
-        progress(f"Jacobian of {name}")
-        yield {"part": name, "inputs": x.numel(), **asdict(extreme_singular_values(part, x, steps, name=name))}
+    for name, part in tqdm([*model.named_children(), ("whole", model)], "Jacobians", disable=None):
+        at, called = (image, "the whole network") if part is model else (x, name)
+        yield {"part": name, "inputs": at.numel(), **asdict(extreme_singular_values(part, at, steps, name=called))}
         with torch.no_grad():
-            x = part(x)
-    progress("Jacobian of the whole network")
-    whole = extreme_singular_values(model, image, steps, name="the whole network")
-    yield {"part": "whole", "inputs": image.numel(), **asdict(whole)}
+            x = part(at)

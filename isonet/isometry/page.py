@@ -7,20 +7,19 @@ import html
 from collections.abc import Iterator
 from typing import Any
 
+from isonet.plots import as_png, style
 from isonet.plots import isometry as plots
 from isonet.plots.isometry import Reports
 
 _STYLE = """
 body { margin: 0 auto; max-width: 54rem; padding: 1rem 1rem 4rem; font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem; }
+h2 { margin: 2.5rem 0 .5rem; }
 img { width: 100%; min-width: 40rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #dddddd; vertical-align: bottom; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.small { color: #555555; font-size: .9rem; }
 """
 
 _PAGE = """<!doctype html>
@@ -84,63 +83,57 @@ _SECTIONS = (
 
 
 def page(reports: Reports) -> str:
-    """The page, with a table and five figures. reports: by the network's name, as ``measure`` returns them."""
+    """The page, with two tables and five figures. reports: by the network's name, as ``measure`` returns them."""
     names = html.escape(", ".join(reports))
     what = names if len(reports) == 1 else f"each of {names}"
-    return _PAGE.format(title=f"Isometry report: {names}", style=_STYLE, what=what, body="\n".join(_body(reports)))
+    with style(9.0):
+        body = "\n".join(_body(reports))
+    return _PAGE.format(title=f"Isometry report: {names}", style=_STYLE, what=what, body=body)
 
 
 def _body(reports: Reports) -> Iterator[str]:
-    yield _table(
-        ["", "parameters", "convs", "singular values within 0.1 of 1", "smallest", "largest", "penalty",
-         "signal, last / first", "gradient, first / last"],
-        [[name, *_summary(report)] for name, report in reports.items()],
-    )  # fmt: skip
+    yield _table([_summary(name, report) for name, report in reports.items()])
     for title, draw, text in _SECTIONS:
-        if picture := draw(reports):
-            image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(picture).decode()}">'
+        if figure := draw(reports):
+            image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'
             yield f'<h2>{title}</h2>\n<p>{text}</p>\n<div class="scroll">{image}</div>'
         if draw is plots.jacobian_by_part:
-            yield _jacobian_table(reports)
-    settings = (line for name, report in reports.items() for line in _settings(name, report))
-    yield "<h2>How it was measured</h2>\n<p class='small'>" + "<br>".join(map(html.escape, settings)) + "</p>"
+            yield _table([_extremes(name, row) for name, report in reports.items() for row in report["jacobian"]])
+    yield "<h2>How it was measured</h2>"
+    for name, report in reports.items():
+        count, _, height, width = report["images"]
+        images = f"{count} images of {height} x {width} pixels from {report['data']}"
+        yield "<p>" + html.escape(f"{name}: {report['source']}; {images}; {report['versions']}") + "</p>"
 
 
-def _summary(report: dict[str, Any]) -> list[str]:
+def _summary(name: str, report: dict[str, Any]) -> dict[str, str]:
     convs, first, last = report["convs"], report["signal"][0], report["signal"][-1]
     near = sum(conv["near_1"] * conv["singular_values"] for conv in convs)
-    return [
-        f"{report['parameters']:,}",
-        str(len(convs)),
-        f"{100 * near / sum(conv['singular_values'] for conv in convs):.1f} %",
-        _number(min(conv["smallest"] for conv in convs)),
-        _number(max(conv["largest"] for conv in convs)),
-        _number(sum(conv["penalty"] or 0 for conv in convs)),
-        _number(last["forward"] / first["forward"]),
-        _number(first["backward"] / last["backward"]) if last["backward"] else "no gradient",
-    ]
+    return {
+        "": name,
+        "parameters": f"{report['parameters']:,}",
+        "convs": str(len(convs)),
+        "singular values within 0.1 of 1": f"{100 * near / sum(conv['singular_values'] for conv in convs):.1f} %",
+        "smallest": _number(min(conv["smallest"] for conv in convs)),
+        "largest": _number(max(conv["largest"] for conv in convs)),
+        "penalty": _number(sum(conv["penalty"] or 0 for conv in convs)),
+        "signal, last / first": _number(last["forward"] / first["forward"]),
+        "gradient, first / last": _number(first["backward"] / last["backward"]) if last["backward"] else "no gradient",
+    }
 
 
-def _jacobian_table(reports: Reports) -> str:
-    numbers = ("smallest", "smallest_error", "largest", "largest_error")
-    rows = [
-        [f"{name}, {row['part']}", *(_number(row[key]) for key in numbers), str(row["steps"])]
-        for name, report in reports.items()
-        for row in report["jacobian"]
-    ]
-    return _table(["part", "smallest", "one lies within", "largest", "one lies within", "steps"], rows)
+def _extremes(name: str, row: dict[str, Any]) -> dict[str, str]:
+    return {
+        "part": f"{name}, {row['part']}",
+        **{key: f"{_number(row[key])} ± {_number(row[f'{key}_error'])}" for key in ("smallest", "largest")},
+        "steps": str(row["steps"]),
+    }
 
 
-def _settings(name: str, report: dict[str, Any]) -> Iterator[str]:
-    count, _, height, width = report["images"]
-    yield f"{name}: {report['source']}; {count} images of {height} x {width} pixels from {report['data']}"
-    yield f"{name}: {report['versions']}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    lines = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f'<div class="scroll"><table>\n<tr>{cells}</tr>\n{lines}</table></div>'
+def _table(rows: list[dict[str, str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
+    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) for row in rows]
+    return '<div class="scroll"><table>\n' + "".join(f"<tr>{line}</tr>\n" for line in (head, *lines)) + "</table></div>"
 
 
 def _number(value: float) -> str:

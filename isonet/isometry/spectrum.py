@@ -8,7 +8,6 @@ consists of their K(f) side by side, divided by s. Zero padding, which networks 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -45,45 +44,31 @@ class Spectrum:
 
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """The quantiles of the singular values at ``shares`` between 0 and 1."""
-        order = self.values.argsort()
-        reached = self.counts[order].cumsum(0)
-        targets = torch.tensor(shares, dtype=torch.float64) * (reached[-1] - 1)
-        places = torch.searchsorted(reached, targets.round().long(), right=True)
-        return self.values[order][places].tolist()
+        values = self.all().flip(0)
+        return [values[round(share * (len(values) - 1))].item() for share in shares]
 
 
 @torch.no_grad()
-def conv_spectrum(conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64) -> Spectrum:
+def conv_spectrum(
+    conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64, grid: int | None = None
+) -> Spectrum:
     """The singular values of ``conv`` on feature maps of ``height`` x ``width`` pixels with circular padding.
 
     A transposed convolution has the singular values of its adjoint: give the size of the maps that it returns, which
     the adjoint reads. Sizes that the stride does not divide are rounded up. The computation runs on the device of the
     weights; the result is on the CPU.
+
+    grid: compute at most ``grid`` x ``grid`` of the output's frequencies, as if there were no others.
     """
-    shape = shape_of(conv)
-    found = _spectrum(_by_group(conv, dtype), (height, width), shape.stride, shape.dilation)
-    return Spectrum(found.values.cpu(), found.counts.cpu())
-
-
-def _by_group(conv: Conv2d, dtype: torch.dtype) -> Tensor:
-    """The kernels, (groups, out / groups, in / groups, kh, kw)."""
-    return conv.weight.detach().to(dtype).unflatten(0, (conv.groups, -1))
-
-
-def _spectrum(
-    weight: Tensor, shape: Sequence[int], strides: Sequence[int], dilation: Sequence[int], grid: int | None = None
-) -> Spectrum:
-    """The singular values of kernels (groups, out, in, kh, kw) that work side by side on feature maps of ``shape``.
-
-    grid: compute at most ``grid`` x ``grid`` frequencies, as if there were no others.
-    """
-    size = [-(-n // s) * s for n, s in zip(shape, strides, strict=True)]
+    strides, dilation = shape_of(conv).stride, shape_of(conv).dilation
+    weight = conv.weight.to(dtype).unflatten(0, (conv.groups, -1))  # (groups, out / groups, in / groups, kh, kw)
+    size = [-(-n // s) * s for n, s in zip((height, width), strides, strict=True)]
     down, across = (n // s for n, s in zip(size, strides, strict=True))  # frequencies of the output
     out, in_ = weight.shape[1:3]
     if max(weight.shape[3:]) == 1:  # the same at every frequency
         values = torch.linalg.svdvals(weight[..., 0, 0])
         lost = min(out, in_ * strides[0] * strides[1]) - values.shape[1]  # what only folded frequencies could fill
-        values = torch.cat([values, values.new_zeros(len(values), lost)], dim=1).flatten()
+        values = torch.cat([values, values.new_zeros(len(values), lost)], dim=1).flatten().cpu()
         return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
     rows, columns = _spread(down, grid), _spread(across, grid)
@@ -95,7 +80,7 @@ def _spectrum(
     )  # (frequencies, groups, n)
     once = (frequencies[:, 1] == 0) | (2 * frequencies[:, 1] == across)
     counts = torch.where(once, 1, 2)[:, None, None].expand_as(values)
-    return Spectrum(values.flatten(), counts.flatten())
+    return Spectrum(values.flatten().cpu(), counts.flatten().cpu())
 
 
 def _spread(count: int, grid: int | None) -> Tensor:
@@ -133,25 +118,12 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
     sizes: of the feature maps that the convolutions read (``feature_sizes``). Computes at most ``grid`` x ``grid`` of
     each output's frequencies, in float32. The true range is at least as wide; for smooth kernels it is hardly wider.
     """
-    modules = dict(model.named_modules())
-    alike: dict[tuple, list[Tensor]] = defaultdict(list)  # computed together, because small ones are bound by calls
-    for name, size in sizes.items():
-        conv = modules[name]
+    spectra = []
+    for name, (height, width) in sizes.items():
+        conv = model.get_submodule(name)
         assert isinstance(conv, Conv2d)
-        shape = shape_of(conv)
-        coarse = tuple(_coarse(n, s, grid) for n, s in zip(size, shape.stride, strict=True))
-        weight = _by_group(conv, torch.float32)
-        alike[weight.shape[1:], coarse, shape.stride, shape.dilation].append(weight)
-    spectra = [
-        _spectrum(torch.cat(weights), size, strides, dilation, grid)
-        for (_, size, strides, dilation), weights in alike.items()
-    ]
+        spectra.append(conv_spectrum(conv, height, width, torch.float32, grid))
     return min(spectrum.smallest for spectrum in spectra), max(spectrum.largest for spectrum in spectra)
-
-
-def _coarse(size: int, stride: int, grid: int) -> int:
-    """The smallest size with the same frequencies on the grid, so that maps of many sizes are alike."""
-    return grid * stride if -(-size // stride) % grid == 0 else size
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:

@@ -12,9 +12,10 @@ from yacs.config import CfgNode
 from isonet.config import uses_small_images
 from isonet.depths import stage_depths
 from isonet.init import delta_init_, normal_init_, orthogonal_conv_init_
-from isonet.models.blocks import BasicTransform, BottleneckTransform, ResBlock, Transform
-from isonet.models.isonet import Architecture, ISONet
+from isonet.models.isonet import Architecture, BasicTransform, BottleneckTransform, ISONet, ResBlock, Transform
 from isonet.models.layers import LayerFactory
+
+Initialiser = Callable[[nn.Module], nn.Module]
 
 # The residual branch, and a stage's width over the width of its 3x3 convolutions
 TRANSFORMS: dict[str, tuple[Transform, int]] = {
@@ -29,7 +30,7 @@ def build_model(cfg: CfgNode) -> ISONet:
     Raises ``ConfigError`` for a depth or a transform that fits no network.
     """
     model = assemble(cfg)
-    init_network_(model, _kind_of_init(cfg))
+    init_network_(model, _initialiser(cfg))
     with torch.no_grad():
         model.stem.conv.weight.mul_(cfg.ISON.STEM_GAIN)
     return model
@@ -57,30 +58,25 @@ def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
     return Architecture(branch, depths, [w * expansion for w in base], stem_width=base[0], imagenet_stem=imagenet)
 
 
-def init_network_(model: nn.Module, convs: str = "delta") -> None:
-    """Initialise ``model``, its convolutions by ``convs``, a key of ``INITS``.
+def init_network_(model: nn.Module, init_convs_: Initialiser = delta_init_) -> None:
+    """Initialise ``model``, its convolutions by ``init_convs_``, a function of ``isonet.init``.
 
     As published, everything else keeps torch's own default: the linear layer's weight and bias, and the 7x7 stem unless
-    ``convs`` is "normal". So the seed at construction determines every weight.
+    ``init_convs_`` is ``normal_init_``. So the seed at construction determines every weight.
     """
-    INITS[convs](model)
+    init_convs_(model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        # With batch norm, too, each block starts as its shortcut
-        if isinstance(module, ResBlock) and module.has_shortcut and isinstance(module.f.last_norm, nn.BatchNorm2d):
-            nn.init.zeros_(module.f.last_norm.weight)
+        if isinstance(module, ResBlock) and module.has_shortcut:  # with batch norm, too, it starts as its shortcut
+            norms = [layer for layer in module.f.children() if isinstance(layer, nn.BatchNorm2d)]
+            for last in norms[-1:]:
+                nn.init.zeros_(last.weight)
 
 
-INITS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "normal": normal_init_,
-    "delta": delta_init_,
-    "delta-orthogonal": functools.partial(delta_init_, orthogonal=True),
-    "orthogonal": orthogonal_conv_init_,
-}
-
-
-def _kind_of_init(cfg: CfgNode) -> str:
+def _initialiser(cfg: CfgNode) -> Initialiser:
     if not cfg.ISON.DIRAC_INIT:
-        return "normal"
-    return "orthogonal" if cfg.ISON.ORTHOGONAL_CONV else "delta-orthogonal" if cfg.ISON.DELTA_ORTHOGONAL else "delta"
+        return normal_init_
+    if cfg.ISON.ORTHOGONAL_CONV:
+        return orthogonal_conv_init_
+    return functools.partial(delta_init_, orthogonal=cfg.ISON.DELTA_ORTHOGONAL)

@@ -1,16 +1,16 @@
 """Everything that draws: one style, one palette, one way to a PNG.
 
-``curves`` draws metrics against epochs, ``sweep`` the accuracy of a sweep, ``isometry`` the figures of the isometry
-report. matplotlib is an optional dependency, so only the functions that draw import it.
+``runs`` draws metrics and sweeps, ``isometry`` the figures of the isometry report.
+matplotlib is an optional dependency, so only the functions that draw import it.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any
 
 from isonet.errors import UserError
@@ -18,7 +18,6 @@ from isonet.errors import UserError
 # The colour-blind palette of Okabe and Ito, dark colours first, without its yellow, which is invisible on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
-MOST_LOOKS = len(COLOURS) * len(MARKERS)
 _DPI = 150
 
 MISSING = "matplotlib is not installed (pip install 'isonet[plot]', or matplotlib)"
@@ -55,26 +54,19 @@ def style(size: float) -> Iterator[None]:
         "font.size": size, "axes.titlesize": size, "axes.labelsize": size, "axes.titlelocation": "left",
         "legend.fontsize": small, "xtick.labelsize": small, "ytick.labelsize": small, "text.parse_math": False,
         "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "lines.linewidth": 1.4, "lines.markersize": 4,
-        "axes.spines.top": False, "axes.spines.right": False, "legend.framealpha": 0.8, "legend.edgecolor": "none",
+        # inches around a panel, because tick labels extend beyond what is measured
+        "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.1, "axes.spines.top": False,
+        "axes.spines.right": False, "legend.framealpha": 0.8, "legend.edgecolor": "none",
     }  # fmt: skip
     with matplotlib.rc_context(settings):
         yield
 
 
-def new_figure(width: int, height: int, fitted: bool = True) -> Any:
-    """An empty ``matplotlib.figure.Figure``; ``width`` and ``height`` in pixels.
-
-    fitted: leave room for all text, which matplotlib measures at each draw.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def new_figure(width: int, height: int) -> Any:
+    """An empty ``matplotlib.figure.Figure`` that leaves room for all text; ``width`` and ``height`` in pixels."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained" if fitted else None)
-    FigureCanvasAgg(figure)  # keeps its buffer; savefig would allocate one per call
-    engine: Any = figure.get_layout_engine()
-    if engine:
-        engine.set(w_pad=0.1, h_pad=0.1)  # inches, because tick labels extend beyond what is measured
-    return figure
+    return Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
 
 
 def as_png(figure: Any) -> bytes:
@@ -87,13 +79,8 @@ def as_png(figure: Any) -> bytes:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of line ``number``. The first ``MOST_LOOKS`` differ, the first six in a greyscale print too."""
+    """Colour and marker of line ``number``. The first 42 differ, the first six in a greyscale print too."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
-def shortened(name: str, longest: int) -> str:
-    """The end of ``name``, which tells runs apart, in at most ``longest`` characters."""
-    return name if len(name) <= longest else f"...{name[3 - longest :]}"
 
 
 def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
@@ -124,9 +111,5 @@ def plain_numbers(axis: Any) -> None:
 def short(number: float) -> str:
     """The shortest text that reads back as ``number``: 1e-4, 0.02, 3e6."""
     plain = repr(float(number)).removesuffix(".0")
-    if number == 0 or not math.isfinite(number):
-        return plain
-    exact = next(text for digits in range(17) if float(text := f"{number:.{digits}e}") == number)
-    mantissa, exponent = exact.split("e")
-    powers = f"{mantissa}e{int(exponent)}"
-    return powers if len(powers) < len(plain) else plain
+    powers = f"{Decimal(plain).normalize():e}".replace("e+", "e")
+    return min(plain, powers, key=len)  # of two equally long ones the first

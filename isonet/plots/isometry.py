@@ -1,13 +1,12 @@
-"""The figures of the isometry report, as PNG files. Reports come by the network's name, as ``measure`` returns them."""
+"""The figures of the isometry report. Reports come by the network's name, as ``isonet.isometry`` measures them."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isonet.plots import as_png, log_scale, look, new_figure, style
+from isonet.plots import log_scale, look, new_figure
 
 Reports = dict[str, dict[str, Any]]
 
@@ -15,110 +14,94 @@ _WIDTH = 1200  # pixels
 _MOST_NAMES = 28  # of layers along the x axis
 
 
-def spectrum_by_layer(reports: Reports) -> bytes:
+def spectrum_by_layer(reports: Reports) -> Any:
     """A panel per network: the range of each convolution's singular values, thick between the quartiles."""
-    with _panels(540, len(reports)) as (figure, axes):
-        for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
-            convs, colour = report["convs"], look(number)["color"]
-            x = range(len(convs))
-            low, high = ([max(conv[key], 1e-3) for conv in convs] for key in ("smallest", "largest"))
-            quarter, median, three_quarters = ([max(conv["quantiles"][i], 1e-3) for conv in convs] for i in (1, 2, 3))
-            axis.vlines(x, low, high, color=colour, linewidth=1.2)
-            axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
-            axis.plot(x, median, "o", color="black", markersize=3)
-            _log_around_1(axis, "singular value", min(0.5, 0.8 * min(low)), max(2.0, 1.25 * max(high)))
-            axis.set_title(name)
-            _name_layers(axis, [conv["name"] for conv in convs])
-        return as_png(figure)
+    figure, axes = _panels(540, len(reports))
+    for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
+        convs, colour = report["convs"], look(number)["color"]
+        x = range(len(convs))
+        low, high = ([max(conv[key], 1e-3) for conv in convs] for key in ("smallest", "largest"))
+        quarter, median, three_quarters = ([max(conv["quantiles"][i], 1e-3) for conv in convs] for i in (1, 2, 3))
+        axis.vlines(x, low, high, color=colour, linewidth=1.2)
+        axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
+        axis.plot(x, median, "o", color="black", markersize=3)
+        _log_around_1(axis, "singular value", min(0.5, 0.8 * min(low)), max(2.0, 1.25 * max(high)))
+        axis.set_title(name)
+        _name_layers(axis, [conv["name"] for conv in convs])
+    return figure
 
 
-def norms_by_layer(reports: Reports) -> bytes:
+def norms_by_layer(reports: Reports) -> Any:
     """Length of the signal relative to the first layer's, and of the gradient relative to the last layer's."""
-    with _panels(450, 2) as (figure, (forward, backward)):
-        for number, (name, report) in enumerate(reports.items()):
-            signal = report["signal"]
-            x = [i / max(1, len(signal) - 1) for i in range(len(signal))]
-            for axis, key, start in ((forward, "forward", signal[0]), (backward, "backward", signal[-1])):
-                y = [max(layer[key] / start[key], 1e-12) if start[key] else 1.0 for layer in signal]
-                axis.plot(x, y, label=name, markevery=max(1, len(x) // 25), **look(number))
-        for axis, label in ((forward, "signal / first layer's"), (backward, "gradient / last layer's")):
-            axis.set_yscale("log")
-            low, high = axis.get_ylim()
-            _log_around_1(axis, label, min(low, 0.1), max(high, 10))
-        backward.set_xlabel("depth: 0 the first activation, 1 the last")
-        _add_legend(forward)
-        return as_png(figure)
-
-
-def jacobian_by_part(reports: Reports) -> bytes:
-    """The largest (filled) and the smallest (hollow) singular value of each part's Jacobian."""
-    with _panels(480) as (figure, (axis,)):
-        parts = list(dict.fromkeys(row["part"] for report in reports.values() for row in report["jacobian"]))
-        for number, (name, report) in enumerate(reports.items()):
-            shift = 0.7 * (number - (len(reports) - 1) / 2) / len(reports)
-            x = [parts.index(row["part"]) + shift for row in report["jacobian"]]
-            low, high = ([max(row[key], 1e-6) for row in report["jacobian"]] for key in ("smallest", "largest"))
-            axis.vlines(x, low, high, color=look(number)["color"], linewidth=2)
-            axis.plot(x, high, linestyle="", label=name, **look(number))
-            axis.plot(x, low, linestyle="", fillstyle="none", **look(number))
+    figure, (forward, backward) = _panels(450, 2)
+    for number, (name, report) in enumerate(reports.items()):
+        signal = report["signal"]
+        x = [i / max(1, len(signal) - 1) for i in range(len(signal))]
+        for axis, key, start in ((forward, "forward", signal[0]), (backward, "backward", signal[-1])):
+            y = [max(layer[key] / start[key], 1e-12) if start[key] else 1.0 for layer in signal]
+            axis.plot(x, y, label=name, markevery=max(1, len(x) // 25), **look(number))
+    for axis, label in ((forward, "signal / first layer's"), (backward, "gradient / last layer's")):
         axis.set_yscale("log")
-        _log_around_1(axis, "singular value of the Jacobian", *axis.get_ylim())
-        axis.set_xticks(range(len(parts)), parts)
-        _add_legend(axis)
-        return as_png(figure)
+        low, high = axis.get_ylim()
+        _log_around_1(axis, label, min(low, 0.1), max(high, 10))
+    backward.set_xlabel("depth: 0 the first activation, 1 the last")
+    _add_legend(forward)
+    return figure
 
 
-def shifts_and_multipliers(reports: Reports) -> bytes | None:
+def jacobian_by_part(reports: Reports) -> Any:
+    """The largest (filled) and the smallest (hollow) singular value of each part's Jacobian."""
+    figure, (axis,) = _panels(480)
+    parts = list(dict.fromkeys(row["part"] for report in reports.values() for row in report["jacobian"]))
+    for number, (name, report) in enumerate(reports.items()):
+        shift = 0.7 * (number - (len(reports) - 1) / 2) / len(reports)
+        x = [parts.index(row["part"]) + shift for row in report["jacobian"]]
+        low, high = ([max(row[key], 1e-6) for row in report["jacobian"]] for key in ("smallest", "largest"))
+        axis.vlines(x, low, high, color=look(number)["color"], linewidth=2)
+        axis.plot(x, high, linestyle="", label=name, **look(number))
+        axis.plot(x, low, linestyle="", fillstyle="none", **look(number))
+    axis.set_yscale("log")
+    _log_around_1(axis, "singular value of the Jacobian", *axis.get_ylim())
+    axis.set_xticks(range(len(parts)), parts)
+    _add_legend(axis)
+    return figure
+
+
+def shifts_and_multipliers(reports: Reports) -> Any:
     """Median and middle nine tenths of each SReLU's shifts, and each block's multiplier. None if there are neither."""
     labels = {"shifts": "SReLU's shift b", "multipliers": "residual multiplier s"}
     labels = {key: label for key, label in labels.items() if any(report[key] for report in reports.values())}
     if not labels:
         return None
-    with _panels(480, len(labels)) as (figure, axes):
-        for axis, (key, label) in zip(axes, labels.items(), strict=True):
-            layers = _all_layers(report[key] for report in reports.values())
-            for number, (name, report) in enumerate(reports.items()):
-                if not report[key]:
-                    continue
-                x = [layers.index(layer) for layer in report[key]]
-                rows = [sorted(value) if isinstance(value, list) else [value] for value in report[key].values()]
-                low, middle, high = ([row[int(q * (len(row) - 1))] for row in rows] for q in (0.05, 0.5, 0.95))
-                axis.fill_between(x, low, high, color=look(number)["color"], alpha=0.2, linewidth=0)
-                axis.plot(x, middle, label=name, **look(number))
-            if key == "multipliers":
-                axis.axhline(0, color="#888888", linewidth=0.8)
-            axis.set_ylabel(label)
-            _name_layers(axis, layers)
-        _add_legend(axes[0])
-        return as_png(figure)
+    figure, axes = _panels(480, len(labels))
+    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+        _lines_by_layer(axis, label, {name: report[key] for name, report in reports.items()})
+        if key == "multipliers":
+            axis.axhline(0, color="#888888", linewidth=0.8)
+    _add_legend(axes[0])
+    return figure
 
 
-def penalty_by_layer(reports: Reports) -> bytes:
+def penalty_by_layer(reports: Reports) -> Any:
     """The penalty of each convolution that counts; values below a millionth of the largest are drawn there."""
-    counted = {
-        name: {conv["name"]: conv["penalty"] for conv in report["convs"] if conv["penalty"] is not None}
+    largest = max((conv["penalty"] or 0 for report in reports.values() for conv in report["convs"]), default=0)
+    floor = 1e-6 * largest or 1e-6
+    penalties = {
+        name: {conv["name"]: max(conv["penalty"], floor) for conv in report["convs"] if conv["penalty"] is not None}
         for name, report in reports.items()
     }
-    floor = 1e-6 * max((value for values in counted.values() for value in values.values()), default=0) or 1e-6
-    with _panels(510) as (figure, (axis,)):
-        layers = _all_layers(counted.values())
-        for number, (name, values) in enumerate(counted.items()):
-            x = [layers.index(layer) for layer in values]
-            axis.plot(x, [max(value, floor) for value in values.values()], label=name, **look(number))
-        axis.set_yscale("log")
-        log_scale(axis, *axis.get_ylim())
-        axis.set_ylabel("penalty")
-        _name_layers(axis, layers)
-        _add_legend(axis)
-        return as_png(figure)
+    figure, (axis,) = _panels(510)
+    _lines_by_layer(axis, "penalty", penalties)
+    axis.set_yscale("log")
+    log_scale(axis, *axis.get_ylim())
+    _add_legend(axis)
+    return figure
 
 
-@contextmanager
-def _panels(height: int, count: int = 1) -> Iterator[tuple[Any, Sequence[Any]]]:
+def _panels(height: int, count: int = 1) -> tuple[Any, Sequence[Any]]:
     """A figure and its panels, one above the other, each ``height`` pixels high."""
-    with style(9.0):
-        figure = new_figure(_WIDTH, height * count)
-        yield figure, figure.subplots(count, 1, squeeze=False)[:, 0]
+    figure = new_figure(_WIDTH, height * count)
+    return figure, figure.subplots(count, 1, squeeze=False)[:, 0]
 
 
 def _log_around_1(axis: Any, label: str, low: float, high: float) -> None:
@@ -128,9 +111,21 @@ def _log_around_1(axis: Any, label: str, low: float, high: float) -> None:
     axis.set_ylabel(label)
 
 
-def _all_layers(networks: Iterable[Collection[str]]) -> list[str]:
-    """The layers of all networks, those of the deepest one first, so that equal layers share a place."""
-    return list(dict.fromkeys(itertools.chain(*sorted(networks, key=len, reverse=True))))
+def _lines_by_layer(axis: Any, label: str, networks: Mapping[str, Mapping[str, float | list[float]]]) -> None:
+    """A line per network, at the median of the values of each layer, in a band of their middle nine tenths.
+
+    The layers of the deepest network come first, so that equal layers share a place.
+    """
+    layers = list(dict.fromkeys(itertools.chain(*sorted(networks.values(), key=len, reverse=True))))
+    for number, (name, values) in enumerate(networks.items()):
+        x = [layers.index(layer) for layer in values]
+        rows = [sorted(value) if isinstance(value, list) else [value] for value in values.values()]
+        low, middle, high = ([row[int(q * (len(row) - 1))] for row in rows] for q in (0.05, 0.5, 0.95))
+        if values:
+            axis.fill_between(x, low, high, color=look(number)["color"], alpha=0.2, linewidth=0)
+            axis.plot(x, middle, label=name, **look(number))
+    axis.set_ylabel(label)
+    _name_layers(axis, layers)
 
 
 def _name_layers(axis: Any, names: Sequence[str]) -> None:

@@ -6,21 +6,13 @@
 2. watch (``watching.py``): run an example and record what each layer reads;
 3. replace (``replacing.py``): activations by SReLU, norms by the identity;
 4. initialise (``replacing.py``): write the delta initialisation where no norm remains;
-5. measure (``health.py``): can the result learn, and if not, which other arguments help?
+5. measure (``report.py``): can the result learn, and if not, which other arguments help?
 
-``report.py`` says what changed, ``kinds.py`` lists what counts as an activation or a norm, and ``running.py`` runs
-networks on examples and compares results.
+``report.py`` also says what changed, ``watching.py`` lists what counts as an activation or a norm, and ``running.py``
+runs networks on examples and compares results.
 """
 
-from isonet.surgery.health import Health, measure_health
-from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning
+from isonet.surgery.report import DeadNetworkWarning, UnchangedNetworkWarning, measure_health
 from isonet.surgery.running import ModelError
 
-__all__ = [
-    "DeadNetworkWarning",
-    "Health",
-    "IsometrizedReport",
-    "ModelError",
-    "UnchangedNetworkWarning",
-    "measure_health",
-]
+__all__ = ["DeadNetworkWarning", "ModelError", "UnchangedNetworkWarning", "measure_health"]

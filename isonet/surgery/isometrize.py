@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -15,13 +14,12 @@ from torch import Tensor, nn
 
 from isonet.convs import Skip, named_convs, skipped
 from isonet.init import initialised_convs
-from isonet.surgery.health import measure_health
-from isonet.surgery.kinds import FUNCTIONS, RELUS, Kinds
+from isonet.models.layers import shift_names
 from isonet.surgery.replacing import Replacing
-from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning
+from isonet.surgery.report import DeadNetworkWarning, IsometrizedReport, UnchangedNetworkWarning, measure_health
 from isonet.surgery.rewiring import rewire
 from isonet.surgery.running import ModelError, run, same
-from isonet.surgery.watching import Seen, watch
+from isonet.surgery.watching import FUNCTIONS, RELUS, Kinds, watch
 
 
 def isometrize(
@@ -50,7 +48,7 @@ def isometrize(
     True initialises all, False none.
     multiplier: initial value of a learned scalar on each residual branch; None adds no scalars.
     skip: modules that stay as they are, with all modules below them: names, or a predicate of name and module.
-    check: measure whether the result can learn (``report.health``, see ``isonet.surgery.health``). If it cannot, try
+    check: measure whether the result can learn (``report.health``, see ``isonet.surgery.report``). If it cannot, try
     other arguments: the first that help are in a ``DeadNetworkWarning`` and in ``report.advised``.
 
     SReLU's shift replaces the bias of a removed norm. A convolution without a bias gets one, of 0, only where no SReLU
@@ -64,7 +62,8 @@ def isometrize(
     asked = _Arguments(normalisation, srelu, tuple(also), delta, multiplier, names)
     with torch.no_grad():
         new, report = _change(model, example, asked)
-        vars(new)["no_weight_decay"] = functools.partial(set, _without_decay(model, report))
+        own: Any = getattr(model, "no_weight_decay", set)
+        vars(new)["no_weight_decay"] = functools.partial(set, {*own(), *shift_names(new)})
         advice = _examine(model, new, example, asked, report) if check else ""
     if not check:
         report.not_measured = "check=False"
@@ -102,13 +101,18 @@ class _Arguments:
 
 
 def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Module, IsometrizedReport]:
-    left_out = _left_out(model, asked.skip)
+    skips, named = skipped(model, asked.skip), model.named_modules(remove_duplicate=False)
+    left_out = frozenset(name for name, module in named if skips(name, module))
     list((named_convs if asked.delta is False else initialised_convs)(model, skip=left_out))  # raise before any work
     report, new = IsometrizedReport(), copy.deepcopy(model)
     modes = {module: module.training for module in new.modules()}
     expected = run(new.eval(), example)
     kinds = (*RELUS, *asked.also) if asked.srelu else ()
-    in_place = _work_out_of_place(new, left_out) if kinds or asked.normalisation is False else []
+    if kinds or asked.normalisation is False:  # a new SReLU may need the input that the next module overwrites
+        module: Any
+        for name, module in new.named_modules():
+            if name not in left_out and getattr(module, "inplace", False) is True:
+                module.inplace = False
     new, unread = rewire(new, kinds, asked.multiplier is not None, left_out, report)
     if not same(expected, run(new, example)):
         raise ModelError(
@@ -122,11 +126,10 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     replacing = Replacing(new, seen, left_out, report)
     replacing.activations(kinds, unread)
     if not report.activations and asked.normalisation is None and not asked.delta:
-        return _unchanged(model, seen, left_out, asked, report)
+        replacing.model = copy.deepcopy(model)
+        report.unchanged, report.multipliers, report.rewired = _why_unchanged(model, asked), [], []
+        asked = replace(asked, multiplier=None, delta=False)
     replacing.norms(asked.normalisation)
-    if not (report.activations or report.norms_removed):
-        for module in in_place:
-            module.inplace = True
     if asked.multiplier is not None:
         for name in report.multipliers:
             new.get_parameter(f"{name}.scale").fill_(asked.multiplier)
@@ -136,49 +139,16 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     replacing.weights(asked.delta)
     for module in new.modules():
         module.training = modes.get(module, model.training)
-    return new, report
+    return replacing.model, report
 
 
-def _unchanged(
-    model: nn.Module, seen: Seen, left_out: frozenset[str], asked: _Arguments, report: IsometrizedReport
-) -> tuple[nn.Module, IsometrizedReport]:
-    """A copy of ``model`` as it is, with a report that says so."""
-    new = copy.deepcopy(model)
-    report.multipliers, report.rewired = [], []
-    replacing = Replacing(new, seen, left_out, report)
-    replacing.norms(None)
-    replacing.weights(False)
-    report.not_initialised = dict.fromkeys(report.not_initialised, "no activation becomes SReLU")
+def _why_unchanged(model: nn.Module, asked: _Arguments) -> str:
     other = replace(asked, srelu=True, also=(*asked.also, *_other_kinds(model)))
     hint = "also=(...) names kinds to replace" if other == asked else f"{other} replaces those that it has"
-    report.unchanged = (
+    return (
         f"isometrize changed nothing, because no activation of the network becomes SReLU: {hint}; "
         "normalisation=False and delta=True have an effect without SReLU"
     )
-    return new, report
-
-
-def _left_out(model: nn.Module, skip: Skip) -> frozenset[str]:
-    """All names of the modules in ``skip`` and of the modules below them."""
-    asked = skipped(model, skip)
-    named = list(model.named_modules(remove_duplicate=False))
-    modules = {below for name, module in named if asked(name, module) for below in module.modules()}
-    return frozenset(name for name, module in named if module in modules)
-
-
-def _work_out_of_place(model: nn.Module, left_out: frozenset[str]) -> list[Any]:
-    """Let no module overwrite its input, which a new SReLU before it may need; returns the modules that did."""
-    modules = [module for name, module in model.named_modules() if name not in left_out]
-    acting: list[Any] = [module for module in modules if getattr(module, "inplace", False) is True]
-    for module in acting:
-        module.inplace = False
-    return acting
-
-
-def _without_decay(model: nn.Module, report: IsometrizedReport) -> frozenset[str]:
-    """Names of the parameters without weight decay: the shifts, and those that ``model`` lists itself."""
-    own: Any = getattr(model, "no_weight_decay", tuple)
-    return frozenset(own()) | {f"{name}.srelu_bias" if name else "srelu_bias" for name in report.activations}
 
 
 def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Arguments, report: IsometrizedReport) -> str:
@@ -195,31 +165,25 @@ def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Argument
             if measure_health(_change(model, example, other)[0], example).alive:
                 report.advised = other.given()
                 return f"{asked} gives a network that cannot learn: {report.health.reason}. {other} gives one that can"
-    original = ""
-    with suppress(ModelError):
-        original = "" if measure_health(model, example).alive else "; the original network cannot learn either"
     raise ModelError(
-        f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}{original}; "
-        "check=False returns it all the same"
+        f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}; "
+        "check=False returns it all the same, and measure_health tells whether the original network can learn"
     )
 
 
-def _alternatives(new: nn.Module, asked: _Arguments) -> Iterator[_Arguments]:
+def _alternatives(new: nn.Module, asked: _Arguments) -> list[_Arguments]:
     """Arguments to advise, from the smallest difference to what keeps most of the original."""
-    tried = {asked}
-    for other in (
+    others = (
         replace(asked, normalisation=None, delta=None),
         replace(asked, normalisation=None, delta=None, also=(*asked.also, *_other_kinds(new))),
         replace(asked, normalisation=True, delta=False, multiplier=None),
         replace(asked, delta=False),
         replace(asked, delta=True),
-    ):
-        if other not in tried:
-            tried.add(other)
-            yield other
+    )
+    return [other for other in dict.fromkeys(others) if other != asked]
 
 
 def _other_kinds(model: nn.Module) -> Kinds:
     """The kinds of activations in ``model`` that ``also`` could replace."""
-    kinds = (kind for kind in FUNCTIONS if kind not in RELUS)
-    return tuple(kind for kind in kinds if any(type(module) is kind for module in model.modules()))
+    kinds = {type(module) for module in model.modules()}
+    return tuple(kind for kind in FUNCTIONS if kind not in RELUS and kind in kinds)

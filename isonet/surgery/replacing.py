@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from isonet.convs import Conv, is_7x7_stem, named_convs
-from isonet.init import delta_init_, initialised_convs
+from isonet.init import delta_init_
 from isonet.models.layers import SReLU
 from isonet.ortho import penalised_convs
-from isonet.surgery.kinds import NORMS, NOT_POINTWISE, Kinds, is_activation
 from isonet.surgery.report import IsometrizedReport
 from isonet.surgery.rewiring import exchange
-from isonet.surgery.watching import Call, Seen
+from isonet.surgery.watching import NORMS, NOT_POINTWISE, Kinds, Seen, is_activation
 
 _NOT_REACHED = "the example does not reach it"
+_NO_SRELU = "no activation becomes SReLU"
 
 
 class Copied(nn.Identity):
@@ -43,8 +43,7 @@ class Replacing:
 
         unread: modules whose forward ``torch.fx`` cannot read, with the reason.
         """
-        modules = dict(self.model.named_modules())
-        for name, module in modules.items():
+        for name, module in list(self.model.named_modules()):
             if name in self.left_out:
                 continue
             if not isinstance(module, kinds):
@@ -52,7 +51,7 @@ class Replacing:
                     self.report.leave(name, module, "not asked for")
                 continue
             calls = self.seen.calls[name]
-            where = {(call.shape[dim], dim) for call in calls for dim in [_channel_dim(call, modules)]}
+            where = {(call.shape[call.dim], call.dim) for call in calls}
             if not calls:
                 self.report.leave(name, module, _NOT_REACHED)
             elif len(where) > 1:
@@ -82,8 +81,7 @@ class Replacing:
         for name in norms:
             calls = self.seen.calls[name]
             if not calls or any(len(call.shape) < 3 for call in calls):
-                why = "reads no feature map" if calls else _NOT_REACHED
-                self.report.leave(name, modules[name], "holds other modules" if any(modules[name].children()) else why)
+                self.report.leave(name, modules[name], "it reads no feature map, or holds other modules")
         for name, why in self._needed(norms).items() if normalisation is None else ():
             self.report.leave(name, modules[name], why)
         for name in norms:
@@ -102,7 +100,7 @@ class Replacing:
         """The norms that stay by default, with the reason: an activation reads them and does not become SReLU."""
         srelus = self.report.activations.keys()
         if not srelus:
-            return dict.fromkeys(norms, "no activation becomes SReLU")
+            return dict.fromkeys(norms, _NO_SRELU)
         others = {name: sorted(self.seen.readers[name] - srelus) for name in norms}
         needed = {name: f"read by {readers[0]}, which is no SReLU" for name, readers in others.items() if readers}
         if needed:  # a norm before the head is removed only if all norms are
@@ -114,31 +112,25 @@ class Replacing:
 
         delta: as in ``isometrize``.
         """
-
-        def skip(name: str, module: nn.Module) -> bool:
-            return name in self.left_out
-
         report = self.report
         norms = {name for name, module in self.model.named_modules() if isinstance(module, NORMS)}
-        for name, conv in initialised_convs(self.model, skip=skip) if delta is not False else ():
+        penalised = dict(penalised_convs(self.model))
+        for name, conv in named_convs(self.model):
+            if name in self.left_out:
+                continue
+            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
+            special = "a 7x7 stem" if is_7x7_stem(conv) else images
             readers = sorted(self.seen.readers[name] & norms)
-            if delta is None and (readers or not self.seen.calls[name]):
+            if delta is False:
+                report.not_initialised[name] = _NO_SRELU if report.unchanged else "not asked for"
+            elif is_7x7_stem(conv):
+                report.not_initialised[name] = special
+            elif delta is None and (readers or not self.seen.calls[name]):
                 report.not_initialised[name] = f"read by a norm that stays, {readers[0]}" if readers else _NOT_REACHED
             else:
                 delta_init_(conv)
                 report.initialised.append(name)
-        penalised = dict(penalised_convs(self.model, skip))
-        for name, conv in named_convs(self.model, skip):
-            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
-            why = "a 7x7 stem" if is_7x7_stem(conv) else images
-            if name not in report.initialised:
-                report.not_initialised.setdefault(name, "not asked for" if delta is False else why)
             if name in penalised:
                 report.penalised.append(name)
             else:
-                report.not_penalised[name] = why
-
-
-def _channel_dim(call: Call, modules: dict[str, nn.Module]) -> int:
-    """The dimension of the channels: the last one after a linear layer, else the second."""
-    return -1 if isinstance(modules.get(call.layer), nn.Linear) and len(call.shape) > 2 else 1
+                report.not_penalised[name] = special

@@ -9,16 +9,21 @@ and the names of parameters do not change.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+import operator
+from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import fx, nn
 
+from isonet.convs import named_convs
 from isonet.models.layers import ResMultiplier
-from isonet.surgery.branches import function_of, no_residual_branch, sums_of_convs
-from isonet.surgery.kinds import Kinds, kind_of
 from isonet.surgery.report import IsometrizedReport
 from isonet.surgery.running import first_line
+from isonet.surgery.watching import Kinds, kind_of
+
+_SUMS = (operator.add, operator.iadd, torch.add, torch.Tensor.add, torch.Tensor.add_)
+_PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)
 
 
 class UntraceableError(Exception):
@@ -36,7 +41,9 @@ def rewire(
     are left. The modules that ``torch.fx`` cannot read come by name, with the reason.
     """
     names = [name for name, _ in model.named_modules() if name not in left_out]
-    _give_each_name_a_module(model, kinds, left_out)
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, kinds) and name and name not in left_out:  # every name has an activation of its own
+            model.set_submodule(name, copy.deepcopy(module))
     unread: dict[str, str] = {}
     for name in reversed(names):  # children before their parents
         owner = model.get_submodule(name)
@@ -113,22 +120,31 @@ class _Draft:
                     continue  # a module cannot take an argument that is computed at each call
                 own: Any = kind(*node.args[1:], **given)  # its arguments have the function's names and order
                 own.inplace = False
-                child = self._add(kind.__name__.lower(), own)
-                with self.graph.inserting_before(node):
-                    call = self.graph.call_module(child, (node.args[0] if node.args else node.kwargs["input"],))
-                node.replace_all_uses_with(call)
-                self.graph.erase_node(node)
+                x = node.args[0] if node.args else node.kwargs["input"]
+                node.op, node.target = "call_module", self._add(kind.__name__.lower(), own)
+                node.args, node.kwargs = (x,), {}
 
     def multiply(self) -> dict[str, str]:
-        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason."""
-        sums = list(sums_of_convs(self.owner, self.graph))
-        faults = {node: no_residual_branch(self.owner, node, branch) for node, branch in sums}
-        for node, branch in sums:
-            if not faults[node]:
-                child = self._add("multiplier", ResMultiplier(1.0))
-                with self.graph.inserting_before(node):
-                    node.replace_input_with(branch, self.graph.call_module(child, (branch,)))
-        return {node.name: fault for node, fault in faults.items() if fault}
+        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason.
+
+        The branch is the term that passes through more convolutions.
+        """
+        faults: dict[str, str] = {}
+
+        def depth(term: fx.Node) -> int:
+            return _convs(self.owner, _ancestors(term))
+
+        for node in [each for each in self.graph.nodes if function_of(each) in _SUMS]:
+            if len(node.all_input_nodes) != 2 or not any(map(depth, node.all_input_nodes)):
+                continue
+            branch, shortcut = sorted(node.all_input_nodes, key=depth, reverse=True)
+            if fault := no_residual_branch(self.owner, branch, shortcut):
+                faults[node.name] = fault
+                continue
+            child = self._add("multiplier", ResMultiplier(1.0))
+            with self.graph.inserting_before(node):
+                node.replace_input_with(branch, self.graph.call_module(child, (branch,)))
+        return faults
 
     def finished(self) -> nn.Module:
         """``owner`` if nothing was added, else the ``GraphModule`` that replaces it."""
@@ -154,23 +170,12 @@ class _Draft:
 
 
 class Rewired(fx.GraphModule):
-    """A ``GraphModule`` that keeps plain attributes in copies and pickles, because other code may read them."""
+    """A ``GraphModule`` that keeps plain attributes in copies, as torch does in pickles: other code may read them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         new = super().__deepcopy__(memo)
         vars(new).update(copy.deepcopy(_missing(new, self), memo))
         return new
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _unpickled, (type(self).__name__, *super().__reduce__())
-
-
-def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
-    """The ``GraphModule`` that ``build``, torch's own function, unpickles, as ``Rewired``."""
-    plain = build(*arguments)
-    new = Rewired(plain, plain.graph, class_name=class_name)
-    vars(new).update(_missing(new, plain))
-    return new
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
@@ -178,12 +183,45 @@ def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
     return {key: value for key, value in vars(old).items() if key not in vars(new)}
 
 
-def _give_each_name_a_module(model: nn.Module, kinds: Kinds, left_out: Collection[str]) -> None:
-    """Copy each activation that has several names, so that every name has its own."""
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, kinds) and name and name not in left_out:
-            model.set_submodule(name, copy.deepcopy(module))
-
-
 def _join(owner: str, name: str) -> str:
     return f"{owner}.{name}" if owner else name
+
+
+def function_of(node: fx.Node) -> object:
+    """The function or method of ``torch.Tensor`` that ``node`` calls; None if it calls none."""
+    if node.op == "call_method":
+        return getattr(torch.Tensor, str(node.target), None)
+    return node.target if node.op == "call_function" else None
+
+
+def no_residual_branch(owner: nn.Module, branch: fx.Node, shortcut: fx.Node) -> str:
+    """Why ``branch`` is not a residual branch in the sum with ``shortcut``; empty if it is one.
+
+    The shortcut must be the input of the branch, or a projection of that input.
+    """
+    through, past = _ancestors(branch), _ancestors(shortcut)
+    own, projection = _convs(owner, through - past), _convs(owner, past - through)
+    projects = past & through and projection <= 1 < own and not _convs(owner, past & through)
+    if not own or not (past <= through or projects):
+        return "a sum that is no residual block's"
+    for scale in (other for other in through - past if other.op == "get_attr"):
+        if any(function_of(user) in _PRODUCTS for user in scale.users):
+            return f"a residual branch that has a scale, {scale.target}"
+    return ""
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    """``node`` and everything that it is computed from."""
+    ancestors: set[fx.Node] = set()
+    pending = [node]
+    while pending:
+        if (each := pending.pop()) not in ancestors:
+            ancestors.add(each)
+            pending += each.all_input_nodes
+    return ancestors
+
+
+def _convs(owner: nn.Module, nodes: set[fx.Node]) -> int:
+    """The number of convolutions that ``nodes`` call."""
+    called = [owner.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]
+    return sum(len(list(named_convs(module))) for module in called)

@@ -1,39 +1,68 @@
-"""What each layer of a network reads, recorded while the network runs."""
+"""What counts as an activation or a norm, and what each layer of a network reads, recorded while the network runs."""
 
 from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from isonet.convs import Conv
 from isonet.hooks import hooked
-from isonet.surgery.kinds import ATTENTION, DROPOUTS, GATES, NORMS, is_activation, kind_of
 from isonet.surgery.running import ModelError, eight_images, run, tensors
 
-_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the output has the channels of the input
+Kinds = tuple[type[nn.Module], ...]
+
+BATCH_STATISTICS: Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+                           nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)  # fmt: skip
+NORMS: Kinds = (*BATCH_STATISTICS, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+DROPOUTS: Kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+RELUS: Kinds = (nn.ReLU, nn.ReLU6)  # replaced by default: below the cap of 6 both are max(x, 0)
+GATES: Kinds = (nn.Sigmoid, nn.Hardsigmoid)  # their output weighs a signal that bypasses them
+NOT_POINTWISE: Kinds = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
+
+ATTENTION = (F.softmax, torch.softmax, Tensor.softmax, F.scaled_dot_product_attention)
+FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # that compute what the module computes
+    nn.ReLU: (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+    nn.ReLU6: (F.relu6,),
+    nn.LeakyReLU: (F.leaky_relu,),
+    nn.ELU: (F.elu,),
+    nn.SiLU: (F.silu,),
+    nn.GELU: (F.gelu,),
+    nn.Hardswish: (F.hardswish,),
+}
+_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the channels of the output are those of the input
+
+
+def is_activation(module: nn.Module) -> bool:
+    """Whether ``module`` is one of torch's activations, gates and attention included."""
+    return type(module).__module__ == "torch.nn.modules.activation"
+
+
+def kind_of(function: object, kinds: Iterable[type[nn.Module]] = FUNCTIONS) -> type[nn.Module] | None:
+    """The first of ``kinds`` that computes what ``function`` computes, None if there is none."""
+    return next((kind for kind in kinds if any(function is each for each in FUNCTIONS.get(kind, ()))), None)
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a module.
 
-    shape: of the input. source: the module that computed the input, "" if unknown. layer: the module that computed its
-    channels, which norms, dropout and identities only pass on. like: (0,), of the input's type and device.
+    shape: of the input. dim: of its channels: the last one after a linear layer, else the second. source: the module
+    that computed the input, "" if unknown. like: (0,), of the input's type and device.
     """
 
     shape: tuple[int, ...]
+    dim: int
     source: str
-    layer: str
     like: Tensor
 
 
@@ -72,22 +101,22 @@ class _Watch(TorchFunctionMode):
         self.model, self.seen = model, seen
         self.modules = dict(model.named_modules())
         self.stack: list[tuple[str, nn.Module]] = [("", model)]  # modules that are being called, the innermost last
-        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, layer
+        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, and the one that made its channels
         self.unread: dict[int, frozenset[str]] = {}  # id of a tensor -> convolutions and norms that await a reader
         self.outputs: list[tuple[str, Tensor, int]] = []  # module, its output, in-place changes of it so far
         self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
 
     def __call__(self, example: Tensor) -> Any:
+        layers = self.modules.items()
         try:
-            with hooked(self._hooks()), self:
+            with (
+                hooked(module.register_forward_pre_hook(partial(self._enter, name)) for name, module in layers),
+                hooked(module.register_forward_hook(self._leave) for _, module in layers),
+                self,
+            ):
                 return self.model(example)
         finally:
             self.seen.written_over |= {name for name, x, changes in self.outputs if _in_place_changes(x) != changes}
-
-    def _hooks(self) -> Iterator[RemovableHandle]:
-        for name, module in self.modules.items():
-            yield module.register_forward_pre_hook(partial(self._enter, name))
-            yield module.register_forward_hook(self._leave)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -106,7 +135,8 @@ class _Watch(TorchFunctionMode):
         self.stack.append((name, module))
         if inputs and isinstance(x := inputs[0], Tensor) and not list(module.children()):
             source, layer = self.made_by.get(id(x), ("", ""))
-            self.seen.calls[name].append(Call(tuple(x.shape), source, layer, x.new_empty(0)))
+            dim = -1 if isinstance(self.modules[layer], nn.Linear) and x.ndim > 2 else 1
+            self.seen.calls[name].append(Call(tuple(x.shape), dim, source, x.new_empty(0)))
         elif isinstance(module, NORMS):  # a norm with an activation inside also reads the convolution
             self._read(self._unread_in(inputs), name)
 

@@ -13,7 +13,7 @@ from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
-from isonet.plots.curves import PANELS, SHOWN, draw_runs
+from isonet.plots.runs import PANELS, SHOWN, draw_runs
 from isonet.tools.cli import tool_parser
 from isonet.tools.summary import COLUMNS, cells, read_rows, summary_of, text_table
 

@@ -117,7 +117,7 @@ def measure_network(network: str, args: argparse.Namespace, device: torch.device
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
     batch, labels = next(iter(build_loader(cfg, "val", (device,))))
     print(f"measuring {printable(source)}", flush=True)
-    numbers = measure(model.to(device), batch, labels, args.steps, strided=cfg.ISON.ORTHO_STRIDED)
+    numbers = measure(model.to(device), batch, labels, args.steps, cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))
     return {"source": source, "data": f"{cfg.DATASET.NAME}, validation", "versions": used, **numbers}
 

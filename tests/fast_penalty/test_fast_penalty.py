@@ -15,7 +15,8 @@ from benchmarks.baseline import penalty_of_weight
 from conftest import REPO
 from isonet import OrthoPenalty, load_cfg, ortho_penalty
 from isonet.convs import ConvShape, shape_of
-from isonet.fast_penalty.gram import Grams, gram_penalty
+from isonet.fast_penalty.gram import Grams
+from isonet.fast_penalty.plan import gram_penalty
 from isonet.models.build import assemble
 from isonet.ortho import STRIDED, kernel_penalty, penalised_convs
 from isonet.precision import full_precision

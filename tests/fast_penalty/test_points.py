@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from isonet.fast_penalty.points import has_points, points_for
+from isonet.fast_penalty.gram import has_points, points_for
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,8 @@ from torch import nn
 from conftest import REPO, TINY, reference_batch, reference_model
 from isonet import SReLU, build_model, load_cfg
 from isonet.errors import NonFiniteError
-from isonet.isometry import extreme_singular_values, jacobian_of, signal_norms
+from isonet.isometry import extreme_singular_values, signal_norms
+from isonet.isometry.jacobian import jacobian_of
 from isonet.isometry.measure import measure
 
 

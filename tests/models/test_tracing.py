@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from isonet.init import delta_init_, normal_init_
 from isonet.models import ISONet
-from isonet.models.blocks import BasicTransform, BottleneckTransform
 from isonet.models.build import init_network_
-from isonet.models.isonet import Architecture
+from isonet.models.isonet import Architecture, BasicTransform, BottleneckTransform
 from isonet.models.layers import LayerFactory
 
 FAMILIES = {
@@ -29,7 +29,7 @@ def network(family, transform, imagenet):
     torch.manual_seed(0)
     arch = Architecture(transform, depths=(1, 1), widths=(8, 16), stem_width=8, imagenet_stem=imagenet)
     model = ISONet(arch, FAMILIES[family], num_classes=5)
-    init_network_(model, "normal" if family == "ResNet" else "delta")  # delta: where ties are common
+    init_network_(model, normal_init_ if family == "ResNet" else delta_init_)  # delta: where ties are common
     return model, torch.randn(3, 3, 24, 24)
 
 

@@ -18,9 +18,8 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 
 from isonet import SReLU, build_model, load_cfg
 from isonet.models import ISONet, ResMultiplier
-from isonet.models.blocks import BasicTransform
 from isonet.models.build import init_network_
-from isonet.models.isonet import Architecture
+from isonet.models.isonet import Architecture, BasicTransform
 from isonet.models.layers import LayerFactory
 
 CIFAR8 = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8]

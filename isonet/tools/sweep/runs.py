@@ -26,7 +26,7 @@ from isonet.errors import ConfigError, printable
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.files.storage import write_file
 from isonet.plots import have_matplotlib, short
-from isonet.plots.sweep import Point, draw_sweep
+from isonet.plots.runs import Point, draw_sweep
 from isonet.tools.summary import COLUMNS, Summary, cells, divergence, summary_of, text_table
 
 MOST_RUNS = 1000  # more are taken for a typo
