@@ -5,8 +5,6 @@ Qi, You, Wang, Ma, Malik: Deep Isometric Learning for Visual Recognition, ICML 2
 ``import isonet`` imports neither torch nor any part of the package: each name below is imported at its first use.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from typing import TYPE_CHECKING, Any

@@ -5,8 +5,6 @@ ImageNet networks take ``pretrained``: ``True`` for the authors' weights trained
 as ``"IN1k-ISO18-nodropout"``. Those are weights for 1,000 classes; for another number the last layer is initialised.
 """
 
-from __future__ import annotations
-
 from typing import Protocol
 
 from isonet.errors import ConfigError

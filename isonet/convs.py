@@ -1,7 +1,5 @@
 """The convolutions of a network, and which of them the method leaves out."""
 
-from __future__ import annotations
-
 import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Which depths there are, and how their blocks are distributed over the stages (no torch, to check configs early)."""
 
-from __future__ import annotations
-
 from isonet.errors import ConfigError
 
 BRANCH_CONVS = {"basic_transform": 2, "bottleneck_transform": 3}  # convolutions in a residual branch

@@ -1,7 +1,5 @@
 """The errors that a user can correct, as one family of exceptions, and the one place that prints them."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -1,7 +1,5 @@
 """Hooks on modules for the length of a ``with`` block."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ All of them work on any ``nn.Module``, in place. Biases become 0. Each group of 
 own, and a transposed convolution is initialised through its adjoint.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

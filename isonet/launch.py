@@ -1,7 +1,5 @@
 """Where a process runs: what torchrun says in its environment, read here and nowhere else, and ``--gpus``. No torch."""
 
-from __future__ import annotations
-
 import os
 import socket
 from dataclasses import dataclass

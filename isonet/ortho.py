@@ -27,8 +27,6 @@ networks"). A kernel smaller than its stride, such as a strided 1x1, never reads
 than inputs, no weights bring this penalty to 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

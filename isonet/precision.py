@@ -1,7 +1,5 @@
 """Float32 matrix products in full precision, whatever the process allows elsewhere."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

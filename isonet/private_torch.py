@@ -4,8 +4,6 @@ torch may rename them without notice. Each docstring says why there is no public
 Checked with torch 2.11 to 2.15.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

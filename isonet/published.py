@@ -4,8 +4,6 @@ The builders, the zoo and the tables read them from here. This module does not i
 ``zoo:`` is refused before torch is imported.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any

@@ -1,7 +1,5 @@
 """Work divided among ranks: equal parts of a list, and jobs of unequal cost."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Only builders read the tree; layers and loops take plain arguments.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Sequence
 from operator import attrgetter

@@ -1,7 +1,5 @@
 """Whether the values of a config agree with each other."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from yacs.config import CfgNode

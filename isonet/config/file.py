@@ -5,8 +5,6 @@ are refused, and so is an alias to a list or a node. Each refusal is one sentenc
 for numbers, dates and booleans are not used: a value stays text, and its key reads it as it does on a command line.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 import reprlib

@@ -4,8 +4,6 @@ A row has the key, its default, what it may be, and what it means. The keys of t
 names, places and defaults, so that its YAML files load unchanged. Relations between keys are in ``checks.py``.
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -6,8 +6,6 @@ A kind has three things. ``takes`` says in words what a value must be, for the m
 was read, as the end of a sentence that begins with the key; "" if nothing is.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Transforms of one image by torchvision, and the random stream that each draws from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

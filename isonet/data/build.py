@@ -1,7 +1,5 @@
 """Builds the loaders and sources that a config describes."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator, Sequence

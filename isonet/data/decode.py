@@ -5,8 +5,6 @@ The published code reads images with torchvision's ImageFolder, which does not a
 evaluation alike.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

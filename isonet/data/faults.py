@@ -1,7 +1,5 @@
 """Images that cannot be read: the error that names one, and what a loader does about it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

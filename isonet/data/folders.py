@@ -1,7 +1,5 @@
 """Lists image files, in class folders and others, and refuses what a plain listing would silently leave out."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence

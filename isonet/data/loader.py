@@ -1,7 +1,5 @@
 """What all loaders have in common."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Small images: decoded once, kept as bytes on the device, augmented there a batch at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 

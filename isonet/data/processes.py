@@ -1,7 +1,5 @@
 """Worker processes: they outlive the signals that stop a run, and the death of one is explained in one sentence."""
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Random streams that depend on seed, epoch and image alone: not on workers, ranks or earlier draws."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

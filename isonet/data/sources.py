@@ -1,8 +1,6 @@
 """Sources of labelled images, which read one image at a time: arrays here, files in ``folders.py``, tar shards in
 ``shards/source.py``."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources

@@ -1,7 +1,5 @@
 """Reads images in worker processes: large images as they are needed, small ones all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple

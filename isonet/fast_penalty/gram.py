@@ -18,8 +18,6 @@ a kernel of its own, and the products at a point are summed over the phases.
 Shapes: N kernels, K taps each, C channels on the narrower side, D on the other.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

@@ -6,8 +6,6 @@ The definition (``isonet.ortho.kernel_penalty``) computes second derivatives, ``
 differentiation, and the kernels that have no points.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any

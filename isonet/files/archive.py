@@ -4,8 +4,6 @@ The file is a zip archive as ``torch.save`` makes it, and torch reads it without
 SHA-256 of all bytes before it, which detects damage anywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

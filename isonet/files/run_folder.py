@@ -1,7 +1,5 @@
 """Where a run lies: one folder ``OUTPUT_DIR/DATASET.NAME/<output>/`` with fixed names inside. Needs no torch."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -3,8 +3,6 @@
 A file gets its name there only when it is complete and has the network's weights.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

@@ -6,8 +6,6 @@ approach those of the Jacobian from within. Each new direction is orthogonalised
 singular value is found twice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

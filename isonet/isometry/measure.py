@@ -1,7 +1,5 @@
 """All numbers of the isometry report of one network, in types that JSON can store."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any

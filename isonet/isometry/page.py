@@ -1,7 +1,5 @@
 """The isometry report as one HTML page without external files."""
 
-from __future__ import annotations
-
 import base64
 import html
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ those of all these matrices (Sedghi, Gupta, Long 2019). A stride s folds s x s f
 consists of their K(f) side by side, divided by s. Zero padding, which networks use, differs only at the image border.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

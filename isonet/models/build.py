@@ -1,7 +1,5 @@
 """Builds the network of a config, with its initial weights."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 

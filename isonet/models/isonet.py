@@ -1,7 +1,5 @@
 """The network: a stem, stages of residual blocks, and a linear head. A block is a branch ``f`` and maybe a shortcut."""
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The layers of isometric networks: SReLU, the multiplier of residual branches, and the factory that chooses."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,8 +4,6 @@
 matplotlib is an optional dependency, so only the functions that draw import it.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Iterator, Sequence

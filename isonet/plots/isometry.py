@@ -1,7 +1,5 @@
 """The figures of the isometry report. Reports come by the network's name, as ``isonet.isometry`` measures them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

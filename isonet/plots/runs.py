@@ -1,7 +1,5 @@
 """Figures of runs: metrics against epochs, of one run or several, and the accuracies of a sweep."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """SReLU, the delta initialisation and the penalty for a ConvNet of another library."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import warnings

@@ -1,7 +1,5 @@
 """Replaces activations and norms of a rewired network, and initialises its convolutions."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass
 

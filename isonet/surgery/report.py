@@ -13,8 +13,6 @@ A network is dead if ``s`` is below ``TOO_WEAK`` or above ``TOO_STRONG``, or if 
 changes the outputs by more than ``TOO_FAR``. docs/isometrize.md has the survey behind these limits.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterable

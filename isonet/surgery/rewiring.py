@@ -6,8 +6,6 @@ reads the module's own ``forward``, with its children as black boxes. Where call
 and the names of parameters do not change.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Collection

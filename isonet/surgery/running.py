@@ -1,7 +1,5 @@
 """Runs other people's networks on examples, and compares what they return."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What counts as an activation or a norm, and what each layer of a network reads, recorded while the network runs."""
 
-from __future__ import annotations
-
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """What all scripts share: their options, and what can be checked before torch is imported, which takes seconds."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import os

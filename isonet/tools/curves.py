@@ -1,7 +1,5 @@
 """Compare runs: their curves in a picture, and their figures in a table."""
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

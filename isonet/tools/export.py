@@ -4,8 +4,6 @@ The network takes any number of float32 images (N, 3, H, W), normalised as "imag
 and returns logits (N, classes). The file is checked: it must give the same logits as the network for random images.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

@@ -7,8 +7,6 @@ a layer takes two products of the forward pass's size; that of the first layer t
 than ``import torch``.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass

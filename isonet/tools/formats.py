@@ -1,7 +1,5 @@
 """The files that ``export`` writes: how each is made from a network, and how it is run to check it."""
 
-from __future__ import annotations
-
 import io
 import json
 import math

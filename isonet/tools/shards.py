@@ -6,8 +6,6 @@ with a label in .cls, or in .json under label or cls.
 RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The figures of a run, read from the files of its folder, and tables of several runs."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

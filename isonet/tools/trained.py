@@ -3,8 +3,6 @@
 ``test.py`` is ``evaluate_on_ranks`` and ``report``.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -1,7 +1,5 @@
 """Training and evaluation. Names load on first use: a script reads its config before it imports torch."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

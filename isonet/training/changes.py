@@ -1,7 +1,5 @@
 """What a resumed run keeps of the interrupted one, what it may change, and what makes it another run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """Which devices a run uses, and how a network is spread over them."""
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

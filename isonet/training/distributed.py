@@ -4,8 +4,6 @@ A run that a person starts is one process. Under ``torchrun`` it is as many rank
 travel by NCCL; everything else, and all of a run on CPUs, by gloo.
 """
 
-from __future__ import annotations
-
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """What a run says when it fails: why a rank was lost, and where a number became non-finite first."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Callable, Iterator

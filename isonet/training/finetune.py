@@ -1,7 +1,5 @@
 """Fine-tuning: start from trained weights, and freeze parts of the network."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """The training loop: epochs, batches, rate, step, look, save, stop, evaluate, record."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

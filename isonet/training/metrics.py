@@ -1,7 +1,5 @@
 """Sums over the steps of an epoch, kept on the device, and the evaluation of a network."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass

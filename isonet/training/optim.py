@@ -1,7 +1,5 @@
 """The optimizer: groups of parameters, learning rate, mixed precision, a step that skips non-finite gradients."""
 
-from __future__ import annotations
-
 import logging
 import math
 

@@ -1,7 +1,5 @@
 """Resuming: the newest whole checkpoint, a folder that matches it, and the state that it restores."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Sequence

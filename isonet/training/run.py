@@ -1,7 +1,5 @@
 """A training run: from a config to a folder with checkpoints, log and metrics."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time

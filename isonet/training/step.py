@@ -1,7 +1,5 @@
 """One training step: the gradient of cross entropy + ORTHO_COEFF * penalty, and the update of the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

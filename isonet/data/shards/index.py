@@ -5,8 +5,6 @@ shard after shard) and ``SHA256SUMS`` of all these files. ``index.json`` is writ
 complete.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -5,8 +5,6 @@ webdataset library defines it. The image is the member with the extension of one
 label is the number in the member ``cls``, or the number under ``label`` or ``cls`` in the member ``json``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

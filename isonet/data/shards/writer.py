@@ -7,8 +7,6 @@ A shard has for each image ``NUMBER-NAME.EXT``, the bytes of its file, and ``NUM
 Numbers count from 0 through all shards; NAME is made of the file's path, for people.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -6,8 +6,6 @@ same command resumes a sweep that was stopped or killed; it repeats neither fini
 Lists are separated by semicolons: SOLVER.LR_MILESTONES "[30,60];[40,80]".
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The processes of a sweep: ``run_all`` starts one for each run, and this module, as a script, is what they execute."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import os

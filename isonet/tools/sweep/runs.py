@@ -4,8 +4,6 @@ Commas separate the values of a key. The items of a list, such as SOLVER.LR_MILE
 already, so semicolons separate several lists: "[30,60];[40,80]".
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
