@@ -22,21 +22,16 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; }
 
 _PAGE = """<!doctype html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
-</head>
-<body>
 <h1>{title}</h1>
 <p>An <em>isometry</em> keeps lengths: a signal leaves each layer as long as it came in, and so does the gradient on its
 way back. Then neither grows nor fades over any number of layers, and the network trains without normalisation. This
 page measures how close {what} is to an isometry. A layer stretches each direction of its input by a factor, its
 <em>singular value</em>; an isometry has all of them at 1.</p>
 {body}
-</body>
-</html>
 """
 
 # Title, function that draws, explanation

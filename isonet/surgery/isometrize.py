@@ -62,9 +62,8 @@ def isometrize(
         new, report = _change(model, example, asked)
         own: Any = getattr(model, "no_weight_decay", set)
         vars(new)["no_weight_decay"] = functools.partial(set, {*own(), *shift_names(new)})
+        report.not_measured = "" if check else "check=False"
         advice = _examine(model, new, example, asked, report) if check else ""
-    if not check:
-        report.not_measured = "check=False"
     if advice:
         warnings.warn(advice, DeadNetworkWarning, stacklevel=2)
     elif report.unchanged:

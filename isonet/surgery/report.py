@@ -125,8 +125,8 @@ class IsometrizedReport:
         return "\n".join(lines)
 
 
-def _line(what: str, found: Iterable[str]) -> str:
-    reasons = found if isinstance(found, dict) else dict.fromkeys(found, "")
+def _line(what: str, names: Iterable[str]) -> str:
+    reasons = names if isinstance(names, dict) else dict.fromkeys(names, "")
     listed = [f"{name or 'the network itself'}{f' ({why})' if why else ''}" for name, why in reasons.items()]
     shown = ", ".join(listed[:_SHOWN]) + (", ..." if len(listed) > _SHOWN else "")
     return f"{len(listed):4} {what}{': ' if listed else ''}{shown}"

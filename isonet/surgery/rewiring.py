@@ -8,7 +8,7 @@ and the names of parameters do not change.
 
 import copy
 import operator
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -58,8 +58,8 @@ def rewire(
             unread[name] = str(error)
             continue
         report.left = {**{_join(name, key): why for key, why in faults.items()}, **report.left}
-        multipliers = [key for key, child in draft.additions.items() if isinstance(child, ResMultiplier)]
-        report.multipliers[:0] = [_join(name, key) for key in multipliers]
+        added = draft.additions.items()
+        report.multipliers[:0] = [_join(name, key) for key, child in added if isinstance(child, ResMultiplier)]
         if changed is not owner:
             report.rewired.insert(0, name)
             model = exchange(model, owner, changed)
@@ -148,12 +148,11 @@ class _Draft:
         """``owner`` if nothing was added, else the ``GraphModule`` that replaces it."""
         if not self.additions:
             return self.owner
-        changed = Rewired(self.owner, self.graph, class_name=type(self.owner).__name__)
+        changed = Rewired(self.owner, self.graph, type(self.owner).__name__)
         if lost := [name for name in self.owner.state_dict() if name not in changed.state_dict()]:
             for name in self.additions:
                 delattr(self.owner, name)
             raise UntraceableError(f"its forward does not use {lost[0]}")
-        vars(changed).update(_missing(changed, self.owner))
         return changed
 
     def _add(self, wanted: str, module: nn.Module) -> str:
@@ -168,12 +167,25 @@ class _Draft:
 
 
 class Rewired(fx.GraphModule):
-    """A ``GraphModule`` that keeps plain attributes in copies, as torch does in pickles: other code may read them."""
+    """A ``GraphModule`` that keeps plain attributes in copies and pickles, because other code may read them."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
+        super().__init__(root, graph, class_name)
+        vars(self).update(_missing(self, root))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> fx.GraphModule:
         new = super().__deepcopy__(memo)
         vars(new).update(copy.deepcopy(_missing(new, self), memo))
         return new
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _unpickled, (type(self).__name__, *super().__reduce__())
+
+
+def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
+    """The ``GraphModule`` that ``build``, torch's own function, unpickles, as ``Rewired``."""
+    plain = build(*arguments)
+    return Rewired(plain, plain.graph, class_name)
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:

@@ -23,8 +23,7 @@ def run(model: Callable[[Tensor], Any], example: Tensor) -> Any:
     try:
         return model(example.clone())
     except Exception as error:
-        shape = tuple(example.shape)
-        raise ModelError(f"the network does not run on an example of shape {shape} ({first_line(error)})") from error
+        raise ModelError(f"the network fails on shape {tuple(example.shape)} ({first_line(error)})") from error
 
 
 def first_line(error: Exception) -> str:
