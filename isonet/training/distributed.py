@@ -234,8 +234,8 @@ def _ask_for_prefix(store: dist.Store, rank: int) -> str:
 def read_store(store: dist.Store, key: str, seconds: float) -> str | None:
     """The text under ``key``, as soon as a rank writes it; None after ``seconds``. torch's own wait would log that."""
     end = time.monotonic() + seconds
-    while not store.check([key]):
-        if time.monotonic() > end:
-            return None
+    while time.monotonic() < end:
+        if store.check([key]):
+            return store.get(key).decode()
         time.sleep(_POLL_SECONDS)
-    return store.get(key).decode()
+    return None

@@ -52,15 +52,14 @@ def log_to_terminal() -> None:
         log.addHandler(logging.NullHandler())
         log.propagate = False
         return
-    _replace_handlers(_TerminalHandler, _TerminalHandler(), _LevelFormatter("%(message)s"))
+    _replace_handlers(_TerminalHandler, _TerminalHandler(), "%(message)s")
     log.propagate = False
 
 
 def keep_for_file() -> None:
     """Keep what is logged in memory until ``log_to_file`` names a file, and close the file of an earlier run."""
-    _remove_handlers(logging.FileHandler)
-    memory = MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1)
-    _replace_handlers(MemoryHandler, memory, _LevelFormatter())
+    _replace_handlers(logging.FileHandler, None)
+    _replace_handlers(MemoryHandler, MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1))
 
 
 class _LogFile(logging.FileHandler):
@@ -77,11 +76,10 @@ class _LogFile(logging.FileHandler):
 def log_to_file(path: Path) -> None:
     """Append the project's log, with times, to ``path``: what ``keep_for_file`` has kept, and all that follows."""
     handler = _LogFile(path, encoding="utf-8")
-    _replace_handlers(logging.FileHandler, handler, _LevelFormatter("%(asctime)s %(message)s"))
+    _replace_handlers(logging.FileHandler, handler, "%(asctime)s %(message)s")
     for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
         memory.setTarget(handler)
-        memory.close()
-        log.removeHandler(memory)
+    _replace_handlers(MemoryHandler, None)  # closing it hands its records to the file
 
 
 def note_failure(path: Path, error: BaseException) -> None:
@@ -96,17 +94,14 @@ class _LevelFormatter(logging.Formatter):
         return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
 
 
-def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler, formatter: logging.Formatter) -> None:
-    _remove_handlers(kind)
-    handler.setFormatter(formatter)
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-
-
-def _remove_handlers(kind: type[logging.Handler]) -> None:
+def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler | None, pattern: str = "") -> None:
     for old in [h for h in log.handlers if isinstance(h, kind)]:
         log.removeHandler(old)
         old.close()
+    if handler:
+        handler.setFormatter(_LevelFormatter(pattern))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 class EpochDisplay:
