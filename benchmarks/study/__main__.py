@@ -95,7 +95,7 @@ def refuse_another_config(run: Run) -> None:
     if not file.exists():
         return
     then, now = flat(parse_cfg(file.read_text(encoding="utf-8"), str(file))), flat(run.cfg())
-    if differing := [key for key in now if then[key] != now[key]]:
+    if differing := [key for key in now if then[key] != now[key] and key not in stored.WITHOUT_EFFECT]:
         raise UserError(f"{run.folder().path} holds a run with another {', '.join(differing)}: remove the folder")
 
 

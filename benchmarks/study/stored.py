@@ -15,6 +15,7 @@ from isonet.files.storage import write_file
 from isonet.tools.summary import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
+WITHOUT_EFFECT = {"DATASET.SHUFFLE_BUFFER"}  # its default has changed since the rows ran, which read no shards
 RESULTS = REPO / "results"
 
 
