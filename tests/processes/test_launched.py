@@ -175,18 +175,21 @@ def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp
     first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
     wait_for(folder / "epoch0001-step000005.pt", first)
     second = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
-    wait_until(lambda: folder.joinpath("log.txt").read_text().count("resuming ") == 1, first)
+    wait_until(lambda: times_resumed(folder) >= 1, first)
     os.kill(next(iter(workers(second.pid).values())), signal.SIGKILL)
-    wait_until(lambda: folder.joinpath("log.txt").read_text().count("resuming ") == 2, first)
+    wait_until(lambda: times_resumed(folder) >= 2, first)
     for machine in (first, second):
         machine.send_signal(signal.SIGTERM)
     outputs = [machine.wait().output for machine in (first, second)]
     log = (folder / "log.txt").read_text()
     assert " on 2 ranks" in log, outputs
-    assert log.count("resuming ") >= 2, outputs
     assert not list(folder.glob("log-before-restart*"))
     epochs = [json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").open()]
     assert epochs == list(range(1, len(epochs) + 1))
+
+
+def times_resumed(folder: Path) -> int:
+    return (folder / "log.txt").read_text().count(f"resuming {folder}")
 
 
 def test_the_error_of_one_rank_ends_all_of_them_and_is_printed_once(tmp_path):

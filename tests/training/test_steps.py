@@ -124,7 +124,7 @@ def test_gpu_ids():
     for wrong in ("", "a", "0,,1", "-1", "0.5", "0;1"):
         with pytest.raises(DeviceError, match="separated by commas"):
             parse_gpu_ids(wrong)
-    with pytest.raises(DeviceError, match="twice"):
+    with pytest.raises(DeviceError, match="distinct"):
         parse_gpu_ids("1,0,1")
 
 
