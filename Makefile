@@ -6,8 +6,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Processes that run tests side by side: one for each core, or WORKERS=3
-WORKERS ?= auto
+# Processes that run tests side by side: one more than there are cores, since many tests wait for other processes
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: demo test torture bench lint clean
 
@@ -19,7 +19,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/faults tests/processes/test_sync.py --torture
+	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py --torture
 
 # Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)

@@ -27,7 +27,7 @@ setup(
         "torchvision>=0.26",
         "yacs>=0.1.8",
         "numpy>=1.24",
-        "filelock>=3.12",
+        "filelock>=4.3",
         "tqdm>=4.64",
     ],
     extras_require={

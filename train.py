@@ -71,7 +71,10 @@ def look(args: argparse.Namespace) -> None:
     """
     check_gpu_ids(args.gpus)
     cfg, output = read(args)
-    if not checkpoints_to_resume(run_folder(cfg, output), args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
+    folder = run_folder(cfg, output)
+    if (folder.path / "lock").exists():  # a run may be in progress: training names it
+        return
+    if not checkpoints_to_resume(folder, args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
         look_for_checkpoint(cfg, cfg.MODEL.INIT_FROM)
     look_for_images(cfg, ["train", "val"])
 

@@ -116,7 +116,7 @@ def sent_bytes(model: nn.Module) -> int:
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        synchronised = World(launch=Launch(0, 1, 0, 1, "", "", 0)).data_parallel(model, torch.device("cpu"))
+        synchronised = World(launch=Launch(0, 1, 0, 1, "", "")).data_parallel(model, torch.device("cpu"))
         synchronised.register_comm_hook(None, look)  # type: ignore[operator]
         synchronised(torch.randn(1, 3, 64, 64)).sum().backward()
     finally:

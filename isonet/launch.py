@@ -3,6 +3,7 @@
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 
 from isonet.errors import DeviceError, UserError
 
@@ -14,8 +15,8 @@ class Launch:
     """One process of several, as its launcher describes it.
 
     rank, size: among all processes of the run. local_rank, local_size: among those of this machine.
-    address: host and port of the rendezvous. run_id: torchrun's name for the run, "" for another launcher.
-    restart: how often torchrun on this machine has restarted the processes after a failure.
+    address: host and port of the rendezvous. launcher: a name of the torchrun process on this machine, which all its
+    restarts share; "" for another launcher.
     """
 
     rank: int
@@ -23,13 +24,7 @@ class Launch:
     local_rank: int
     local_size: int
     address: str
-    run_id: str
-    restart: int
-
-    @property
-    def launcher(self) -> str:
-        """The launcher's process: the name of its run, this machine, and its number."""
-        return f"{self.run_id} {socket.gethostname()} {os.getppid()}"
+    launcher: str
 
     @property
     def where(self) -> str:
@@ -46,15 +41,19 @@ def launch() -> Launch | None:
         return None
     try:
         rank, size, local_rank, local_size, port = (int(os.environ[name]) for name in _NUMBERS)
-        restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         address = f"{os.environ['MASTER_ADDR']}:{port}"
     except (KeyError, ValueError) as error:
         raise UserError(
             f"RANK and WORLD_SIZE are set as by torchrun, but another of its variables is missing or wrong ({error}): "
             "start the script with torchrun, or unset them"
         ) from None
-    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return Launch(rank, size, local_rank, local_size, address, run_id, restart)
+    return Launch(rank, size, local_rank, local_size, address, _launcher())
+
+
+def _launcher() -> str:
+    """Name the torchrun process of this machine by its log folder, which it draws once for all restarts."""
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")  # FOLDER/attempt_RESTARTS/LOCAL_RANK/error.json
+    return f"{socket.gethostname()} {Path(error_file).parents[2]}" if error_file else ""
 
 
 def is_launched() -> bool:

@@ -38,12 +38,19 @@ def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
 
     A key that the text lacks gets its value in ``BEFORE_THE_KEY``, or else its default.
     """
-    return _merged([(source, BEFORE_THE_KEY.items()), (where(source), parse_pairs(text, source))], opts)
+    return _written(parse_pairs(text, source), where(source), opts)
 
 
 def read_written_cfg(path: Path) -> CfgNode:
     """Return the frozen config of a file that a run wrote, such as its ``config.yaml``; see ``parse_cfg``."""
-    return _merged([(where(path), BEFORE_THE_KEY.items()), (where(path), read_pairs(path))])
+    return _written(read_pairs(path), where(path))
+
+
+def _written(pairs: list[tuple[str, Any]], source: str, opts: Sequence[Any] = ()) -> CfgNode:
+    """Former versions allowed RUNTIME.CHECKPOINT_ACTIVATIONS with batch norm; it changes memory and time alone."""
+    has_bn = ("ISON.HAS_BN", True) in pairs or ("ISON.HAS_BN", "True") in pairs
+    without = [("RUNTIME.CHECKPOINT_ACTIVATIONS", False)] if has_bn else []
+    return _merged([(source, [*BEFORE_THE_KEY.items(), *pairs, *without])], opts)
 
 
 def check_overrides(opts: Sequence[Any]) -> None:

@@ -9,7 +9,8 @@ from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
-IN_A_ROW = 8  # unreadable images in a row that are blamed on the storage and not on the images
+WHOLE_BATCH = 8  # images; if all images of a larger batch are unreadable, the storage is to blame
+TRIES = 64  # images that are read for one that cannot be read, until the storage is to blame
 _LOGGED = 10  # unreadable images that a loader logs as it meets them
 
 OnError = Literal["stop", "leave out", "replace"]
@@ -46,7 +47,7 @@ class Unreadable:
         """Record the errors of a batch that has ``read`` images and lacks ``unread``.
 
         Raises ``DataError`` for an error that is not an image's own, and if the storage seems to have gone: not one
-        image of a batch of ``IN_A_ROW`` or more could be read, or no replacement for an image.
+        image of a batch of ``WHOLE_BATCH`` or more could be read, or no replacement for an image.
         """
         for error in errors:
             if self.on_error == "stop" or not isinstance(error, ImageError):
@@ -55,7 +56,7 @@ class Unreadable:
                 self.skipped[error.path] = error.reason
                 if len(self.skipped) <= _LOGGED:
                     log.warning("%s: %s (DATASET.ON_ERROR skip)", printable(error.path), error.reason)
-        if unread and (self.on_error == "replace" or (read == 0 and unread >= IN_A_ROW)):
+        if unread and (self.on_error == "replace" or (read == 0 and unread >= WHOLE_BATCH)):
             example = printable(next(reversed(self.skipped)))
             raise DataError(
                 f"too many images in a row cannot be read, e.g. {example}; the storage has probably gone away: check "

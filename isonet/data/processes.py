@@ -61,7 +61,8 @@ def outlive_stop_signals(_: int) -> None:
 
 def _wait_for_the_end() -> None:
     """End this process, whatever its main thread waits for, when the main process sends SIGTERM."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    main = multiprocessing.parent_process()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (main.pid if main else os.getppid()):
         pass
     os._exit(0)  # as torch's own handler does: for any other exit code the main process would raise an error
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from isonet.data.augment import Augment
-from isonet.data.faults import IN_A_ROW, ImageError, OnError, Unreadable
+from isonet.data.faults import TRIES, ImageError, OnError, Unreadable
 from isonet.data.loader import Batch, Loader, Normalise
 from isonet.data.memory import Decoded
 from isonet.data.processes import explain_dead_workers, outlive_stop_signals, starting_workers
@@ -42,7 +42,7 @@ class SourceImages(Dataset):
     """Images of a source by (epoch, number), augmented: square, ``size`` pixels wide.
 
     If an image cannot be read, it is missing or, with "replace", the next image that can be read takes its place, with
-    its own label, and augmented as the first image would have been; at most ``IN_A_ROW`` images are tried.
+    its own label, and augmented as the first image would have been; at most ``TRIES`` images are tried.
 
     as_tensor: decode with torchvision.
     """
@@ -58,7 +58,7 @@ class SourceImages(Dataset):
         read = self.source.read_tensor if self.as_tensor else self.source.read
         count = len(self.source.labels)
         errors: list[DataError] = []
-        tries = min(IN_A_ROW, count) if self.on_error == "replace" else 1
+        tries = min(TRIES, count) if self.on_error == "replace" else 1
         for place in ((number + i) % count for i in range(tries)):
             try:
                 return self.augment(read(place), epoch, number), number, place, errors
@@ -115,6 +115,8 @@ class WorkerLoader(Loader):
             self.unreadable.note(batch.errors, len(batch.read), batch.unread)
             self.taken = self.batches.taken(number)  # not what the workers have read ahead
             labels = self.labels[batch.read]
+            if self.reader.pin_memory:  # or copying them would wait for the device
+                labels = labels.pin_memory()
             yield self.normalise(batch.pixels), labels.to(self.normalise.device, non_blocking=True)
 
 

@@ -81,6 +81,8 @@ def finite(value: Any) -> float:
 
 
 def _rows(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    if not all(isinstance(key, str) for row in rows for key in row):
+        raise TypeError("a row of metrics has keys that are not text")
     return [{key: finite(value) for key, value in row.items()} for row in rows]
 
 

@@ -125,11 +125,15 @@ class FolderLock:
         if former := self._read_holder():
             log.info("%s, was killed while it wrote to this folder", former)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        write_file(self.holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        try:
+            write_file(self.holder, f"process {os.getpid()} on {socket.gethostname()}, since {since}")
+        except BaseException:
+            self.__exit__()
+            raise
         return True
 
     def __exit__(self, *_: object) -> None:
-        """Remove the files while they are still locked: a process that waits for one of them sees that it is gone."""
+        """Remove the files while they are still locked, so that no other process locks a file that is removed."""
         if self._lock:
             for file in (self.holder, self.path):
                 with contextlib.suppress(OSError):

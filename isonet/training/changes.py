@@ -17,7 +17,8 @@ log = logging.getLogger("isonet")
 def may_differ(cfg: CfgNode) -> set[str]:
     """Keys that a resumed run may change: those of ``MAY_DIFFER``, but for what the schedule depends on."""
     ends_at_zero = {"SOLVER.MAX_EPOCHS"} if cfg.SOLVER.SCHEDULE != "steps" else set()
-    return set(MAY_DIFFER) - ends_at_zero
+    unused = {"DATASET.SHUFFLE_BUFFER"} if cfg.RUNTIME.INPUT != "shards" else set()
+    return (set(MAY_DIFFER) | unused) - ends_at_zero
 
 
 def resumed_cfg(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:

@@ -50,6 +50,7 @@ class EpochSums:
         self.own = torch.zeros(5, dtype=torch.float64, device=device)
         self.bad_step = torch.full((), _NEVER, device=device)  # the first non-finite one
         self.steps, self.taken, self.seconds, self.waited = 0, 0, 0.0, 0.0
+        self.lap: float | None = None  # when the seconds were last added, while the loop runs
         if part:
             sums, self.taken = part.sums, part.taken
             if world.is_main:  # it takes the sums of all ranks as its own
@@ -69,16 +70,23 @@ class EpochSums:
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches on, and measure how long the loop takes and how long it waits for them."""
         iterator = iter(batches)
+        self.lap = time.perf_counter()
         while True:
             start = time.perf_counter()
             batch = next(iterator, None)
             self.waited += time.perf_counter() - start
             if batch is None:
-                self.own.cpu()  # waits for the device, which may still compute the last steps
-                self.seconds += time.perf_counter() - start
-                return
+                break
             yield batch
-            self.seconds += time.perf_counter() - start
+            self._end_lap()
+        self.own.cpu()  # waits for the device, which may still compute the last steps
+        self._end_lap()
+        self.lap = None
+
+    def _end_lap(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - (self.lap or now)
+        self.lap = now
 
     def means(self, model: nn.Module | None = None) -> dict[str, float]:
         """Means over all ranks so far; accuracies in percent.
@@ -105,6 +113,8 @@ class EpochSums:
 
     def part(self) -> Part:
         """What a checkpoint within the epoch holds of it; call ``means`` before: none is saved after a failure."""
+        if self.lap:
+            self._end_lap()
         cross_entropy, penalty, images, top1, top5 = self._totals()
         sums: dict[str, Any] = {
             "losses": [cross_entropy, penalty],

@@ -150,7 +150,7 @@ class StepProfile:
         self.on_gpu = device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         plan = schedule(wait=_UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1) if steps else None
-        self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._write) if plan else None
+        self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._read) if plan else None
 
     def __enter__(self) -> StepProfile:
         if self.profiler:
@@ -162,13 +162,13 @@ class StepProfile:
         if self.profiler:
             self.profiler.step()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.profiler:
             self.profiler.stop()
-
-    def _write(self, finished: profile) -> None:
-        order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
-        self.table = finished.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=44)
-        if self.file:
+        if self.table and self.file and kind is None:
             write_file(self.file, self.table + "\n")
             log.info("where the time of %d steps went: %s", self.steps, self.file)
+
+    def _read(self, finished: profile) -> None:
+        order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
+        self.table = finished.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=44)

@@ -198,15 +198,10 @@ def _after_restart(folder: RunFolder, world: World, resume: str | None, overwrit
     torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run,
     resume it, whatever the command line says; if it had saved nothing, start it again and keep its log.
 
-    A launcher is known by its process and by its run id. A static rendezvous has no id ("none"), and process numbers
-    come again: then TORCHELASTIC_RESTART_COUNT must be above 0 on some machine. It counts the failures of one machine
-    and does not rise if machines join or leave, which only a launcher with an id allows.
+    TORCHELASTIC_RESTART_COUNT would not do: it counts the failures of one machine, and stays 0 if machines join.
     """
-    if not world.launch:
-        return resume, overwrite
-    launchers, restarts = set(world.gather(world.launch.launcher)), world.gather(world.launch.restart)
-    may_restart = world.launch.run_id not in ("", "none") or any(restarts)
-    if not world.is_main or not may_restart or not launchers & set(_started_by(folder)):
+    launchers = set(world.gather(world.launch.launcher if world.launch else "")) - {""}
+    if not world.is_main or not launchers & set(_started_by(folder)):
         return resume, overwrite
     if folder.resumable():
         return AUTO, False

@@ -246,10 +246,10 @@ def test_in_evaluation_a_damaged_image_is_left_out_and_counted(images, tally, wa
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("way", ["memory", "alone", "workers"])
-def test_when_eight_images_in_a_row_cannot_be_read_the_storage_is_to_blame(images, tally, way, split):
+def test_when_too_many_images_in_a_row_cannot_be_read_the_storage_is_to_blame(images, tally, way, split):
     shutil.copytree(images / "train", images / "val")
     paths = sorted((images / split).rglob("*.jpg"))
-    for path in paths[:8]:
+    for path in paths if split == "train" else paths[:8]:
         path.unlink()
         path.symlink_to("gone")
     more = {"SOLVER.TEST_BATCH_SIZE": 8}

@@ -130,6 +130,7 @@ def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
     assert not (folder / "lock").exists()
 
 
+@pytest.mark.torture
 def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_path):
     """On loopback, as two machines would be: torchrun --nnodes 2 on each."""
     alone, launched = tmp_path / "alone", tmp_path / "launched"
@@ -253,10 +254,10 @@ class FirstOfTorchrun:
     """Gives this test process the environment that torchrun sets, the same one for all runs within."""
 
     def __enter__(self):
-        os.environ.update(environment(0, 1, free_port()), TORCHELASTIC_RUN_ID="1f8b")
+        os.environ.update(environment(0, 1, free_port()), TORCHELASTIC_ERROR_FILE="/tmp/drawn/attempt_0/0/error.json")
 
     def __exit__(self, *_):
-        for name in (*environment(0, 1, 0), "TORCHELASTIC_RUN_ID"):
+        for name in (*environment(0, 1, 0), "TORCHELASTIC_ERROR_FILE"):
             os.environ.pop(name, None)
 
 

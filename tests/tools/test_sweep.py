@@ -42,6 +42,7 @@ def run_sweep(*arguments):
     sweep.main(sweep.parse_args(arguments))
 
 
+@pytest.mark.torture
 def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
