@@ -11,10 +11,10 @@ import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
-# The suite is about the CPU, where results are equal to the bit; test_gpu.py brings the GPUs back
+# The suite runs on the CPU, where results are bit-identical; test_gpu.py makes the GPUs visible again
 VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and a process of a test beside the test
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, and so do a test and its processes
 
 import numpy as np
 import pytest
@@ -30,13 +30,13 @@ REFERENCE = Path(__file__).parent / "reference"
 SHARED_DATA = REPO.parent / "shared" / "data"
 NUMERICS = json.loads((REFERENCE / "numerics.json").read_text())
 
-# The smallest network (6n+2 with n = 1) on the digits that the package ships: a run takes seconds
+# The smallest network (6n+2 with n = 1), on the digits included in the package. A run takes seconds
 TINY = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "SOLVER.MAX_EPOCHS", 1]
 
 
 @pytest.fixture(autouse=True)
 def _no_leaks():
-    """Logging handlers, determinism and scripts of a test do not reach the next one."""
+    """Remove a test's logging handlers, determinism setting and scripts before the next test."""
     yield
     end_all()
     log = logging.getLogger("isonet")
@@ -50,7 +50,7 @@ def _no_leaks():
 
 @pytest.fixture(scope="module")
 def no_pictures():
-    """Runs find no matplotlib, and draw nothing: the picture takes more than half of the time of a run of one epoch."""
+    """Hide matplotlib so that runs draw no pictures. The picture takes more than half of a one-epoch run's time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
         yield
@@ -101,12 +101,12 @@ def pytest_terminal_summary(terminalreporter):
 
 
 def options(config: dict[str, object]) -> list[object]:
-    """A record's config as KEY VALUE pairs."""
+    """Return a record's config as KEY VALUE pairs."""
     return [item for pair in config.items() for item in pair]
 
 
 def reference_model(name: str) -> nn.Module:
-    """The network of a record with the weights that the record was made with."""
+    """Return a record's network, with the weights used to make the record."""
     torch.manual_seed(0)
     model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
     fill(model)
@@ -115,7 +115,7 @@ def reference_model(name: str) -> nn.Module:
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Overwrite every parameter by the rules of the reference figures."""
+    """Overwrite every parameter according to the rules of the reference figures."""
     for j, (name, parameter) in enumerate(model.named_parameters()):
         shape = tuple(parameter.shape)
         z = np.random.RandomState(1000 + j).standard_normal(shape)
@@ -142,7 +142,7 @@ def reference_batch(name: str) -> tuple[Tensor, Tensor]:
 
 
 def assert_same(a, b):
-    """Two nested states, to the bit."""
+    """Assert that two nested states are bit-identical."""
     assert type(a) is type(b)
     if isinstance(a, Tensor):
         assert torch.equal(a, b)

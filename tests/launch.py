@@ -1,7 +1,7 @@
 """Processes for tests: forked from a server that has imported the project, or started by a new interpreter.
 
-A new interpreter takes seconds to import torch. The server does it once, and computes nothing: after a backward pass
-torch cannot be forked.
+A new interpreter takes seconds to import torch. The server imports it once. The server computes nothing, because a
+process that has run a backward pass cannot be forked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).parent.parent
-SECONDS = 300.0  # after which a process hangs
+SECONDS = 300.0  # after this time a process counts as hung
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload([
@@ -37,16 +37,16 @@ _numbers = itertools.count()
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Where the scripts' output lies until this process ends."""
+    """Return the folder that contains the scripts' output until this process ends."""
     return tempfile.TemporaryDirectory(prefix="isonet-tests-")
 
 
 class Script:
-    """A script of the project, or a module, in a process forked from the server: what ``subprocess.Popen`` has.
+    """A script or module of the project, in a forked process, with the interface of ``subprocess.Popen``.
 
     The process has its own standard streams, folder, environment and process group, and the signal handlers of a new
-    interpreter. ``stdout`` and ``stderr`` are what it has printed so far. first: runs in the process before the script.
-    out: a file or a named pipe to be its standard output.
+    interpreter. ``stdout`` and ``stderr`` are the text printed so far. first: a function that the process calls before
+    the script. out: a file or a named pipe for the standard output.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Script:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs; minus the number of the signal that killed it."""
+        """None while the process runs. Minus the number of the signal if a signal killed it."""
         return self._process.exitcode
 
     @property
@@ -83,7 +83,7 @@ class Script:
 
     @property
     def output(self) -> str:
-        """Both, errors last."""
+        """The standard output, followed by the standard error."""
         return self.stdout + self.stderr
 
     def poll(self) -> int | None:
@@ -93,20 +93,20 @@ class Script:
         os.kill(self.pid, number)
 
     def wait(self, seconds: float = SECONDS) -> Script:
-        """Wait for its end."""
+        """Wait until the process ends."""
         self._process.join(seconds)
         if self.returncode is None:
             self.kill()
-            raise AssertionError(f"it did not end in {seconds:.0f} s: {self.output}")
+            raise AssertionError(f"the process did not end within {seconds:.0f} s: {self.output}")
         _running.discard(self)
         return self
 
     def kill(self) -> None:
-        """Kill it, if it still runs, and its process group."""
+        """Kill the process and its process group, if it still runs."""
         if self.returncode is None:
             try:
                 os.killpg(self.pid, signal.SIGKILL)
-            except ProcessLookupError:  # not a group yet
+            except ProcessLookupError:  # the process group does not exist yet
                 self._process.kill()
             self._process.join()
         _running.discard(self)
@@ -120,19 +120,19 @@ def start(
 
 
 def run_script(name: str, *args: object, cwd: Path, out: Path | None = None, **env: str) -> Script:
-    """Run a script of the project from ``cwd`` as a user does, but for the start of an interpreter."""
+    """Run a script of the project from ``cwd`` as a user does, but without starting a new interpreter."""
     return start(name, *args, cwd=cwd, out=out, **env).wait()
 
 
 def run_new_interpreter(name: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of the project by a new interpreter: for tests of what an interpreter imports or does at its end."""
+    """Run a script of the project in a new interpreter, for tests of its imports or its exit."""
     command = [sys.executable, str(REPO / name), *map(str, args)]
     env = {**os.environ, "PYTHONPATH": str(REPO), **env}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
 
 
 def torchrun(*args: object, cwd: Path, **env: str) -> Script:
-    """Start a script of the project under torchrun: its options, the script, the script's arguments.
+    """Start a script of the project under torchrun. args: torchrun's options, the script, its arguments.
 
     Torchrun itself is forked. Its workers are new interpreters.
     """
@@ -142,28 +142,28 @@ def torchrun(*args: object, cwd: Path, **env: str) -> Script:
 
 
 def wait_until(condition: Callable[[], object], process: Script | subprocess.Popen, seconds: float = SECONDS) -> None:
-    """Return as soon as ``condition`` holds, which must be before the process ends."""
+    """Return as soon as ``condition`` holds. Fail if the process ends before that."""
     end = time.monotonic() + seconds
     while not condition():
         if process.poll() is not None and not condition():
-            raise AssertionError(f"it ended before that, with {process.poll()}: {getattr(process, 'output', '')}")
-        assert time.monotonic() < end, f"not within {seconds:.0f} s: {getattr(process, 'output', '')}"
+            raise AssertionError(f"the process ended early, with {process.poll()}: {getattr(process, 'output', '')}")
+        assert time.monotonic() < end, f"timed out after {seconds:.0f} s: {getattr(process, 'output', '')}"
         time.sleep(0.002)
 
 
 def end_all() -> None:
-    """Kill the scripts that still run: a test that failed does not leave any."""
+    """Kill the scripts that still run, for example after a failed test."""
     for script in list(_running):
         script.kill()
 
 
 def hidden_modules() -> list[str]:
-    """Names of modules that this process cannot import, although they are installed."""
+    """Return the names of modules that this process cannot import, although they are installed."""
     return [name for name, module in sys.modules.items() if module is None]
 
 
 def _child(hidden: list[str], run: Callable[[], None]) -> None:
-    """Run in a forked process, in which the same modules are hidden as in the test."""
+    """Call ``run`` in a forked process that hides the same modules as the test."""
     sys.modules.update(dict.fromkeys(hidden))
     run()
 
@@ -175,7 +175,7 @@ def _text(path: Path) -> str:
 def _run_script(
     name: str, args: list[str], cwd: str, env: dict[str, str], streams: tuple[str, str], first: Callable | None
 ) -> None:
-    """Make this process what a new interpreter would be, and run the script."""
+    """Give this process the state of a new interpreter, and run the script."""
     os.setsid()
     for handle, path in enumerate(streams, start=1):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -184,7 +184,7 @@ def _run_script(
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method(None, force=True)  # the default of the platform
+    multiprocessing.set_start_method(None, force=True)  # the platform's default
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -197,7 +197,7 @@ def _run_script(
             runpy.run_path(str(REPO / name), run_name="__main__")
         else:
             runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except KeyboardInterrupt:  # as an interpreter ends
+    except KeyboardInterrupt:  # end as an interpreter does
         traceback.print_exc()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
@@ -221,7 +221,7 @@ def free_port() -> int:
 
 
 def forked(processes: int, function: Callable[..., Any], tmp_path: Path, *args: Any) -> list[Any]:
-    """Return ``function(rank, *args)`` of each rank. The environment is the one that torchrun makes."""
+    """Return ``function(rank, *args)`` for each rank, with the environment variables that torchrun sets."""
     port, folder = free_port(), tmp_path / f"forked{processes}-{os.urandom(4).hex()}"
     folder.mkdir(parents=True)
     children = [

@@ -1,4 +1,4 @@
-"""Networks by name: those of the configs, the authors' weights, torch.hub, features of stages, a detector."""
+"""Networks by name: the networks of the configs, the authors' weights, torch.hub, stage features, and a detector."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ CIFAR = {
         *(("cifar_isonet", arguments, config) for config, arguments in CIFAR.items()),
     ],
 )
-def test_a_builder_makes_the_network_of_its_config(builder, arguments, config):
-    large = builder.endswith(("34", "101"))  # takes long to initialise: only shapes
+def test_a_builder_builds_the_network_of_its_config(builder, arguments, config):
+    large = builder.endswith(("34", "101"))  # slow to initialise, so only shapes are compared
     with torch.device("meta" if large else "cpu"):
         torch.manual_seed(3)
         ours = getattr(isonet, builder)(**arguments)
         torch.manual_seed(3)
         theirs = build_model(load_cfg(REPO / f"configs/{config}.yaml"))
-    assert repr(ours) == repr(theirs)  # with the rates of dropout
+    assert repr(ours) == repr(theirs)  # including the dropout rates
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         assert a.shape == b.shape, name
         assert large or torch.equal(a, b), name
 
 
-def test_arguments_change_what_they_say():
+def test_arguments_change_what_they_name():
     model = isonet.isonet18(num_classes=7, dropout=0.0)
     assert model.head.fc.weight.shape == (7, 512)
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
@@ -129,7 +129,7 @@ def test_torch_hub_builds_from_a_checkout(tmp_path, cached):
     assert result.stdout == f"{float(cached[1]['stem.conv.weight'].double().sum())} (5, 512)\n"
 
 
-def test_every_builder_is_exported_explained_and_an_entry_of_torch_hub():
+def test_every_builder_is_exported_documented_and_an_entry_point_of_torch_hub():
     import hubconf
 
     assert {"cifar_isonet", *IMAGENET} <= set(isonet.__all__)
@@ -140,8 +140,8 @@ def test_every_builder_is_exported_explained_and_an_entry_of_torch_hub():
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("family", ["isonet18", "r_isonet18", "cifar ISONet", "cifar R-ISONet", "ResNet"])
-def test_features_of_every_stage_are_those_of_the_stages(family, training):
-    """torchvision's extractor, which uses torch.fx, against the modules called one after another; gradients, too."""
+def test_extracted_features_equal_the_outputs_of_the_stages(family, training):
+    """Compare torchvision's extractor, which uses torch.fx, with the modules called in order, including gradients."""
     torch.manual_seed(7)
     cifar = family.startswith("cifar")
     if family == "ResNet":
@@ -151,7 +151,7 @@ def test_features_of_every_stage_are_those_of_the_stages(family, training):
     else:
         model = getattr(isonet, family)()
     for name, parameter in model.named_parameters():
-        if "shared_scalar" in name:  # otherwise the branches of R-ISONet would be 0
+        if "shared_scalar" in name:  # otherwise the branches of R-ISONet are 0
             nn.init.constant_(parameter, 0.3)
     model.train(training)
     stages = {name: f"c{i}" for i, name in enumerate(model.stage_names, start=2)}

@@ -24,7 +24,7 @@ NAMED = re.compile(r"\b(?:isonet|tests|docs|benchmarks|configs)/[\w/-]+\.(?:py|m
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to the headings of ``page``."""
+    """Return the anchors that GitHub generates for the headings of ``page``."""
     headings = HEADING.findall(FENCED.sub("", page.read_text(encoding="utf-8")))
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -34,7 +34,7 @@ def is_program(word: str) -> bool:
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words of each command of this project in a code block of ``page``, or in a code span with options."""
+    """Yield the words of each command of this project in a code block of ``page``, or in a code span with options."""
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^(?: {4}|\$ )(.+)$", text, re.MULTILINE)
     spans = [span for span in re.findall(r"`([^`\n]+)`", text) if " --cfg " in span or " --ckpt " in span]

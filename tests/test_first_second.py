@@ -1,6 +1,6 @@
-"""The first second: what is imported before a mistake is reported, and by the scripts that need little.
+"""The first second: the imports before an error is reported, and the imports of scripts that need few modules.
 
-Modules are listed, not seconds: ``import torch`` alone takes longer than everything else up to a mistake.
+The tests check modules, not seconds: ``import torch`` takes longer than everything else before an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CIFAR = str(REPO / "configs/cifar10_ISO110.yaml")
 FOLDERS = str(REPO / "configs/self_ISO29.yaml")
 
 HEAVY = ["torch", "torchvision", "numpy", "PIL", "matplotlib"]
-# Runs scripts one after another, as __main__; prints each one's exit code and the heavy modules that are loaded then
+# Runs scripts one after another, as __main__, and prints each script's exit code and the loaded heavy modules
 RUN = f"""
 import json, runpy, sys
 outcomes = []
@@ -68,7 +68,7 @@ def run(code: str, *args: str, cwd=REPO) -> str:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
-    """Exit code and heavy modules after each command; all of them in one interpreter, so modules only accumulate."""
+    """The exit code and heavy modules after each command. One interpreter runs all commands, so modules accumulate."""
     folder = tmp_path_factory.mktemp("first")
     (folder / "outputs/cls/digits/mine").mkdir(parents=True)
     (folder / "outputs/cls/digits/mine/latest.pt").touch()
@@ -82,8 +82,8 @@ def test_help_and_mistakes_need_no_torch(case, outcomes):
     assert outcomes[case] == [0 if case.startswith("help") else 2, []]
 
 
-def test_counting_needs_torch_alone():
-    """Neither images nor torch's compiler and its algebra, which take as long to import as torch itself."""
+def test_counting_needs_only_torch():
+    """Counting imports no image library, and neither torch's compiler nor its algebra, as slow to import as torch."""
     code = f"import runpy, sys; sys.argv = ['flopscount_iso.py', '--cfg', {DIGITS!r}]\ntry: "
     code += "runpy.run_path('flopscount_iso.py', run_name='__main__')\nexcept SystemExit: print(*sys.modules)"
     loaded = run(code).splitlines()[-1].split()

@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING that can be counted: files, lines and functions, and where private names are used."""
+"""The rules of CONTRIBUTING that can be counted: files, lines and functions, and the use of private names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_function_of_training_has_at_most_50_lines(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(REPO)))
-def test_private_names_of_torch_are_used_in_one_module_alone(path):
+def test_private_names_of_torch_are_used_in_only_one_module(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imported = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
     of_torch = [(alias.asname or alias.name, alias.name) for node in imported if node.module.startswith("torch")

@@ -29,7 +29,7 @@ def test_a_rectangular_delta_passes_the_first_channels(w_in, w_out):
     assert y[:, 3:].count_nonzero() == 0
 
 
-def test_groups_are_convolutions_of_their_own():
+def test_groups_are_separate_convolutions():
     layer = delta_init_(nn.Conv2d(6, 6, 3, padding=1, groups=3))
     x = torch.randn(1, 6, 4, 4)
     torch.testing.assert_close(layer(x), x)
@@ -48,7 +48,7 @@ def test_delta_orthogonal_has_orthonormal_rows_or_columns(w_in, w_out):
 @pytest.mark.parametrize(("conv", "size"), [(nn.Conv1d, 4), (nn.Conv2d, (3, 5)), (nn.Conv3d, 3), (nn.Conv2d, 1)])
 @pytest.mark.parametrize(("w_in", "w_out", "groups"), [(5, 5, 1), (3, 8, 1), (8, 4, 2)])
 def test_an_orthogonal_convolution_keeps_lengths_on_a_map_without_a_border(conv, size, w_in, w_out, groups):
-    """Of the signal, or of the backpropagated gradient where there are fewer outputs than inputs."""
+    """The lengths of the signal, or of the backpropagated gradient if there are fewer outputs than inputs."""
     torch.manual_seed(0)
     layer = orthogonal_conv_init_(conv(w_in, w_out, size, groups=groups, bias=False).double())
     x = torch.randn(2, w_in, *[6] * (layer.weight.ndim - 2), dtype=torch.float64, requires_grad=True)
@@ -60,17 +60,17 @@ def test_an_orthogonal_convolution_keeps_lengths_on_a_map_without_a_border(conv,
         lengths = torch.autograd.grad(y, x, back)[0].flatten(1).norm(dim=1), back.flatten(1).norm(dim=1)
     torch.testing.assert_close(*lengths, rtol=1e-5, atol=0)
     assert layer.weight.count_nonzero() == layer.weight.numel()
-    assert ortho_penalty(layer) < 1e-8 or w_in == 3  # 3 channels, which the penalty leaves out
+    assert ortho_penalty(layer) < 1e-8 or w_in == 3  # the penalty leaves out layers with 3 channels
 
 
 def test_a_depthwise_orthogonal_convolution_is_the_identity_up_to_signs():
-    """There are no channels to mix, and the image must not shift."""
+    """A depthwise convolution mixes no channels, and the image must not shift."""
     layer = orthogonal_conv_init_(nn.Conv2d(6, 6, 3, padding=1, groups=6))
     x = torch.randn(1, 6, 5, 5)
     torch.testing.assert_close(layer(x).abs(), x.abs())
 
 
-def test_the_7x7_stem_is_left_alone():
+def test_the_7x7_stem_is_left_unchanged():
     torch.manual_seed(0)
     layer = nn.Conv2d(3, 64, 7)
     before = layer.weight.clone()
@@ -87,7 +87,7 @@ def test_normal_has_the_fan_out_variance_and_no_bias():
 
 @pytest.mark.parametrize("orthogonal", [False, True])
 def test_a_transposed_delta_is_the_adjoint_of_a_delta(orthogonal):
-    """It writes 4 of 6 channels into every other pixel, and its adjoint reads them back."""
+    """The transposed convolution writes 4 of 6 channels to every other pixel, and its adjoint reads them."""
     up = delta_init_(nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1), orthogonal)
     x = torch.randn(1, 4, 5, 5)
     y = up(x)
@@ -131,7 +131,7 @@ NORMED = [
 
 @pytest.mark.parametrize("normed", NORMED)
 @pytest.mark.parametrize("init", [delta_init_, orthogonal_conv_init_, normal_init_])
-def test_parametrised_convolutions_are_refused_by_name_before_any_is_written_to(init, normed):
+def test_parametrised_convolutions_are_refused_by_name_before_any_is_changed(init, normed):
     first = nn.Conv2d(4, 4, 3)
     before = first.weight.clone()
     with pytest.raises(ValueError, match=r"^1 .*parametrised"):

@@ -1,4 +1,4 @@
-"""The penalty's definition against the Gram matrix of a convolution that is written as a dense matrix."""
+"""The penalty's definition compared with the Gram matrix of a convolution written as a dense matrix."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def dense_distance(conv: nn.Module) -> float:
     """Return || A A^T - I ||^2 per output position, for the matrix A of ``conv`` on a periodic grid."""
     reach = max((k - 1) * d for k, d in zip(conv.kernel_size, conv.dilation, strict=True))
     multiple = math.lcm(*conv.stride)
-    size = -(-(2 * reach + 1) // multiple) * multiple  # no offset meets another around the edge
+    size = -(-(2 * reach + 1) // multiple) * multiple  # no two offsets coincide across the periodic edge
     matrix = dense_matrix(conv, size)
     gram = matrix @ matrix.T
     positions = len(gram) // conv.out_channels
@@ -84,7 +84,7 @@ def dense_distance(conv: nn.Module) -> float:
 
 
 def dense_penalty(conv: nn.Module, strided: str = "published") -> float:
-    """Return the penalty of ``conv`` by its dense matrix; "published" exchanges outputs and inputs of a wide kernel."""
+    """Return ``conv``'s penalty by its dense matrix. "published" exchanges outputs and inputs of a wide kernel."""
     n_out, n_in = conv.out_channels, conv.in_channels
     if strided == "operator":
         return (dense_distance(conv) - max(0, n_out - math.prod(conv.stride) * n_in)) / 2
@@ -131,8 +131,8 @@ def test_the_definition_is_differentiable_twice(w_in, w_out, kernel, stride, gro
     assert torch.autograd.gradgradcheck(penalty, weight, fast_mode=True)
 
 
-def test_the_operators_penalty_where_it_is_known():
-    """Delta loses 8 of 16 channels; a kernel whose upper left 2x2 taps are orthonormal rows loses none."""
+def test_known_values_of_the_operators_penalty():
+    """The delta kernel loses 8 of 16 channels. A kernel whose upper left 2x2 taps are orthonormal rows loses none."""
     delta = nn.init.dirac_(torch.empty(16, 8, 3, 3, dtype=torch.double))
     conv = nn.Conv2d(8, 16, 3, stride=2).double()
     conv.weight.data = delta
@@ -147,7 +147,7 @@ def test_the_operators_penalty_where_it_is_known():
 
 @pytest.mark.parametrize(("w_in", "w_out"), [(2, 8), (2, 12), (8, 4)])
 def test_the_operators_penalty_is_0_for_orthonormal_rows_or_columns(w_in, w_out):
-    """A stride equal to the kernel makes the operator a matrix of w_out x 4 w_in."""
+    """If the stride equals the kernel size, the operator is a matrix of w_out x 4 w_in."""
     torch.manual_seed(0)
     conv = nn.Conv2d(w_in, w_out, 2, stride=2).double()
     conv.weight.data = nn.init.orthogonal_(torch.empty(w_out, 4 * w_in, dtype=torch.double)).view_as(conv.weight)
@@ -192,7 +192,7 @@ def test_a_transposed_convolution_has_the_penalty_of_its_adjoint(dims, w_in, w_o
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("width", [8, 12])
-def test_the_delta_initialisation_has_no_penalty_to_the_bit(width, stride):
+def test_the_penalty_of_the_delta_initialisation_is_exactly_0(width, stride):
     conv = nn.Conv2d(8, width, 3, stride)
     nn.init.dirac_(conv.weight)
     penalty = ortho_penalty(conv)

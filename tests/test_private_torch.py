@@ -1,4 +1,4 @@
-"""The private names of torch do what the module says; ``test_house.py`` shows that no other module uses any."""
+"""The private names of torch do what the module says. ``test_house.py`` checks that no other module uses them."""
 
 from __future__ import annotations
 

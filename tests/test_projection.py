@@ -1,4 +1,4 @@
-"""The projection: its parts against independent counts, its times against closed forms, its tables in the docs."""
+"""The projection: parts compared with independent counts, times with closed forms, and the tables in the docs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three scripts as a user runs them: the README's commands one after the other, and mistakes."""
+"""The three scripts as a user runs them: the README's commands in order, and mistakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Done:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """``run(script, *args)`` from an empty folder in this process, which spares the import of torch."""
+    """``run(script, *args)`` runs a script from an empty folder in this process, which saves the import of torch."""
     monkeypatch.chdir(tmp_path)
 
     def _run(script, *args):
@@ -54,7 +54,7 @@ def test_train_resume_test_and_flops_on_digits(tmp_path, run):
     again = run("train.py", "--cfg", DIGITS, "--output", "mine.pt", *QUICK)
     assert_one_message(again.returncode, again.stderr, ["--resume", "--overwrite"])
 
-    more = ["--resume", *QUICK[:-1], 2]  # an override right behind --resume
+    more = ["--resume", *QUICK[:-1], 2]  # an override directly after --resume
     resumed = run("train.py", "--cfg", DIGITS, "--output", "mine.pt", *more)
     assert resumed.returncode == 0, resumed.stderr
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
@@ -84,7 +84,7 @@ def test_train_resume_test_and_flops_on_digits(tmp_path, run):
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the images in ../shared/data are not here")
 def test_a_folder_of_real_images_through_self_iso29(tmp_path, run):
-    """A few real CIFAR-10 pictures per class, trained and evaluated by the commands of the README."""
+    """The commands of the README train and evaluate on a few real CIFAR-10 images per class."""
     import tarfile
 
     wanted = {f"{i:04d}.jpg" for i in range(20)}
@@ -141,14 +141,14 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
         ("test.py", ["--ckpt", "x.pt", "--json", "gone/x.json"], ["--json gone/x.json", "folder"]),
     ],
 )
-def test_a_mistake_is_one_message_and_exit_code_2(tmp_path, script, args, words, run):
+def test_a_mistake_gives_one_message_and_exit_code_2(tmp_path, script, args, words, run):
     done = run(script, *args)
     assert_one_message(done.returncode, done.stderr, words)
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize("script", ["train.py", "test.py", "flopscount_iso.py"])
-def test_a_mistake_is_one_message_from_a_shell_too(tmp_path, script):
+def test_a_mistake_in_a_shell_gives_one_message(tmp_path, script):
     more = ["--ckpt", "a.pt"] if script == "test.py" else []
     result = run_script(script, "--cfg", "gone.yaml", *more, cwd=tmp_path)
     assert_one_message(result.returncode, result.stderr, ["gone.yaml"])
@@ -162,7 +162,7 @@ def assert_one_message(code, message, words):
 
 
 def test_overrides_of_a_checkpoint_may_contradict_the_defaults(run):
-    """Padding is for small images, and by default images are large: the config is the checkpoint's, not known yet."""
+    """Padding requires small images. The default images are large, but the checkpoint's config is not known yet."""
     done = run("test.py", "--ckpt", REFERENCE / "cifar10_ISO20.pt", "DATASET.PADDING", 2, "ISON.DEPTH", 20)
     assert_one_message(done.returncode, done.stderr, ["config", "--cfg"])
 

@@ -1,4 +1,4 @@
-"""Work divided among ranks: everything once, evenly, and in the same way on all ranks."""
+"""Work is divided among ranks evenly, each item exactly once, and in the same way on all ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from isonet.shares import WHOLE, Share, balance
 
 
 @given(count=st.integers(0, 1000), parts=st.integers(1, 40))
-def test_pieces_follow_each_other_and_differ_by_one_at_most(count, parts):
+def test_pieces_are_consecutive_and_their_sizes_differ_by_at_most_one(count, parts):
     pieces = [Share(i, parts).of(count) for i in range(parts)]
     assert [i for piece in pieces for i in range(count)[piece]] == list(range(count))
     sizes = [Share(i, parts).size(count) for i in range(parts)]
@@ -85,7 +85,7 @@ def test_shares_add_up_to_the_penalty_and_its_gradient(network, parts, dtype):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_each_convolution_is_in_one_share_as_it_is_in_the_whole(network):
+def test_each_convolution_is_unchanged_and_in_exactly_one_share(network):
     model = NETWORKS[network]()
     terms = ortho_penalty_per_conv(model)
     shares = [OrthoPenalty(model, Share(i, 3)).per_conv() for i in range(3)]

@@ -1,4 +1,4 @@
-"""The outputs in docs/tour.md are those of its code."""
+"""The outputs in docs/tour.md match the outputs of its code."""
 
 from __future__ import annotations
 

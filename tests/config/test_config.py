@@ -1,4 +1,4 @@
-"""The config tree: the published YAML loads, mistakes are explained."""
+"""The config tree: published YAML files load, and errors are explained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def write(tmp_path):
 
 def test_a_published_yaml_loads_unchanged(write):
     cfg = load_cfg(write(PUBLISHED))
-    assert cfg.SOLVER.WEIGHT_DECAY == cfg.ISON.ORTHO_COEFF == 1e-4  # which YAML reads as text
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.ISON.ORTHO_COEFF == 1e-4  # YAML parses 1e-4 as text
     assert cfg.SOLVER.LR_MILESTONES == [30, 60, 90]
     assert cfg.DATASET.ROOT == "/data/imagenet"
 
@@ -72,7 +72,7 @@ def test_the_defaults_are_the_published_ones():
     assert {key: cfg[key] for key in published} == published
 
 
-def test_overrides_win_over_the_file_and_take_text_or_values(write):
+def test_overrides_take_precedence_over_the_file_and_may_be_text_or_values(write):
     path = write("ISON:\n  DEPTH: 18\n  DROPOUT: True\n")
     cfg = load_cfg(path, ["ISON.DROPOUT", "False", "SOLVER.BASE_LR", "1e-2", "SOLVER.LR_MILESTONES", "[1, 2]"])
     assert (cfg.ISON.DEPTH, cfg.ISON.DROPOUT, cfg.SOLVER.BASE_LR) == (18, False, 0.01)
@@ -120,7 +120,7 @@ def test_a_config_is_frozen_and_not_shared():
         (["DATASET.NAME", "../secret"], ["one folder"]),
     ],
 )
-def test_a_wrong_value_is_explained(opts, words):
+def test_an_invalid_value_is_explained(opts, words):
     with pytest.raises(ConfigError) as error:
         load_cfg(None, opts)
     assert all(word in str(error.value) for word in words), error.value
@@ -137,20 +137,20 @@ def test_a_wrong_value_is_explained(opts, words):
         ("a.py", "raise SystemExit('executed')\n", ["nor executed"]),
     ],
 )
-def test_a_wrong_file_is_explained(write, name, content, words):
+def test_an_invalid_file_is_explained(write, name, content, words):
     with pytest.raises(ConfigError) as error:
         load_cfg(write(content, name))
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_a_missing_file_suggests_its_neighbour():
+def test_the_error_for_a_missing_file_suggests_a_similar_name():
     with pytest.raises(
         ConfigError, match=r"cifar10_ISO11.yaml: no such config file; did you mean .*cifar10_ISO110.yaml"
     ):
         load_cfg(REPO / "configs" / "cifar10_ISO11.yaml")
 
 
-def test_an_empty_file_is_the_defaults(write):
+def test_an_empty_file_gives_the_defaults(write):
     assert flat(load_cfg(write("# nothing\n"))) == flat(load_cfg())
 
 

@@ -16,7 +16,7 @@ CONFIGS = sorted((REPO / "configs").glob("*.yaml"))
 def test_the_network_of_a_config_runs(path):
     cfg = load_cfg(path)
     model = build_model(cfg).eval()
-    size = min(image_size(cfg), 64)  # the networks take any size
+    size = min(image_size(cfg), 64)  # the networks accept any size
     with torch.no_grad():
         logits = model(torch.randn(2, 3, size, size))
     assert logits.shape == (2, cfg.DATASET.NUM_CLASSES)

@@ -1,4 +1,4 @@
-"""Every config key is read: each has a probe that tells two of its values apart."""
+"""Every config key has an effect: a probe distinguishes two of its values."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def workers(cfg, tmp):
 
 
 def download(cfg, tmp):
-    """Torchvision's class is given an address that nobody answers: only a try to fetch says so."""
+    """Give torchvision's class an address without a server: the error shows whether it tried to download."""
     import torchvision.datasets as tv
 
     before, tv.CIFAR10.url = tv.CIFAR10.url, "http://127.0.0.1:9/nothing.tar.gz"
@@ -118,7 +118,7 @@ def download(cfg, tmp):
 
 @dataclass
 class Run:
-    """The folder of a run, and torch's settings at its end."""
+    """A run's folder, and torch's settings after the run."""
 
     folder: RunFolder
     tf32: bool
@@ -127,7 +127,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """``runs(cfg)`` trains the network of a config. Most probes share one of their two runs with others."""
+    """``runs(cfg)`` trains the network of a config. Most probes share one of their two runs with other probes."""
     done: dict[str, Run] = {}
 
     def run(cfg):
@@ -222,8 +222,8 @@ def weights(run):
     return read_checkpoint(run.folder.latest)["model"]["head.fc.weight"].tolist()
 
 
-# key: (what tells its values apart, one value, another, other keys for both); where runs are needed, one value is the
-# default, so that the run is shared
+# key: (probe, one value, another value, other keys for both). If a probe needs runs, one value is the default, so that
+# probes share that run
 PROBES: dict[str, tuple] = {
     "DATASET.ROOT": (pixels_of_folder, "one", "two", []),
     "DATASET.NAME": (classes_found, "pets", "birds", []),
@@ -299,7 +299,7 @@ def test_every_key_has_a_probe():
 
 @pytest.mark.parametrize("key", list(PROBES))
 def test_the_key_changes_something(key, tmp_path, runs, monkeypatch):
-    monkeypatch.setattr(isonet.training.log, "PLAIN_LINE_SECONDS", 0.0)  # else a short run shows no progress line
+    monkeypatch.setattr(isonet.training.log, "PLAIN_LINE_SECONDS", 0.0)  # otherwise a short run shows no progress line
     probe, one, other, opts = PROBES[key]
     outcomes = []
     for name, value in (("one", one), ("other", other)):

@@ -1,4 +1,4 @@
-"""The table of keys: what a row must have, and what is made of the rows."""
+"""The table of keys: the requirements on a row, and the objects derived from the rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_a_row_is_complete(row):
     assert row.meaning.isprintable()
     assert row.meaning == row.meaning.strip()
     assert 10 <= len(row.meaning) <= 110
-    assert not row.meaning.endswith(".")  # a phrase: the comment of a key, not a sentence
+    assert not row.meaning.endswith(".")  # the meaning is a phrase, not a sentence
 
     items = row.kind.items if isinstance(row.kind, ListOf) else row.kind
     assert isinstance(items, Bool | Int | Float | Text)
@@ -33,13 +33,13 @@ def test_a_row_is_complete(row):
 
 
 @pytest.mark.parametrize("row", KEYS.values(), ids=list(KEYS))
-def test_a_value_of_another_kind_is_refused(row):
+def test_a_value_of_the_wrong_kind_is_refused(row):
     with pytest.raises((TypeError, ValueError)):
         row.kind.read(object())
     assert row.kind.takes
 
 
-def test_the_tree_and_the_sets_are_made_of_the_rows():
+def test_the_tree_and_the_sets_are_derived_from_the_rows():
     assert flat(default_cfg()) == {name: row.default for name, row in KEYS.items()}
     assert flat(parse_cfg(default_cfg().dump(), "a checkpoint")) == flat(default_cfg())
     assert {name for name, row in KEYS.items() if row.may_differ} == MAY_DIFFER

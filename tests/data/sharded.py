@@ -1,4 +1,4 @@
-"""A folder of pictures, their shards, tars in the style of others, and loaders of all of them."""
+"""A folder of pictures, its shards, tar files like those of other tools, and loaders for all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(*args):
 
 
 def make_folder(root):
-    """23 training and 10 validation pictures of 80 x 60 pixels in three classes, and their shards of 4."""
+    """Write 23 training and 10 validation pictures of 80 x 60 pixels in three classes, and shards of 4 images."""
     pixels = torch.randint(0, 256, (33, 60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for i, image in enumerate(pixels):
         place = root / ("train" if i < 23 else "val") / f"class {i % 3}" / "deep"
@@ -41,13 +41,13 @@ def loader(folder, split="train", share=None, classes=None, **more):
 
 
 def epoch(batches, number=1, skip=0):
-    """Its batches, and ``taken`` at each."""
+    """Return the batches of an epoch, with ``taken`` after each."""
     batches.set_epoch(number, skip)
     return [(x, y, batches.taken) for x, y in batches]
 
 
 def write_tar(path, members, **options):
-    """A tar file of (name, bytes) or ``TarInfo``, in this order."""
+    """Write a tar file with ``members``, each (name, bytes) or a ``TarInfo``, in this order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as archive:
         for member in members:
@@ -62,7 +62,7 @@ def write_tar(path, members, **options):
 
 
 def png(value):
-    """A picture whose pixels are all ``value``."""
+    """Return a PNG file whose pixels are all ``value``."""
     data = io.BytesIO()
     Image.new("RGB", (80, 80), (value, value, value)).save(data, "PNG")
     return data.getvalue()

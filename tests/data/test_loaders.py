@@ -45,7 +45,7 @@ def test_batches_cover_every_image_once_with_its_label():
     torch.testing.assert_close(pixels, images[labels].permute(0, 3, 1, 2) / 255)
 
 
-def test_normalisation_is_that_of_torchvision():
+def test_normalisation_equals_torchvisions():
     images, mean, std = random_images(3), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     ((batch, _),) = loader(images, mean=mean, std=std)
     reference = transforms.Compose([transforms.ToTensor(), transforms.Normalize(mean, std)])
@@ -54,7 +54,7 @@ def test_normalisation_is_that_of_torchvision():
 
 
 def test_every_crop_and_flip_is_one_that_torchvision_can_draw_and_all_occur():
-    """An image of distinct pixels shows its crop: all (2p+1)^2 corners, flipped or not, and each about as often."""
+    """The pixels are distinct, so a crop shows its corner. All (2p+1)^2 corners and both flips occur equally often."""
     image = random_images(1, size=6)
     padded = torch.nn.functional.pad(image[0].permute(2, 0, 1), (1, 1, 1, 1)) / 255
     possible = {}
@@ -69,10 +69,10 @@ def test_every_crop_and_flip_is_one_that_torchvision_can_draw_and_all_occur():
     for batch, _ in many:
         for x in batch:
             counts[possible[x.contiguous().numpy().tobytes()]] += 1
-    assert all(60 < n < 140 for n in counts.values()), counts  # 100 expected, standard deviation below 10
+    assert all(60 < n < 140 for n in counts.values()), counts  # 100 are expected, with a standard deviation below 10
 
 
-def test_augmentation_follows_from_seed_epoch_and_image_alone():
+def test_augmentation_depends_only_on_seed_epoch_and_image():
     images = random_images(9)
 
     def epoch(number, **changes):
@@ -94,7 +94,7 @@ def test_digits_are_never_flipped():
 
 @pytest.fixture
 def photographs(tmp_path):
-    """Eight pictures of 80 x 60 pixels in two classes."""
+    """A folder of eight pictures of 80 x 60 pixels in two classes."""
     for i, image in enumerate(torch.randint(0, 256, (8, 60, 80, 3), dtype=torch.uint8)):
         folder = tmp_path / "mine" / ("train" if i % 2 else "val") / f"class{i % 4 // 2}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def test_workers_do_not_change_what_a_seed_gives(photographs):
         found = []
         for epoch in (1, 2):
             batches.set_epoch(epoch)
-            torch.manual_seed(epoch + workers)  # what else happens in the process does not matter
+            torch.manual_seed(epoch + workers)  # other random numbers in the process do not matter
             found.append(torch.cat([x for x, _ in batches]))
         return found
 
@@ -122,7 +122,7 @@ def test_workers_do_not_change_what_a_seed_gives(photographs):
 
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize(("size", "workers"), [(32, 0), (96, 0), (96, 2)], ids=["memory", "0 workers", "2 workers"])
-def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers, drop_last):
+def test_an_epoch_can_start_in_the_middle(photographs, size, workers, drop_last):
     for i in range(7):  # 11 images in all
         Image.effect_noise((80, 60), 50 + i).convert("RGB").save(f"{photographs[1]}/mine/train/class0/more{i}.png")
     opts = ["DATASET.IMAGE_SIZE", size, "SOLVER.TRAIN_BATCH_SIZE", 3, "DATASET.NUM_WORKERS", workers]
@@ -139,7 +139,7 @@ def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers, drop_
         assert batches.epoch_images == end
         for images, labels in batches:
             taken = min(skip + 3 * (len(found) + 1), end)
-            assert batches.taken == taken  # of the current batch, however far the workers have read ahead
+            assert batches.taken == taken  # up to the current batch, although the workers have read ahead
             found.append((images, labels))
         assert len(found) == expected == -(-(end - skip) // 3)
         assert all(len(labels) == 3 for _, labels in found) or not drop_last
@@ -162,18 +162,18 @@ def test_an_epoch_can_be_started_in_its_middle(photographs, size, workers, drop_
     for _ in batches:
         break  # left in the middle
     assert equal(epoch(2), whole)
-    assert equal(list(batches), whole)  # and again, without choosing an epoch
+    assert equal(list(batches), whole)  # again, without a call of set_epoch
     assert batches.num_images == 11
 
 
-def test_loading_leaves_the_random_state_of_training_alone(photographs):
+def test_loading_does_not_change_the_random_state_of_training(photographs):
     batches = build_loader(load_cfg(None, [*photographs, "DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 96]), "train")
     before = torch.get_rng_state()
     list(batches)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_evaluation_resizes_and_cuts_the_centre(photographs):
+def test_evaluation_resizes_and_crops_the_centre(photographs):
     cfg = load_cfg(None, [*photographs, "DATASET.NUM_WORKERS", 0, "DATASET.IMAGE_SIZE", 224])
     batches = build_loader(cfg, "val")
     ((images, _),) = batches
@@ -206,7 +206,7 @@ def test_real_photographs(tmp_path):
     assert shapes == [(64, 3, 224, 224)] * 3 + [(8, 3, 224, 224)]
 
 
-def test_batches_come_in_the_memory_format_of_the_network():
+def test_batches_have_the_memory_format_of_the_network():
     images = random_images(4)
     ((batch, _),) = loader(images, channels_last=True)
     assert batch.is_contiguous(memory_format=torch.channels_last)
@@ -214,7 +214,7 @@ def test_batches_come_in_the_memory_format_of_the_network():
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["CHW", "HWC"])
-def test_random_resized_crops_of_tensors_are_torchvisions_to_the_bit(order):
+def test_random_resized_crops_of_tensors_are_bit_identical_to_torchvisions(order):
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8).permute(order).contiguous()
     image = image.permute([order.index(axis) for axis in range(3)])  # (3, 70, 90), in that order in memory
     ours = image_transforms(48, small=False, augment=CropFlip(0, flip=True))
@@ -228,7 +228,7 @@ def test_random_resized_crops_of_tensors_are_torchvisions_to_the_bit(order):
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_torchvisions_decoder_is_pillow_up_to_rounding(tmp_path, split):
+def test_torchvisions_decoder_equals_pillow_up_to_rounding(tmp_path, split):
     with tarfile.open(SHARED_DATA / "imagenet-sample-val.tar") as archive:
         members = [m for m in archive.getmembers() if m.isfile()][:20]
         archive.extractall(tmp_path, members, filter="data")
@@ -244,7 +244,7 @@ def test_torchvisions_decoder_is_pillow_up_to_rounding(tmp_path, split):
     assert difference.max() < 3.5
 
 
-def test_other_formats_and_damaged_files_are_pillows_with_torchvisions_decoder_too(photographs, tmp_path):
+def test_pillow_reads_other_formats_and_damaged_files_for_torchvisions_decoder_too(photographs, tmp_path):
     folder = tmp_path / "mine/val"
     misnamed = next(folder.rglob("*.png"))
     misnamed.rename(misnamed.with_suffix(".jpg"))

@@ -1,4 +1,4 @@
-"""Order and seeds of epochs."""
+"""The order and the seeds of epochs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def flat(batches):
     return [key for batch in batches for key in batch]
 
 
-def test_every_image_comes_once_in_an_order_of_its_own_each_epoch():
+def test_each_epoch_has_every_image_once_in_a_different_order():
     batches = EpochBatches(100, 8, shuffle=True, seed=0)
     orders = []
     for epoch in (1, 2):
@@ -28,7 +28,7 @@ def test_every_image_comes_once_in_an_order_of_its_own_each_epoch():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_an_interrupted_epoch_goes_on_where_it_was(shuffle):
+def test_an_interrupted_epoch_continues_where_it_stopped(shuffle):
     batches = EpochBatches(10, 4, shuffle, seed=0)
     batches.set_epoch(3)
     whole = flat(batches)
@@ -48,7 +48,7 @@ def test_an_interrupted_epoch_goes_on_where_it_was(shuffle):
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("skip", [0, 12])
-def test_processes_deal_out_the_same_batches(processes, skip):
+def test_processes_divide_the_same_batches(processes, skip):
     whole = EpochBatches(101, 12, shuffle=True, seed=0)
     parts = [EpochBatches(101, 12, True, 0, Share(rank, processes)) for rank in range(processes)]
     for batches in (whole, *parts):
@@ -60,11 +60,11 @@ def test_processes_deal_out_the_same_batches(processes, skip):
         sizes = [len(piece) for piece in pieces]
         assert max(sizes) - min(sizes) <= 1
         assert sizes == sorted(sizes, reverse=True)
-    assert [len(pieces[-1]) for pieces in dealt][-1] == (5 // processes)  # the last batch holds 5: here some have none
+    assert [len(pieces[-1]) for pieces in dealt][-1] == (5 // processes)  # the last batch has 5 images
 
 
 def test_an_epoch_of_cifar10_has_390_steps_of_128_images_and_leaves_out_others_each_time():
-    """As torch's DataLoader with shuffle and drop_last: 50,000 images are 390 batches and 80 more images."""
+    """The same as torch's DataLoader with shuffle and drop_last: 50,000 images are 390 batches and 80 more images."""
     batches = EpochBatches(50_000, 128, shuffle=True, seed=0, drop_last=True)
     assert (len(batches), batches.epoch_images, batches.taken(390), batches.taken(400)) == (390, 49_920, 49_920, 49_920)
     left_out = []
@@ -74,7 +74,7 @@ def test_an_epoch_of_cifar10_has_390_steps_of_128_images_and_leaves_out_others_e
         assert [len(batch) for batch in batches] == [128] * 390
         assert len(set(found)) == len(found) == 49_920
         left_out.append(set(range(50_000)) - set(found))
-    assert not set.intersection(*left_out)  # over three epochs each image comes
+    assert not set.intersection(*left_out)  # each image is used in at least one of three epochs
     halves = [EpochBatches(50_000, 128, True, 0, Share(rank, 2), drop_last=True) for rank in (0, 1)]
     for half in halves:
         half.set_epoch(3)
@@ -85,7 +85,7 @@ def test_an_epoch_of_cifar10_has_390_steps_of_128_images_and_leaves_out_others_e
 @pytest.mark.parametrize(
     ("images", "batch", "sizes"), [(7, 8, [7]), (8, 8, [8]), (9, 8, [8]), (1, 1, [1]), (3, 2, [2])]
 )
-def test_a_set_smaller_than_a_batch_is_one_and_a_larger_one_has_whole_batches(images, batch, sizes):
+def test_a_set_smaller_than_a_batch_is_one_batch_and_a_larger_set_has_whole_batches(images, batch, sizes):
     batches = EpochBatches(images, batch, shuffle=True, seed=0, drop_last=True)
     assert [len(keys) for keys in batches] == sizes
     assert (len(batches), batches.epoch_images) == (len(sizes), sum(sizes))
@@ -96,17 +96,17 @@ def test_a_set_smaller_than_a_batch_is_one_and_a_larger_one_has_whole_batches(im
     [
         (0, 4, [4, 4]),
         (4, 4, [4]),
-        (8, 4, []),  # a part that was saved after the last whole batch
+        (8, 4, []),  # saved after the last whole batch of the epoch
         (11, 4, []),  # all images
-        (8, 3, [3]),  # the global batch changed within the epoch: what is left is cut anew
+        (8, 3, [3]),  # the global batch size changed within the epoch: the remaining images are divided again
         (3, 4, [4, 4]),
         (4, 5, [5]),
         (4, 16, [7]),  # no batch of 16 in the whole set
-        (8, 11, []),  # one in the set, and none in what is left
+        (8, 11, []),  # one batch of 11 in the set, and none in the remaining images
     ],
 )
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_what_is_left_of_an_interrupted_epoch_is_cut_into_whole_batches(skip, batch, sizes, shuffle):
+def test_the_remaining_images_of_an_interrupted_epoch_are_divided_into_whole_batches(skip, batch, sizes, shuffle):
     order = EpochBatches(11, 1, shuffle, seed=0)
     batches = EpochBatches(11, batch, shuffle, seed=0, drop_last=True)
     order.set_epoch(2)

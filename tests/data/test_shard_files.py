@@ -1,4 +1,4 @@
-"""Shards on disk: written whole after a kill, indexed whoever wrote them, and damage that is named."""
+"""Shards on disk: writing after a kill, indexing shards of any tool, and errors that name the damage."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def contents(place):
 # Writing
 
 
-def test_others_can_read_and_check_them(folder):
-    """By the library's own reader and writer, and by sha256sum."""
+def test_other_programs_can_read_and_check_shards(folder):
+    """webdataset reads and writes the same shards, and sha256sum checks them."""
     urls = [str(path) for path in sorted((folder / "shards/val").glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False))
     assert [sample["__key__"][:9] for sample in samples] == [f"{i:09d}" for i in range(10)]
@@ -89,10 +89,10 @@ def test_training_shards_are_shuffled_and_validation_is_sorted(folder):
 
 
 def killed_while_writing(words, when):
-    """Run the command in a process of its own, and kill -9 it when ``when`` is true."""
+    """Run the command in a separate process, and kill it with SIGKILL when ``when`` returns true."""
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the threads of the parent do not exist here
+        torch.set_num_threads(1)  # the parent's threads do not exist in this process
         try:
             command(*words)
         finally:
@@ -105,7 +105,7 @@ def killed_while_writing(words, when):
 
 
 def test_writing_continues_after_a_kill_with_the_same_bytes(tmp_path, torture):
-    for i in range(300):  # enough that a kill comes before the end
+    for i in range(300):  # enough images that the process is killed before the end
         place = tmp_path / "many/train" / f"class {i % 3}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{i}.png").write_bytes(png(i % 256))
@@ -129,7 +129,7 @@ def test_writing_continues_after_a_kill_with_the_same_bytes(tmp_path, torture):
         assert not again
 
 
-def test_a_whole_set_is_left_alone_and_another_is_not_mixed_with_it(folder, tmp_path):
+def test_a_complete_set_is_not_rewritten_and_another_is_not_mixed_with_it(folder, tmp_path):
     write = ["write", folder, "--split", "val", "--output", tmp_path, "--images-per-shard"]
 
     def times():
@@ -180,12 +180,12 @@ def test_two_cannot_write_at_once(folder, tmp_path):
         os.waitpid(child, 0)
 
 
-# Shards of others
+# Shards of other tools
 
 
 @pytest.fixture
 def foreign(tmp_path):
-    """Two tars as hubs publish them: labels in .cls or .json, folders, other members, links."""
+    """Two tar files as hubs publish them: with labels in .cls or .json, folders, other members and links."""
     link = tarfile.TarInfo("sub/9.jpg")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     train = tmp_path / "hub/shards/train"
@@ -202,7 +202,7 @@ def foreign(tmp_path):
 
 
 def samples_of_webdataset(place):
-    """(pixels' bytes, label) of each sample, by the library's own reader."""
+    """Return the pixels' bytes and the label of each sample, as webdataset reads them."""
     samples = webdataset.WebDataset([str(p) for p in sorted(place.glob("*.tar"))], shardshuffle=False)
     for sample in samples:
         (image,) = [sample[key] for key in ("jpg", "jpeg", "png", "webp") if key in sample]
@@ -210,7 +210,7 @@ def samples_of_webdataset(place):
         yield image, int(sample.get("cls", fields.get("label", fields.get("cls"))))
 
 
-def test_tars_of_others_are_indexed_and_read_as_webdataset_reads_them(foreign, capsys):
+def test_tars_of_other_tools_are_indexed_and_read_as_webdataset_reads_them(foreign, capsys):
     place = foreign / "shards/train"
     command("index", foreign)
     assert "5 images of 3 classes in 2 shards" in capsys.readouterr().out
@@ -225,12 +225,12 @@ def test_tars_of_others_are_indexed_and_read_as_webdataset_reads_them(foreign, c
     assert "5 images" in capsys.readouterr().out
 
 
-def test_their_classes_have_names_where_a_file_gives_them(foreign, tmp_path):
+def test_classes_of_other_tools_have_names_if_a_file_lists_them(foreign, tmp_path):
     place, names = foreign / "shards/train", tmp_path / "names.txt"
     names.write_text("crane\nowl\nswan\nwren\n")
     command("index", place, "--classes", names)
     assert read_index(place).classes == ["crane", "owl", "swan", "wren"]
-    command("index", place)  # keeps them
+    command("index", place)  # keeps the names
     assert read_index(place).classes[1] == "owl"
     (place / "classes.txt").write_text("a\nb\nc\n")
     with pytest.raises(UserError, match="damaged"):
@@ -271,14 +271,14 @@ def unusable(name, words, *members):
     unusable("a.tar", "two members 1.png", ("1.png", png(1)), ("1.PNG", png(1)), ("1.cls", b"0")),
     unusable("a.tar.gz", "no shards.*gunzip", ("1.png", png(1)), ("1.cls", b"0")),
 ])  # fmt: skip
-def test_what_cannot_be_indexed_is_refused(tmp_path, name, members, words):
+def test_a_folder_that_cannot_be_indexed_is_refused(tmp_path, name, members, words):
     write_tar(tmp_path / name, members)
     with pytest.raises(DataError, match=words):
         command("index", tmp_path)
     assert not (tmp_path / "index.json").exists()
 
 
-def test_a_compressed_tar_without_its_ending_is_refused_and_so_is_no_tar(tmp_path):
+def test_a_compressed_tar_without_its_extension_and_a_file_that_is_not_a_tar_are_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("1.png"))
     with pytest.raises(DataError, match=r"a.tar: cannot be read as a tar.*compressed"):
@@ -292,7 +292,7 @@ def test_a_compressed_tar_without_its_ending_is_refused_and_so_is_no_tar(tmp_pat
 
 
 def as_the_former_version_left_it(place):
-    """Its index had classes and checksums, and no offsets."""
+    """Write the index of the former version, which has classes and checksums but no offsets."""
     head = json.loads((place / "index.json").read_text())
     sums = dict(reversed(line.split()) for line in (place / "SHA256SUMS").read_text().splitlines())
     shards = [{**shard, "sha256": sums[shard["name"]]} for shard in head["shards"]]
@@ -302,7 +302,7 @@ def as_the_former_version_left_it(place):
 
 
 @pytest.mark.parametrize("way", ["index", "write"])
-def test_shards_of_the_former_version_get_their_new_index(copy, way):
+def test_shards_of_the_former_version_receive_a_new_index(copy, way):
     place = copy / "shards/val"
     whole = contents(place)
     as_the_former_version_left_it(place)
@@ -336,7 +336,7 @@ def bad_header(path):
     data = bytearray(path.read_bytes())
     with tarfile.open(path) as archive:
         at = archive.getmembers()[5].offset
-    data[at + 148 : at + 156] = b"0000000\0"  # its checksum
+    data[at + 148 : at + 156] = b"0000000\0"  # the checksum of the header
     path.write_bytes(data)
 
 
@@ -360,7 +360,7 @@ def test_a_damaged_shard_stops_a_run_even_where_bad_images_are_skipped(copy, dam
 
 
 def relabelled(place):
-    """A label in a tar that is another than the index's, with the checksum of its file put right."""
+    """Change a label in a tar, so that it differs from the index, and update the checksum of the tar."""
     path = place / "000001.tar"
     data = path.read_bytes()
     with tarfile.open(path) as archive:
@@ -370,7 +370,7 @@ def relabelled(place):
 
 
 def moved(place):
-    """An offset in the index that is another than the tar's, with the checksum of the index put right."""
+    """Change an offset in the index, so that it differs from the tar, and update the checksum of the index."""
     data = bytearray((place / "index.bin").read_bytes())
     data[1] ^= 2
     (place / "index.bin").write_bytes(data)
@@ -434,7 +434,7 @@ INDEXES = [
 
 
 @pytest.mark.parametrize(("text", "rows"), INDEXES, ids=range(len(INDEXES)))
-def test_an_index_that_makes_no_sense_is_refused(tmp_path, text, rows):
+def test_an_inconsistent_index_is_refused(tmp_path, text, rows):
     (tmp_path / "index.json").write_bytes(head())
     (tmp_path / "index.bin").write_bytes(ROW)
     assert len(read_index(tmp_path).rows) == 1
@@ -445,7 +445,7 @@ def test_an_index_that_makes_no_sense_is_refused(tmp_path, text, rows):
     assert str(error.value).isprintable()
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(folder, tmp_path):
+def test_missing_files_are_named_with_the_command_that_creates_them(folder, tmp_path):
     with pytest.raises(DataError, match=r"no shards.*isonet.tools.shards write"):
         loader(tmp_path / "mine")
     (tmp_path / "mine").mkdir()
@@ -478,7 +478,7 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys):
 
 
 def test_help_and_a_wrong_option_import_nothing_of_the_data():
-    """What ``isonet.tools.cli`` imports is its own matter."""
+    """Imports of ``isonet.tools.cli`` do not count."""
     script = (
         "import sys, isonet.tools.cli; before = set(sys.modules); import isonet.tools.shards as tool\n"
         "for words in (['--help'], ['index', '--wrong']):\n"

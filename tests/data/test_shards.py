@@ -1,4 +1,4 @@
-"""Reading shards: the folder's images and labels, one order for all ranks and workers, the same after a stop."""
+"""Reading shards: the images and labels of the folder, and one order for all ranks, workers and resumed runs."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def two_cores(monkeypatch):
 
 
 @pytest.mark.parametrize("least", [1, 5, 6, 11, 22, 23, 100])
-def test_an_order_is_whole_windows_of_at_least_so_many_images_each_of_whole_shards(least):
+def test_an_order_consists_of_windows_of_whole_shards_with_a_minimum_number_of_images(least):
     sizes = [5, 5, 5, 2, 5, 1]
     shard_of = np.repeat(range(6), sizes)
     orders = [Windows(sizes, least).order(generator(seed)).tolist() for seed in range(20)]
     assert len({tuple(order) for order in orders}) == 20
     for order in orders:
         assert sorted(order) == list(range(23))
-        windows, images = [], []  # a window ends where it is large enough and no shard is open
+        windows, images = [], []  # a window ends when it is large enough and its shards are complete
         for image in order:
             images.append(image)
             shards = {shard_of[i] for i in images}
@@ -56,7 +56,7 @@ def test_an_order_is_whole_windows_of_at_least_so_many_images_each_of_whole_shar
                 windows.append(images)
                 images = []
         assert windows or least > 23
-        last = sum(windows[-1:], images)  # an incomplete window has joined the one before
+        last = sum(windows[-1:], images)  # an incomplete last window is merged with the previous one
         assert sum(sizes[s] for s in {shard_of[i] for i in last}) == len(last)
 
 
@@ -75,7 +75,7 @@ def test_windows_mix_the_images_of_their_shards_and_differ_from_epoch_to_epoch()
     assert len(set(orders)) == 4
 
 
-def test_without_shuffling_the_order_is_that_of_the_index():
+def test_without_shuffling_the_order_equals_the_order_of_the_index():
     assert EpochBatches(23, 4, False, 0, windows=Windows([20, 3], 5)).order().tolist() == list(range(23))
 
 
@@ -89,7 +89,7 @@ def test_ranks_share_the_same_batches(ranks, batch):
     assert [[key for piece in pieces for key in piece] for pieces in zip(*parts, strict=True)] == list(whole)
 
 
-def test_an_epoch_without_its_last_batch_leaves_out_other_images_each_time():
+def test_each_epoch_without_its_last_batch_leaves_out_different_images():
     batches = EpochBatches(23, 4, True, 0, drop_last=True, windows=Windows([23], 100))
     left_out = []
     for number in (1, 2, 3):
@@ -104,7 +104,7 @@ def test_an_epoch_without_its_last_batch_leaves_out_other_images_each_time():
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_each_image_has_the_pixels_and_the_label_of_its_file(folder, split):
-    """Training images are numbered in another order: their names carry the way back."""
+    """Training images are numbered in another order. Their names identify the files."""
     shards, files = open_shards(folder / "shards" / split), image_folder(folder, split)
     by_name = {str(path.relative_to(folder / split)).rpartition(".")[0].replace(" ", "_").replace("/", "_").replace(
         ".", "_"): place for place, path in enumerate(files.paths)}  # fmt: skip
@@ -130,7 +130,7 @@ def test_evaluation_has_the_batches_of_the_folder(folder, decoder):
     assert_same(epoch(a), epoch(b))
 
 
-def test_small_images_are_kept_in_memory_as_from_the_folder(folder):
+def test_small_images_are_kept_in_memory_as_with_the_folder(folder):
     small = {"DATASET.IMAGE_SIZE": 32}
     shards, files = loader(folder, "val", **small), loader(folder, "val", **small, **{"RUNTIME.INPUT": "auto"})
     assert type(shards) is type(files) is type(loader(folder, "val", **small, **{"RUNTIME.INPUT": "memory"}))
@@ -140,7 +140,7 @@ def test_small_images_are_kept_in_memory_as_from_the_folder(folder):
 
 @pytest.mark.usefixtures("two_cores")
 @pytest.mark.parametrize("drop_last", [True, False])
-def test_batches_are_equal_to_the_bit_for_any_ranks_and_workers_and_after_a_stop(folder, drop_last):
+def test_batches_are_bit_identical_for_any_ranks_and_workers_and_after_a_stop(folder, drop_last):
     def batches(ranks, workers, number, skip=0):
         more = {"SOLVER.TRAIN_BATCH_SIZE": 6 // ranks, "SOLVER.DROP_LAST": drop_last, "DATASET.NUM_WORKERS": workers}
         loaders = [loader(folder, share=Share(rank, ranks), **more) for rank in range(ranks)]
@@ -162,7 +162,7 @@ def test_batches_are_equal_to_the_bit_for_any_ranks_and_workers_and_after_a_stop
         assert_same(batches(ranks, workers, 2, skip), whole[2][skip // 6 :])
 
 
-def test_an_image_is_augmented_alike_wherever_it_is_read(folder):
+def test_the_augmentation_of_an_image_does_not_depend_on_where_it_is_read(folder):
     def images(**more):
         return {x.numpy().tobytes() for x, _, _ in epoch(loader(folder, **more)) for x in x}
 
@@ -171,7 +171,7 @@ def test_an_image_is_augmented_alike_wherever_it_is_read(folder):
     assert not first & images(**{"RUNTIME.SEED": 1})
 
 
-def test_labels_are_those_of_the_classes_that_are_asked_for(folder):
+def test_labels_follow_the_requested_classes(folder):
     classes = ["class 2", "class 1", "none", "class 0"]
     permuted = epoch(loader(folder, "val", classes=classes, **{"DATASET.NUM_CLASSES": 4}))
     for (_, ours, _), (_, plain, _) in zip(permuted, epoch(loader(folder, "val")), strict=True):
@@ -190,7 +190,7 @@ def test_shards_are_open_a_few_at_a_time_and_copies_open_their_own(folder, monke
     source = open_shards(folder / "shards/train")
     images = [source.encoded(number) for number in range(23)]
     assert [source.encoded(number) for number in reversed(range(23))] == images[::-1]
-    copy = pickle.loads(pickle.dumps(source))  # as a spawned process gets it
+    copy = pickle.loads(pickle.dumps(source))  # as a spawned process receives it
     assert number_open() == before + 2
     assert copy.encoded(5) == images[5]
     assert number_open() == before + 3
@@ -204,9 +204,9 @@ def test_shards_are_open_a_few_at_a_time_and_copies_open_their_own(folder, monke
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_resumes_within_an_epoch_to_the_bit(folder, tmp_path, workers, monkeypatch):
+def test_a_run_resumed_within_an_epoch_is_bit_identical(folder, tmp_path, workers, monkeypatch):
     monkeypatch.setattr(build, "usable_cores", lambda: 2)
-    monkeypatch.setattr(build, "MEMORY_LIMIT", 0)  # a small network, and images read by workers
+    monkeypatch.setattr(build, "MEMORY_LIMIT", 0)  # so that workers read the images
     opts = ["DATASET.ROOT", str(folder.parent), "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 3, "ISON.DEPTH", 8,
             "DATASET.IMAGE_SIZE", 32, "RUNTIME.INPUT", "shards", "DATASET.SHUFFLE_BUFFER", 5, "DATASET.NUM_WORKERS", 0,
             "SOLVER.TRAIN_BATCH_SIZE", 4, "RUNTIME.SAVE_EVERY", 2, "RUNTIME.KEEP", 20,
@@ -231,7 +231,7 @@ def test_a_checkpoint_within_an_epoch_of_the_former_order_is_refused(folder, tmp
     torch.save(state, part)
     with pytest.raises(CheckpointError, match="order that this version no longer has"):
         run_training(load_cfg(None, opts), "other", resume=str(part))
-    state = read_checkpoint(whole.latest)  # after a whole epoch nothing is lost
+    state = read_checkpoint(whole.latest)  # a checkpoint after a whole epoch is accepted
     state["layout"] = "1 processes of 1 workers"
     torch.save(state, whole.latest)
     assert run_training(load_cfg(None, opts), "other", resume=str(whole.latest)).metrics.exists()
@@ -243,7 +243,7 @@ def test_a_checkpoint_within_an_epoch_of_the_former_order_is_refused(folder, tmp
 )
 def test_real_images_are_the_same_from_shards_and_from_the_folder(tmp_path, archive, count, size):
     members = []
-    with tarfile.open(SHARED_DATA / archive) as tar:  # of a compressed one only the beginning
+    with tarfile.open(SHARED_DATA / archive) as tar:  # of a compressed archive, only the beginning is read
         for member in tar:
             parts = member.name.split("/")
             if member.isfile() and len(parts) == 4:

@@ -1,4 +1,4 @@
-"""Digits, CIFAR fetched from a server on this machine, and image folders with everything that goes wrong."""
+"""Digits, CIFAR downloaded from a server on this machine, and image folders with every kind of error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_digits_are_the_fixed_split():
     assert (counts.min(), counts.max()) == (35, 37)
 
 
-def test_digits_are_those_of_scikit_learn():
+def test_digits_equal_scikit_learns():
     sklearn = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
     theirs = sklearn.load_digits()
     ours = sorted((label, *pixels.flatten()) for part in ("train", "val")
@@ -88,7 +88,7 @@ def cifar_cfg(root, download):
     return load_cfg(None, [*names, "DATASET.ROOT", str(root), "DATASET.DOWNLOAD", download])
 
 
-def test_cifar_is_fetched_on_request_and_found_afterwards(cifar_server, tmp_path):
+def test_cifar_is_downloaded_on_request_and_found_afterwards(cifar_server, tmp_path):
     root = tmp_path / "data"
     with pytest.raises(DataError, match=r"CIFAR10 is missing.*DATASET.DOWNLOAD True.*cifar-10-batches-py"):
         build_loader(cifar_cfg(root, False), "train")
@@ -98,7 +98,7 @@ def test_cifar_is_fetched_on_request_and_found_afterwards(cifar_server, tmp_path
     assert (val.num_images, list(val.classes)) == (4, list("abcdefghij"))
 
 
-def test_the_studys_images_are_made_of_them(cifar_server, tmp_path, capsys):
+def test_the_studys_images_are_derived_from_cifar(cifar_server, tmp_path, capsys):
     root = tmp_path / "data"
     images.main(images.parse_args(["--root", str(root)]))
     files = sorted(file.relative_to(root / "cifar10-jpg") for file in (root / "cifar10-jpg").rglob("*.jpg"))
@@ -109,13 +109,13 @@ def test_the_studys_images_are_made_of_them(cifar_server, tmp_path, capsys):
     theirs = tv.CIFAR10(str(root), train=False)
     with Image.open(root / "cifar10-jpg/val/j/0000.jpg") as ours:
         assert ours.size == (32, 32)
-        smooth = np.asarray(theirs[3][0].reduce(8), float)  # noise does not survive JPEG; its means do
+        smooth = np.asarray(theirs[3][0].reduce(8), float)  # JPEG changes the noise but not its means
         assert abs(np.asarray(ours.reduce(8), float) - smooth).mean() < 12
     with pytest.raises(UserError, match="already"):
         images.main(images.parse_args(["--root", str(root)]))
 
 
-def test_without_network_the_error_says_where_the_files_go(cifar_server, tmp_path):
+def test_without_network_the_error_says_where_to_put_the_files(cifar_server, tmp_path):
     cifar_server.shutdown()
     cifar_server.server_close()
     with pytest.raises(DataError, match=r"CIFAR10 .*http://.*cifar-10-python.tar.gz and unpack"):
@@ -151,7 +151,7 @@ def test_labels_are_positions_of_sorted_class_folders(folder):
     assert [str(p.relative_to(folder / "train")) for p in source.paths][:2] == ["cat/1.png", "cat/deeper/2.jpg"]
 
 
-def test_val_is_labelled_like_train_or_like_the_checkpoint(folder):
+def test_val_has_the_labels_of_train_or_of_the_checkpoint(folder):
     for file in (folder / "val" / "cat").rglob("*.*"):
         file.unlink()
     (folder / "val" / "cat" / "deeper").rmdir()
@@ -207,5 +207,5 @@ def test_a_class_only_in_val_is_named(folder):
         build_source(folder_cfg(folder), "val")
 
 
-def test_the_extensions_of_images_are_torchvisions():
+def test_image_extensions_equal_torchvisions():
     assert IMG_EXTENSIONS == tv.folder.IMG_EXTENSIONS

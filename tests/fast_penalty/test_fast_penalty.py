@@ -1,4 +1,4 @@
-"""The fast penalty beside the definition: rounding, precision, memory layout, and derivatives of every kind."""
+"""The fast penalty compared with the definition: rounding, precision, memory layout, and derivatives of every kind."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from isonet.precision import full_precision
 CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
 
 
-def test_every_convolution_of_every_config_takes_the_fast_form():
-    """The definition would be many times slower."""
+def test_every_convolution_of_every_config_uses_the_fast_form():
+    """The definition is many times slower."""
     convs = 0
     for path in CONFIGS:
         with torch.device("meta"):
@@ -48,7 +48,7 @@ def test_gradient_against_finite_differences(w_in, w_out, kernel, stride, groups
 
 
 def sum_over_offsets(weight: Tensor, stride: int) -> Tensor:
-    """Return the penalty of a square kernel as a sum over offsets, a Gram matrix for each."""
+    """Return the penalty of a square kernel as a sum over offsets, with a Gram matrix for each offset."""
     narrow = weight if weight.shape[0] <= weight.shape[1] else weight.transpose(0, 1)
     k, total = weight.shape[2], torch.zeros((), dtype=weight.dtype)
     for dy, dx in itertools.product([d for d in range(1 - k, k) if d % stride == 0], repeat=2):
@@ -64,7 +64,7 @@ def sum_over_offsets(weight: Tensor, stride: int) -> Tensor:
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (2, 1), (3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (7, 2)])
 @pytest.mark.parametrize("noise", [0.01, 1.0])
 def test_float32_rounds_as_little_as_the_published_convolution(kernel, stride, noise):
-    """Near the delta initialisation, where E is a small difference, and far from it; float64 is the truth."""
+    """Compare float32 with float64 near the delta initialisation, where E is a small difference, and far from it."""
     torch.manual_seed(0)
     conv = nn.Conv2d(64, 96, kernel, stride)
     nn.init.dirac_(conv.weight)
@@ -111,7 +111,7 @@ def test_narrow_layers_of_one_shape_are_computed_together_and_wide_ones_alone():
 
 @pytest.fixture
 def _settings():
-    """Restores the precision of float32 products, also of the CPU's backend, whose setting follows the process's."""
+    """Restore the precision of float32 products, including the CPU backend's, which follows the process's setting."""
     own = torch.backends.mkldnn.matmul
     own.fp32_precision = "none"
     yield
@@ -121,16 +121,16 @@ def _settings():
 
 @pytest.mark.usefixtures("_settings")
 class TestPrecision:
-    """Products are exact whatever the process allows, and its settings do not change."""
+    """Products are exact whatever precision the process allows, and the process's settings do not change."""
 
-    def test_a_lower_precision_is_raised_for_a_while(self):
+    def test_a_lower_precision_is_raised_temporarily(self):
         torch.set_float32_matmul_precision("medium")
         with full_precision(torch.device("cpu")):
             assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert torch.get_float32_matmul_precision() == "medium"
 
     def test_the_backend_follows_the_process_afterwards(self):
-        """A setting that is written stops to follow, even if the value is the one that was read."""
+        """A setting that is assigned no longer follows the process, even if the assigned value is the current one."""
         ortho_penalty(nn.Conv2d(4, 4, 3))
         torch.backends.fp32_precision = "tf32"
         assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"
@@ -155,7 +155,7 @@ class TestPrecision:
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize(("out", "in_"), [(16, 64), (64, 16), (8, 8)])
 def test_the_gradient_has_the_memory_layout_of_the_weight(out, in_, kernel):
-    """Otherwise torch copies it, with a warning, on each of several ranks."""
+    """Otherwise torch copies the gradient, with a warning, on each rank of a distributed run."""
     conv = nn.Conv2d(in_, out, kernel)
     ortho_penalty(conv).backward()
     assert conv.weight.grad.stride() == conv.weight.stride()
@@ -182,7 +182,7 @@ class Penalty(nn.Module):
 
 @pytest.mark.parametrize("strided", STRIDED)
 class TestSecondDerivatives:
-    """Of a network with layers that are computed together, alone, and by the definition."""
+    """Derivatives for a network whose layers are computed together, alone, and by the definition."""
 
     @pytest.fixture
     def case(self, strided):
@@ -211,7 +211,7 @@ class TestSecondDerivatives:
         assert torch.autograd.gradgradcheck(ours, weights, check_fwd_over_rev=True, fast_mode=True)
 
     def test_hessian_vector_products_of_a_network(self, case, strided):
-        """Through ``create_graph``, as users write them, against finite differences of the gradient."""
+        """Compare products through ``create_graph``, as users write them, with finite differences of the gradient."""
         net, _, _, weights = case
         moves = [torch.randn_like(w) for w in weights]
 
@@ -250,7 +250,7 @@ class TestSecondDerivatives:
 
     @pytest.mark.parametrize("create_graph", [False, True])
     def test_forward_over_reverse(self, case, create_graph):
-        """With dual numbers, as ``torch.autograd.forward_ad`` documents it."""
+        """Use dual numbers, as in the documentation of ``torch.autograd.forward_ad``."""
         _, ours, true, weights = case
         moves, tangents = [torch.randn_like(w) for w in weights], []
         for f in (ours, true):
@@ -265,7 +265,7 @@ class TestSecondDerivatives:
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
     def test_under_saved_tensor_hooks(self, case, strided):
-        """Such as those that move activations to the CPU, and those of activation checkpointing."""
+        """Offloading of activations to the CPU and activation checkpointing use such hooks."""
         net, _, _, weights = case
         expected = torch.autograd.grad(ortho_penalty(net, strided=strided), weights)
         with torch.autograd.graph.save_on_cpu():

@@ -1,4 +1,4 @@
-"""The points at which the fast penalty evaluates kernels: how many products they need, and for which kernels."""
+"""The points at which the fast penalty evaluates kernels: the number of products, and the kernels that use points."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
         ((3, 3), (1, 1), 13),
         ((2, 2, 2), (1, 1, 1), 14),
         ((3, 3), (2, 2), 10),  # phases of 2x2, 2x1, 1x2 and 1x1 taps: 5 + 2 + 2 + 1
-        ((2, 2), (3, 3), 4),  # no two taps meet, and five of nine phases have none
+        ((2, 2), (3, 3), 4),  # no two taps overlap, and five of nine phases have no taps
     ],
 )
 def test_products_of_a_kernel(kernel, step, products):
@@ -28,7 +28,7 @@ def test_products_of_a_kernel(kernel, step, products):
 
 
 @pytest.mark.parametrize(("kernel", "step"), [((4, 4), (1, 1)), ((1, 7), (1, 1)), ((3, 3, 3), (1, 1, 1))])
-def test_kernels_that_points_would_round_have_none(kernel, step):
+def test_kernels_for_which_points_would_round_use_no_points(kernel, step):
     assert not has_points(kernel, step)
 
 
@@ -42,5 +42,5 @@ def test_the_penalty_without_its_gradient_is_the_same(kernel):
     assert torch.equal(value, points.penalties(taps, with_grad=True)[0])
 
 
-def test_tables_are_made_once():
+def test_tables_are_built_once():
     assert points_for((3, 3), (1, 1), torch.float32, CPU) is points_for((3, 3), (1, 1), torch.float32, CPU)

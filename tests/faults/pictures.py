@@ -1,4 +1,4 @@
-"""Pictures to break, loaders to read them, and what a refusal must look like."""
+"""Pictures to damage, loaders that read them, and the checks of a refusal."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WAYS = {  # image size, workers, decoder
 
 
 def picture(width=96, height=80):
-    """A smooth picture, which JPEG hardly changes: uint8 (H, W, 3)."""
+    """Return a smooth picture, which JPEG hardly changes: uint8 (H, W, 3)."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([y * 255 // height, x * 255 // width, (x + y) * 255 // (width + height)], -1).astype(np.uint8)
 
@@ -47,13 +47,13 @@ def png_chunk(name, data):
 
 
 def png(width, height, bits, colour, rows):
-    """A PNG file by hand: Pillow writes neither 16 bits of colour nor a picture without pixels."""
+    """Return a hand-written PNG file: Pillow writes neither 16-bit colours nor a picture without pixels."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(rows)) + png_chunk(b"IEND", b"")
 
 
 def make_images(tmp_path):
-    """Nine pictures in two classes, each a little different; a file to break is the third of the first class."""
+    """Write nine slightly different pictures in two classes. Tests damage the third file of the first class."""
     for i in range(9):
         path = tmp_path / "set/train" / f"class{i % 2}" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,13 +71,13 @@ def loader(root, way="memory", on_error="stop", batch=4, split="train", **more):
 
 
 def epoch(batches, number=1, skip=0):
-    """Its batches, and ``taken`` at each."""
+    """Return the batches of an epoch, with ``taken`` after each."""
     batches.set_epoch(number, skip)
     return [(x, y, batches.taken) for x, y in batches]
 
 
 def refused(tally, *words):
-    """The block is refused with one line that holds ``words``."""
+    """Return a context manager whose block must be refused with one line that contains ``words``."""
 
     class Refusal:
         def __enter__(self):

@@ -1,4 +1,4 @@
-"""Broken images and folders, files that vanish: read right, replaced, left out, or refused by name."""
+"""Damaged images and folders, and files that disappear: read correctly, replaced, skipped, or refused by name."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def images(tmp_path):
 
 @pytest.fixture
 def low_limits(monkeypatch):
-    """Limits that small pictures exceed."""
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)  # Pillow refuses twice as many
+    """Set limits that small pictures exceed."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5_000)  # Pillow refuses twice this number
     monkeypatch.setattr(decode, "MAX_ASPECT", 10)
 
 
@@ -64,14 +64,14 @@ def test_a_cut_jpeg_is_refused_wherever_it_is_cut(tmp_path, tally, torture, read
     whole, path = encoded(picture(), quality=90, **options), tmp_path / "a.jpg"
     at = range(len(whole)) if torture else [0, 1, 2, 3, 20, 200, 650, *range(700, len(whole), 400), len(whole) - 2]
     for length in {*at, len(whole) - 1}:
-        for tail in (b"", bytes(300)):  # as a file system may fill up what a crash left unwritten
+        for tail in (b"", bytes(300)):  # a file system may pad an incomplete file with zeros
             path.write_bytes(whole[:length] + tail)
             with refused(tally, path, "DATASET.ON_ERROR skip", "0 bytes" if path.stat().st_size == 0 else "read"):
                 READERS[reader](path)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "PPM"])
-def test_other_formats_are_refused_when_cut_or_lose_no_pixel(tmp_path, tally, torture, kind):
+def test_other_formats_are_refused_if_cut_or_keep_every_pixel(tmp_path, tally, torture, kind):
     whole, path = encoded(picture(), kind), tmp_path / f"a.{kind.lower()}"
     path.write_bytes(whole)
     expected = np.array(read_image(path))
@@ -156,7 +156,7 @@ DAMAGES = [damage_empty, damage_cut, damage_web_page, damage_link_to_nothing, da
 
 
 def order(batches, number=1):
-    """The numbers of an epoch's images."""
+    """Return the numbers of an epoch's images, in order."""
     batches.set_epoch(number)
     return batches.batches.order().tolist()
 
@@ -164,7 +164,7 @@ def order(batches, number=1):
 BAD = "train/class0/4.jpg"  # number 2 of the images in sorted order
 
 
-# Workers read with the same code: two damages, one found before decoding and one in it, show that errors reach the run
+# Workers read with the same code: one damage found before decoding and one found in it show that errors reach the run
 CASES = [(damage, way) for damage in DAMAGES for way in WAYS
          if "workers" not in way or damage in (damage_cut, damage_large_jpeg)]  # fmt: skip
 
@@ -172,7 +172,7 @@ CASES = [(damage, way) for damage in DAMAGES for way in WAYS
 @pytest.mark.usefixtures("low_limits")
 @pytest.mark.parametrize(("damage", "way"), CASES)
 def test_a_damaged_image_stops_a_run_or_is_replaced_by_the_next_one(images, tally, caplog, damage, way):
-    """With the next one's label; crop and flip are those of its place. All other images stay as they are."""
+    """The replacement has its own label, and the crop and flip of the damaged image. Other images do not change."""
     whole = [epoch(loader(images, way), number) for number in (1, 2)]
     path = images / BAD
     shutil.move(path, images.parent / "good.jpg")
@@ -196,17 +196,17 @@ def test_a_damaged_image_stops_a_run_or_is_replaced_by_the_next_one(images, tall
         )
     assert list(batches.skipped) == [str(path)]
     assert reason in batches.skipped[str(path)]
-    assert len([m for m in caplog.messages if str(path) in m]) == 1  # told once
+    assert len([m for m in caplog.messages if str(path) in m]) == 1  # logged once
     tally("survived")
 
 
 @pytest.mark.parametrize("way", ["memory", "alone", "workers"])
-def test_the_replacement_of_the_last_image_of_a_class_brings_its_own_label(images, tally, way):
+def test_the_replacement_of_the_last_image_of_a_class_has_its_own_label(images, tally, way):
     damage_empty(images / "train/class0/8.jpg")  # number 4: the last one of class 0
     batches = loader(images, way, "skip", batch=1)
     labels = [int(y) for _, y, _ in epoch(batches)]
     assert labels == [[0, 0, 0, 0, 1, 1, 1, 1, 1][number] for number in order(batches)]
-    damage_empty(images / "train/class1/7.jpg")  # number 8: after the last image the first one comes
+    damage_empty(images / "train/class1/7.jpg")  # number 8: the first image follows the last one
     batches = loader(images, way, "skip", batch=1)
     labels = [int(y) for _, y, _ in epoch(batches)]
     assert labels == [[0, 0, 0, 0, 1, 1, 1, 1, 0][number] for number in order(batches)]
@@ -227,7 +227,7 @@ def test_batches_of_training_keep_their_size(images, tally, way, drop_last):
 
 
 @pytest.mark.parametrize("way", ["memory", "alone", "workers"])
-def test_in_evaluation_a_damaged_image_is_left_out_and_counted(images, tally, way):
+def test_evaluation_skips_and_counts_a_damaged_image(images, tally, way):
     shutil.copytree(images / "train", images / "val")
     whole = epoch(loader(images, way, "skip", split="val", **{"SOLVER.TEST_BATCH_SIZE": 3}))
     damage_empty(images / "val/class0/4.jpg")
@@ -246,14 +246,14 @@ def test_in_evaluation_a_damaged_image_is_left_out_and_counted(images, tally, wa
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("way", ["memory", "alone", "workers"])
-def test_when_too_many_images_in_a_row_cannot_be_read_the_storage_is_to_blame(images, tally, way, split):
+def test_too_many_unreadable_images_in_a_row_are_a_storage_error(images, tally, way, split):
     shutil.copytree(images / "train", images / "val")
     paths = sorted((images / split).rglob("*.jpg"))
     for path in paths if split == "train" else paths[:8]:
         path.unlink()
         path.symlink_to("gone")
     more = {"SOLVER.TEST_BATCH_SIZE": 8}
-    if not (split == "val" and way == "memory"):  # which reads batches of its own, here all images
+    if not (split == "val" and way == "memory"):  # MemoryLoader reads all images in one batch here
         with refused(tally, "in a row", "storage", images):
             epoch(loader(images, way, "skip", split=split, **more))
     shutil.copy(images / ("val" if split == "train" else "train") / "class0/0.jpg", images.parent / "good.jpg")
@@ -275,14 +275,14 @@ def test_an_evaluation_of_no_image_is_refused(images, tally):
         evaluate(model, batches, torch.device("cpu"))
 
 
-def test_errors_cross_from_process_to_process_as_they_are(tmp_path):
+def test_errors_are_passed_between_processes_unchanged(tmp_path):
     error = ImageError(tmp_path / "a\n.jpg", "is no\nimage")
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.path, copy.reason) == (str(error), error.path, error.reason)
     assert str(copy).isprintable()
 
 
-def test_a_lack_of_memory_or_files_is_not_the_images_fault(images, tally, monkeypatch):
+def test_out_of_memory_and_too_many_open_files_are_not_image_errors(images, tally, monkeypatch):
     def lacks(error):
         def opened(*_):
             raise error
@@ -304,7 +304,7 @@ def sixteen(values):
     return values.astype(">u2").tobytes()
 
 
-GREY16 = picture(64, 48)[..., 1].astype(np.uint16) * 256 + 200  # rounding would be off by one
+GREY16 = picture(64, 48)[..., 1].astype(np.uint16) * 256 + 200  # with rounding, the result is off by one
 TAGS12 = {256: 2, 257: 1, 258: 12, 259: 1, 262: 1, 273: 110, 278: 1, 279: 3}  # 2 x 1 pixels of 12 bits, grey
 TIFF12 = (
     b"II*\0\x08\0\0\0" + struct.pack("<H", len(TAGS12))
@@ -346,7 +346,7 @@ def grey_jpeg():
 
 def rotated_jpeg():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     return encoded(picture(), quality=95, exif=exif), picture(), 6
 
 
@@ -397,7 +397,7 @@ FORMATS = [grey16_png, grey16_tiff, grey16_pgm, grey12_tiff, colour16_png, cmyk_
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("case", FORMATS)
-def test_every_format_is_read_right_by_both_decoders_whatever_its_name(tmp_path, tally, case, suffix):
+def test_both_decoders_read_every_format_correctly_whatever_its_name(tmp_path, tally, case, suffix):
     data, expected, tolerance = case()
     expected = np.asarray(expected).astype(int)
     expected = np.stack([expected] * 3, -1) if expected.ndim == 2 else expected
@@ -413,15 +413,15 @@ def test_every_format_is_read_right_by_both_decoders_whatever_its_name(tmp_path,
     tally("survived")
 
 
-def test_pillow_warns_of_no_picture_below_its_limit_and_refuses_those_above(tmp_path, tally, monkeypatch):
-    """With a lower limit of Pillow's, which refuses twice as many pixels, and warns of more than that."""
+def test_pillow_gives_no_warning_below_its_limit_and_refuses_pictures_above(tmp_path, tally, monkeypatch):
+    """The test lowers Pillow's limit. Pillow warns above the limit, and refuses more than twice as many pixels."""
     assert 2 * Image.MAX_IMAGE_PIXELS == 178_956_970  # as docs/reliability.md says
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 40)
     Image.new("1", (56, 56)).save(tmp_path / "below.png")
     Image.new("1", (57, 57)).save(tmp_path / "above.png")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        importlib.reload(decode)  # which sets its filters of warnings once more, after pytest's
+        importlib.reload(decode)  # sets the module's warning filters again, after pytest's
         assert read_image(tmp_path / "below.png").size == (56, 56)
     tally("survived")
     with refused(tally, tmp_path / "above.png", "3249 pixels"):
@@ -432,7 +432,7 @@ def test_pillow_warns_of_no_picture_below_its_limit_and_refuses_those_above(tmp_
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_picture_is_read_up_to_the_limit_of_pixels_and_refused_above_it(tmp_path, tally, monkeypatch, reader, kind):
-    """It is refused by its header, before a decoder is called."""
+    """A larger picture is refused from its header, before a decoder is called."""
     path = tmp_path / f"a.{kind.lower()}"
     path.write_bytes(encoded(picture(100, 100), kind))
     assert READERS[reader](path).shape == (3, 100, 100)
@@ -448,7 +448,7 @@ def test_a_picture_is_read_up_to_the_limit_of_pixels_and_refused_above_it(tmp_pa
 
 
 @pytest.mark.parametrize("way", ["memory", "alone torch", "workers torch"])
-def test_odd_names_are_read_and_told_on_one_line(images, tally, way):
+def test_files_with_unusual_names_are_read_and_reported_on_one_line(images, tally, way):
     source = images / "train/class0/4.jpg"
     names = [b"new\nline.jpg", b"\xff\xfe.jpg", b"\x1b[31mred.jpg", "日本.jpg".encode(), b"a b'\".jpg"]
     paths = [Path(os.fsdecode(os.path.join(os.fsencode(source.parent), name))) for name in names]
@@ -464,7 +464,7 @@ def test_odd_names_are_read_and_told_on_one_line(images, tally, way):
         path.write_bytes(whole)
 
 
-def test_hidden_files_and_folders_are_no_part_of_the_set(images, tally):
+def test_hidden_files_and_folders_are_not_part_of_the_set(images, tally):
     for name in ("._4.jpg", ".AppleDouble/4.jpg", ".ipynb_checkpoints/4-checkpoint.jpg"):
         path = images / "train/class0" / name
         path.parent.mkdir(exist_ok=True)
@@ -494,7 +494,7 @@ def link(place, target):
 
 def unix_socket(train):
     with contextlib.chdir(train / "class0"), socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket.jpg")  # by a short name: the whole one may be too long for a socket
+        server.bind("socket.jpg")  # a relative name: the full path may be too long for a socket
     return train / "class0/socket.jpg"
 
 
@@ -520,7 +520,7 @@ FOLDER_FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FOLDER_FAULTS)
-def test_what_would_be_left_out_or_have_no_end_is_named(images, tally, fault):
+def test_files_that_would_be_skipped_and_endless_links_are_named(images, tally, fault):
     place = FOLDER_FAULTS[fault](images / "train")
     with refused(tally, place, "remove it"):
         loader(images, on_error="skip")
@@ -532,7 +532,7 @@ def test_a_split_that_is_a_link_to_itself(images, tally):
         loader(images, split="val")
 
 
-def test_a_class_only_in_val_is_refused_and_one_only_in_train_is_told(images, tally, caplog):
+def test_a_class_only_in_val_is_refused_and_a_class_only_in_train_is_logged(images, tally, caplog):
     shutil.copytree(images / "train/class0", images / "val/class0")
     caplog.set_level(logging.WARNING, "isonet")
     assert set(loader(images, split="val", batch=9).labels.tolist()) == {0}
@@ -544,12 +544,12 @@ def test_a_class_only_in_val_is_refused_and_one_only_in_train_is_told(images, ta
 
 
 def in_child(task):
-    """What ``task`` returns, a str, run in a child process."""
+    """Run ``task`` in a child process and return its result, a str."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            torch.set_num_threads(1)  # the parent's threads are not here, and waiting for them would never end
+            torch.set_num_threads(1)  # the parent's threads do not exist here, and torch would wait for them forever
             answer = task()
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
@@ -564,7 +564,7 @@ def in_child(task):
 
 @pytest.fixture
 def public_images(images):
-    """The images where every user may read them: pytest's folders are for their owner only."""
+    """The images in a folder that every user may read: pytest's folders are only for their owner."""
     place = Path(tempfile.mkdtemp())
     place.chmod(0o755)
     yield Path(shutil.copytree(images, place / "set"))
@@ -574,7 +574,7 @@ def public_images(images):
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.parametrize("what", ["train/class0/4.jpg", "train/class0", "train", "."])
 @pytest.mark.parametrize("way", ["memory", "alone torch", "workers"])
-def test_what_may_not_be_read_is_named(public_images, tally, what, way):
+def test_files_without_read_permission_are_named(public_images, tally, what, way):
     place = public_images / what
     place.chmod(0)
 
@@ -600,7 +600,7 @@ def test_what_may_not_be_read_is_named(public_images, tally, what, way):
 
 
 @pytest.mark.parametrize("way", ["alone", "alone torch", "workers", "workers torch"])
-def test_a_file_that_vanishes_in_mid_run_is_named_or_replaced(images, tally, way):
+def test_a_file_that_disappears_during_a_run_is_named_or_replaced(images, tally, way):
     stops, skips = loader(images, way), loader(images, way, "skip")
     epoch(stops), epoch(skips)
     path = images / "train/class0/4.jpg"
@@ -617,7 +617,7 @@ def test_a_file_that_vanishes_in_mid_run_is_named_or_replaced(images, tally, way
 
 
 @pytest.mark.parametrize(("bad", "size", "stops"), [(2, 2, False), (7, 7, False), (8, 8, True), (7, 8, False)])
-def test_in_evaluation_a_small_batch_may_be_bad_by_chance_and_a_large_one_is_the_storage(bad, size, stops, caplog):
+def test_in_evaluation_a_small_unreadable_batch_is_skipped_and_a_large_one_is_a_storage_error(bad, size, stops, caplog):
     unreadable = Unreadable("leave out")
     errors = [ImageError(f"{i}.jpg", "no image") for i in range(bad)]
     if stops:

@@ -1,4 +1,4 @@
-"""Worker processes that die, are signalled, or are left behind."""
+"""Worker processes that die, receive signals, or outlive their run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def images(tmp_path):
 
 @pytest.fixture
 def many(images):
-    """Enough images that the workers are not done with an epoch when its first batch is here."""
+    """Enough images that the workers are still reading when the main process has the first batch."""
     for i in range(300):
         (images / f"train/class1/more{i}.jpg").symlink_to("1.jpg")
     return images
 
 
 def worker_pids():
-    """Of the two workers that were started last."""
+    """Return the process ids of the two workers that were started last."""
     return [child.pid for child in sorted(multiprocessing.active_children(), key=lambda child: child.pid)[-2:]]
 
 
@@ -45,7 +45,7 @@ DEATHS = {
 
 @pytest.mark.parametrize("number", DEATHS)
 @pytest.mark.parametrize("when", ["waiting", "computing"])
-def test_a_killed_worker_is_told_at_once(many, tally, number, when):
+def test_a_killed_worker_is_reported_immediately(many, tally, number, when):
     batches = loader(many, "workers", batch=2)
     start = time.monotonic()
     with refused(tally, "a process that reads images (pid", *DEATHS[number]) as refusal, explain_dead_workers():
@@ -58,16 +58,16 @@ def test_a_killed_worker_is_told_at_once(many, tally, number, when):
     assert f"(pid {pid})" in refusal.message
 
 
-def test_a_worker_that_ends_by_itself_is_told(images, tally, monkeypatch):
+def test_a_worker_that_exits_by_itself_is_reported(images, tally, monkeypatch):
     monkeypatch.setattr(decode, "to_rgb", lambda _: os._exit(3))
     with refused(tally, "a process that reads images (pid", "exit code 3", "DATASET.NUM_WORKERS 0"):
         epoch(loader(images, "workers"))
-    message = "DataLoader worker (pid(s) 1) exited unexpectedly"  # torch's, after five seconds, for exit code 0
+    message = "DataLoader worker (pid(s) 1) exited unexpectedly"  # torch's message, after five seconds, for exit code 0
     with refused(tally, "a process that reads images", "DATASET.NUM_WORKERS 0"), explain_dead_workers():
         raise RuntimeError(message)
 
 
-def test_a_worker_killed_while_a_set_is_decoded_is_told(images, tally, monkeypatch):
+def test_a_worker_killed_while_a_set_is_decoded_is_reported(images, tally, monkeypatch):
     test = os.getpid()
 
     def read(_):
@@ -84,7 +84,7 @@ def test_a_worker_killed_while_a_set_is_decoded_is_told(images, tally, monkeypat
 @pytest.mark.parametrize(
     "error", [RuntimeError("CUDA error"), DataError("a"), ValueError("DataLoader"), StopIteration()]
 )
-def test_everything_else_passes(error):
+def test_other_errors_pass_unchanged(error):
     with pytest.raises(type(error)) as found, explain_dead_workers(), explain_dead_workers():
         raise error
     assert found.value is error
@@ -92,21 +92,21 @@ def test_everything_else_passes(error):
         raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
 
 
-def test_workers_outlive_the_signals_that_stop_a_run(many, tally):
+def test_workers_survive_the_signals_that_stop_a_run(many, tally):
     batches = loader(many, "workers", batch=2)
     names = iter(["INT", "TERM", "USR1", "HUP"])
     count = 0
     for i, (_, labels) in enumerate(batches):
         count += len(labels)
-        if i % 30 == 0 and (name := next(names, None)):  # by another process: from this one SIGTERM is meant
+        if i % 30 == 0 and (name := next(names, None)):  # sent by another process: workers obey SIGTERM from this one
             subprocess.run(["kill", f"-{name}", *map(str, worker_pids())], check=True)
     assert next(names, None) is None
     assert count == 309
     tally("survived", 4)
 
 
-def test_signals_to_the_whole_group_hit_no_worker_that_starts(images, tally, torture):
-    """A child of this test, in a group of its own, starts workers while every process of the group is signalled."""
+def test_signals_to_the_whole_group_do_not_stop_workers_that_are_starting(images, tally, torture):
+    """A child in a separate process group starts workers while every process of the group receives signals."""
     group_read, group_write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -141,11 +141,11 @@ def gone(pid):
 
 
 def main_process(images):
-    """A process that reads images and never ends, and the numbers of its two workers."""
+    """Start a process that reads images forever, and return the ids of the process and of its two workers."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        torch.set_num_threads(1)  # the parent's threads are not here, and waiting for them would never end
+        torch.set_num_threads(1)  # the parent's threads do not exist here, and torch would wait for them forever
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         batches = loader(images, "workers", batch=2)
         next(iter(batches))
@@ -159,7 +159,7 @@ def main_process(images):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc")
 def test_no_worker_outlives_a_killed_main_process(many, tally):
-    """Torch's workers look for it every five seconds."""
+    """Torch's workers check for the main process every five seconds."""
     left = []
     for number in (signal.SIGKILL, signal.SIGTERM):
         child, pids = main_process(many)

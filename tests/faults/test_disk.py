@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or gone, damaged checkpoints, two runs in one folder."""
+"""Full, read-only and missing disks, damaged checkpoints, and two runs in one folder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def cfg(tmp_path, *opts):
 
 @pytest.fixture
 def mounted(tmp_path):
-    """``mounted(kilobytes)`` makes a file system of that size, and returns its folder. It is unmounted at the end."""
+    """``mounted(kilobytes)`` mounts a file system of that size until the end of the test, and returns its folder."""
     places = []
 
     def mount(kilobytes):
@@ -69,7 +69,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("free", [0, 4, 100, 400])
-def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_incomplete_file(mounted, tally, free):
     disk = mounted(1024)
     save_checkpoint(disk / "c.pt", {"model": {}, "n": 1})
     before = (disk / "c.pt").read_bytes()
@@ -84,9 +84,9 @@ def test_a_full_disk_leaves_the_former_file_and_no_part(mounted, tally, free):
     tally("survived")
 
 
-def test_a_run_whose_disk_fills_up_stops_with_its_checkpoint_whole_and_resumes_later(mounted, tmp_path, tally):
+def test_a_run_whose_disk_fills_up_stops_with_a_complete_checkpoint_and_resumes_later(mounted, tmp_path, tally):
     keys = [*TINY[4:-2], "SOLVER.MAX_EPOCHS", 4, "RUNTIME.KEEP", 4]
-    disk = mounted(1300)  # room for a checkpoint or two of some 300 kB, and their best
+    disk = mounted(1300)  # space for one or two checkpoints of about 300 kB, and the best one
     full = run_script("train.py", *CFG, *keys, "OUTPUT_DIR", disk, cwd=tmp_path)
     assert_one_error(full, "No space left on device")
     folder = RunFolder(disk / "digits/run")
@@ -123,7 +123,7 @@ def long_run(tmp_path) -> Script:
     return process
 
 
-def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
+def test_a_folder_that_disappears_during_a_run(tmp_path, tally):
     process = long_run(tmp_path)
     moved = (tmp_path / "outputs/cls/digits/run").rename(tmp_path / "elsewhere")
     assert_one_error(process.wait(), "No such file or directory")
@@ -131,7 +131,7 @@ def test_a_folder_that_vanishes_in_mid_run(tmp_path, tally):
     tally("survived")
 
 
-def test_a_second_run_learns_who_holds_the_folder_and_a_killed_one_does_not_hold_it(tmp_path, tally):
+def test_a_second_run_names_the_process_that_uses_the_folder_and_a_killed_run_releases_it(tmp_path, tally):
     process = long_run(tmp_path)
     folder = RunFolder(tmp_path / "outputs/cls/digits/run")
     try:
@@ -155,7 +155,7 @@ def test_a_second_run_learns_who_holds_the_folder_and_a_killed_one_does_not_hold
     tally("survived")
 
 
-def test_a_lock_is_free_again_after_every_kind_of_end(tmp_path):
+def test_a_lock_is_released_after_every_kind_of_exit(tmp_path):
     with pytest.raises(ZeroDivisionError), FolderLock(tmp_path):
         raise ZeroDivisionError
     with FolderLock(tmp_path):
@@ -173,7 +173,7 @@ def three_epochs(tmp_path_factory):
 
 
 def flip(path):
-    """Change one bit in the middle of the file, in place: its other names see it, too."""
+    """Change one bit in the middle of the file in place, so that the file changes under all of its names."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1)[0]
@@ -182,24 +182,24 @@ def flip(path):
 
 
 def replace(path):
-    """Another file under this name: what a copy that broke off leaves."""
+    """Replace the file by an incomplete copy, which does not change the file under its other names."""
     data = path.read_bytes()
     path.unlink()
     path.write_bytes(data[: len(data) // 2])
 
 
 @pytest.mark.parametrize("damage", [flip, replace, lambda path: path.unlink()], ids=["bit", "truncated", "removed"])
-def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_path, tally, damage):
+def test_a_damaged_latest_checkpoint_is_named_and_the_previous_one_is_used(three_epochs, tmp_path, tally, damage):
     path = tmp_path / "digits/run"
     shutil.copytree(three_epochs.path, path)
     folder = RunFolder(path)
     folder.latest.unlink()
-    link_file(path / "epoch0003.pt", folder.latest)  # as it is: one file of two names
+    link_file(path / "epoch0003.pt", folder.latest)  # one file with two names, as in a run
     damage(folder.latest)
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
     text = folder.log.read_text()
     first, *_ = [line for line in text.splitlines() if "warning: " in line]
-    if damage is flip:  # of both names
+    if damage is flip:  # the damage is under both names
         assert f"{folder.latest}: is damaged" in first
         assert "epoch0002.pt after epoch 2" in text
         assert (path / "epoch0003.pt.damaged").exists()
@@ -212,8 +212,8 @@ def test_a_damaged_latest_is_named_and_the_one_before_it_used(three_epochs, tmp_
     tally("survived")
 
 
-def test_a_run_that_another_made_and_finished_while_this_one_loaded_is_not_written_over(tmp_path, monkeypatch, tally):
-    """The folder appears between the first look at it and the lock, while the optimizer is built."""
+def test_a_run_that_appears_while_another_run_loads_is_not_overwritten(tmp_path, monkeypatch, tally):
+    """The folder appears between the first check and the lock, while the optimizer is built."""
     real = torch.optim.SGD.__init__
 
     def another_run_first(self, *args, **kwargs):
@@ -229,7 +229,7 @@ def test_a_run_that_another_made_and_finished_while_this_one_loaded_is_not_writt
     tally("refused")
 
 
-def test_a_run_resumed_into_a_new_folder_is_there_before_its_first_save(three_epochs, tmp_path, tally):
+def test_a_run_resumed_into_a_new_folder_has_a_checkpoint_before_its_first_save(three_epochs, tmp_path, tally):
     config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3)
     folder = run_training(config, "copy", resume=str(three_epochs.path))
     assert folder.latest.read_bytes() == three_epochs.latest.read_bytes()
@@ -238,7 +238,7 @@ def test_a_run_resumed_into_a_new_folder_is_there_before_its_first_save(three_ep
     tally("survived")
 
 
-def test_the_latest_by_another_of_its_names_may_be_resumed(three_epochs, tmp_path):
+def test_the_latest_checkpoint_can_be_resumed_by_its_other_name(three_epochs, tmp_path):
     path = tmp_path / "digits/run"
     shutil.copytree(three_epochs.path, path)
     (path / "latest.pt").unlink()
@@ -254,8 +254,8 @@ def test_the_latest_by_another_of_its_names_may_be_resumed(three_epochs, tmp_pat
 
 
 @pytest.mark.parametrize("out", ["/dev/full", "closed"])
-def test_a_terminal_that_is_gone_does_not_cost_the_run(tmp_path, tally, out):
-    if out == "closed":  # after one line, as by head -1
+def test_a_run_continues_without_its_terminal(tmp_path, tally, out):
+    if out == "closed":  # after one line, as with head -1
         out = tmp_path / "pipe"
         os.mkfifo(out)
         threading.Thread(target=lambda: out.open().readline(), daemon=True).start()
@@ -269,8 +269,8 @@ def test_a_terminal_that_is_gone_does_not_cost_the_run(tmp_path, tally, out):
     tally("survived")
 
 
-def test_a_damaged_checkpoint_does_not_push_a_whole_one_out(tmp_path, tally):
-    """Of the two that are kept the newer is damaged; the run goes on from the other, and is killed after one save."""
+def test_a_damaged_checkpoint_does_not_replace_a_complete_one(tmp_path, tally):
+    """The newer of the two kept checkpoints is damaged. A run resumes from the other, and is killed after one save."""
     opts = ["SOLVER.MAX_EPOCHS", 1, "RUNTIME.SAVE_EVERY", 11]  # after the last step: 1,437 images, 128 a step
     folder = run_training(cfg(tmp_path, *opts), "run")
     assert [file.name for file in folder.numbered()] == ["epoch0001-step000011.pt", "epoch0001.pt"]
@@ -283,7 +283,7 @@ def test_a_damaged_checkpoint_does_not_push_a_whole_one_out(tmp_path, tally):
     tally("survived")
 
 
-def test_when_every_checkpoint_is_damaged_it_is_said_and_nothing_is_touched(three_epochs, tmp_path, tally):
+def test_if_every_checkpoint_is_damaged_the_error_says_so_and_no_file_changes(three_epochs, tmp_path, tally):
     path = tmp_path / "digits/run"
     shutil.copytree(three_epochs.path, path)
     for file in path.glob("*.pt"):
@@ -299,7 +299,7 @@ def test_a_damaged_best_is_replaced(three_epochs, tmp_path, tally):
     path = tmp_path / "digits/run"
     shutil.copytree(three_epochs.path, path)
     replace(path / "best.pt")
-    was_latest = read_checkpoint(path / "latest.pt")["best_epoch"] == 3  # then the latest checkpoint takes its place
+    was_latest = read_checkpoint(path / "latest.pt")["best_epoch"] == 3  # the latest checkpoint replaces it
     folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 4), "run", resume=LATEST)
     third, fourth = (json.loads(line)["top1"] for line in folder.metrics.read_text().splitlines()[2:])
     assert read_checkpoint(folder.best)["epoch"] == (3 if was_latest and third >= fourth else 4)
@@ -318,14 +318,14 @@ def test_keep_bounds_how_many_are_kept(tmp_path):
     assert [file.name for file in folder.numbered()] == ["epoch0003.pt"]
 
 
-def test_what_a_killed_process_had_begun_to_write_is_removed(tmp_path):
+def test_the_incomplete_file_of_a_killed_process_is_removed(tmp_path):
     folder = run_training(cfg(tmp_path), "run")
     (folder.path / ".latest.pt.abc.tmp").write_bytes(bytes(1000))
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run", resume=LATEST)
     assert not list(folder.path.glob(".*"))
 
 
-def test_a_log_that_cannot_be_written_is_said_once(mounted, capsys):
+def test_a_log_that_cannot_be_written_is_reported_once(mounted, capsys):
     """Writing the log fails; the terminal still shows everything."""
     disk = mounted(4)
     log_to_terminal()

@@ -1,6 +1,6 @@
-"""Checkpoints from others, broken or unusual: loaded correctly, or refused in one sentence and never executed.
+"""Damaged or unusual checkpoints from others: loaded correctly, or refused in one sentence and never executed.
 
-Each file here is harmless to torch, too: torch loads it, or refuses it with an ordinary exception.
+Each file is also harmless to torch, which loads it or refuses it with an ordinary exception.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def legacy(content: object) -> bytes:
 
 
 def changed(data: bytes, **parts: bytes | None) -> bytes:
-    """Return the archive ``data`` with other contents for some parts, by the last part of their names."""
+    """Return the archive ``data`` with other contents for some parts, given by the last component of their names."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
         for entry in old.infolist():
@@ -63,7 +63,7 @@ def changed(data: bytes, **parts: bytes | None) -> bytes:
 
 @pytest.fixture
 def refused(tmp_path, capsys, tally):
-    """Checks that the library refuses a file and keeps the model unchanged, and that test.py prints one line."""
+    """Check that the library refuses a file and keeps the model unchanged, and that test.py prints one line."""
 
     path, model = tmp_path / "c.pt", build_model(CFG)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -91,7 +91,7 @@ def refused(tmp_path, capsys, tally):
 
 
 class Runs:
-    """Pickles as a call of ``function``."""
+    """An object that the pickle module stores as a call of ``function``."""
 
     def __init__(self, function, *args):
         self.call = function, args
@@ -122,7 +122,7 @@ def test_other_calls_that_a_pickle_could_make(refused, function):
 
 @pytest.mark.parametrize("packed", ["all", "version"])
 def test_a_packed_archive(refused, packed):
-    """With all parts compressed, or only one of two bytes, which compression makes no smaller; torch reads both."""
+    """All parts are compressed, or only one of two bytes, which compression does not reduce. Torch reads both."""
     out = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(own())) as old, zipfile.ZipFile(out, "w") as new:
         for entry in old.infolist():
@@ -132,7 +132,7 @@ def test_a_packed_archive(refused, packed):
 
 
 def test_parts_that_overlap(refused):
-    """A second directory entry for one part: together the parts are larger than the file."""
+    """One part has a second directory entry, so the sum of the parts is larger than the file."""
     out = io.BytesIO(changed(foreign({"w": torch.zeros(1000)})))
     with zipfile.ZipFile(out, "a") as archive:
         part = archive.getinfo("archive/data/0")
@@ -145,7 +145,7 @@ def test_parts_that_overlap(refused):
 
 
 @pytest.mark.parametrize("name", ["archive/../archive/extra", "/archive/extra", "archive\\extra"])
-def test_names_of_parts_that_are_no_plain_paths(refused, name):
+def test_names_of_parts_that_are_not_plain_paths(refused, name):
     out = io.BytesIO(foreign(weights()))
     with zipfile.ZipFile(out, "a") as archive:
         archive.writestr(name, b"x")
@@ -154,10 +154,10 @@ def test_names_of_parts_that_are_no_plain_paths(refused, name):
 
 @pytest.mark.parametrize("name", ["archive/version", "archive/VERSION"])
 def test_two_parts_of_one_name(refused, name):
-    """Equal parts with one name in any case, so that it does not matter which one a reader takes."""
+    """Both parts have equal contents and one name in any case, so that every reader returns the same."""
     out = io.BytesIO(foreign(weights()))
     with zipfile.ZipFile(out, "a") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # zipfile warns of a second part of the same name
+        warnings.simplefilter("ignore", UserWarning)  # zipfile warns about a second part of the same name
         archive.writestr(name, archive.read("archive/version"))
     refused(out.getvalue(), "one name")
 
@@ -168,7 +168,7 @@ def part_of(data: bytes, name: str) -> bytes:
 
 
 def test_tensor_data_of_another_length_than_the_pickle_says(refused):
-    """A file with longer data, whose rest torch ignores; and the compared numbers alone, in both directions."""
+    """Test a file with longer data, whose rest torch ignores, and the comparison of lengths in both directions."""
     pickled = part_of(foreign({"w": torch.arange(999.0)}), "data.pkl")
     refused(changed(foreign({"w": torch.arange(1000.0)}), data_pkl=pickled), "as long as")
     for items in (998, 1000):
@@ -177,8 +177,8 @@ def test_tensor_data_of_another_length_than_the_pickle_says(refused):
     check_storages(pickled, "archive/", {"archive/data/0": 4 * 999})
 
 
-ONE = foreign({"w": torch.ones(1)})  # torch writes the end with fields of 64 bits, the last 98 bytes
-PLAIN = changed(ONE)  # zipfile writes it with fields of 32 bits, the last 22 bytes
+ONE = foreign({"w": torch.ones(1)})  # torch writes the end record with 64-bit fields, the last 98 bytes
+PLAIN = changed(ONE)  # zipfile writes the end record with 32-bit fields, the last 22 bytes
 ADDED = "added"
 ENDS = {
     "a byte before the end": (PLAIN[:-22] + b"\0" + PLAIN[-22:], ADDED),
@@ -193,7 +193,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("data", [ONE, PLAIN], ids=["64 bits", "32 bits"])
-def test_an_archive_with_either_kind_of_end_is_read(tmp_path, tally, data):
+def test_an_archive_with_either_kind_of_end_record_is_read(tmp_path, tally, data):
     (tmp_path / "c.pt").write_bytes(data)
     assert read_checkpoint(tmp_path / "c.pt")["w"].tolist() == [1.0]
     tally("survived")
@@ -205,7 +205,7 @@ def test_archives_with_more_or_fewer_bytes_than_their_directory_says(refused, da
 
 
 def old_parts(content: object) -> tuple[bytes, bytes, bytes]:
-    """Split a file from before torch 1.6: everything up to the list of its storages, the list, and their numbers."""
+    """Split a file older than torch 1.6: everything before the list of its storages, the list, and their numbers."""
     data = legacy(content)
     at = data.rindex(b"\x80\x02]")
     stop = data.index(b".", at) + 1
@@ -213,7 +213,7 @@ def old_parts(content: object) -> tuple[bytes, bytes, bytes]:
 
 
 def test_the_old_format_with_other_tensor_data_than_it_names(refused):
-    """The missing storage belongs to an empty tensor, so that there are no numbers to read."""
+    """The missing storage belongs to an empty tensor, so torch reads no numbers from it."""
     head, keys, numbers = old_parts({"w": torch.zeros(0)})
     refused(head + pickle.dumps([], protocol=2), "tensor data")
     refused(head + pickle.dumps([*pickle.loads(keys), "more"], protocol=2) + numbers, "tensor data")
@@ -238,7 +238,7 @@ def test_tensors_that_are_more_than_plain(refused):
 
 
 def test_an_object_number_that_no_pickler_writes(refused):
-    """Picklers count their objects, each of which takes more than a byte; torch accepts any small number."""
+    """Picklers count their objects, and each object takes more than a byte. Torch accepts any small number."""
     one = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (1000).to_bytes(4, "little") + pickle.STOP
     refused(changed(foreign(weights()), data_pkl=one), "more objects")
 
@@ -247,7 +247,7 @@ STORAGE = object()
 
 
 class Pickler(pickle.Pickler):
-    """Writes ``STORAGE`` as a reference to empty tensor data whose name is a tuple."""
+    """A pickler that writes ``STORAGE`` as a reference to empty tensor data whose name is a tuple."""
 
     def persistent_id(self, obj):
         return ("storage", torch.FloatStorage, ("a", "b"), "cpu", 0, None) if obj is STORAGE else None
@@ -274,7 +274,7 @@ def test_tuples_where_weights_have_no_tuple(refused, form, content, words):
     refused(data, words)
 
 
-def test_names_that_would_command_the_terminal(refused):
+def test_names_with_control_characters_of_the_terminal(refused):
     refused(foreign({"\x1b[2J\x1b[31m": torch.zeros(1), "a\nerror: b": torch.zeros(1)}), "another network")
 
 
@@ -326,14 +326,14 @@ NO_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("name", NO_CHECKPOINTS)
-def test_files_that_are_no_checkpoints(refused, name):
+def test_files_that_are_not_checkpoints(refused, name):
     refused(NO_CHECKPOINTS[name])
 
 
 def test_a_directory_a_socket_and_a_device(tmp_path, monkeypatch, tally):
     monkeypatch.chdir(tmp_path)
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind("socket")  # by a short name: the whole one may be too long for a socket
+        server.bind("socket")  # a relative name: the full path may be too long for a socket
     for path in (tmp_path, tmp_path / "socket", "/dev/null"):
         with pytest.raises(CheckpointError, match="no file"):
             read_checkpoint(path)
@@ -353,7 +353,7 @@ def test_truncated_at_50_places(refused):
 
 @pytest.mark.parametrize("make", [own, lambda: foreign(weights())], ids=["ours", "foreign"])
 def test_one_bit_flipped_at_200_places(refused, tmp_path, tally, make):
-    """Half of the places are anywhere, and half in the directory and the pickle, where a bit matters most."""
+    """Half of the places are anywhere, and half in the directory and the pickle, where most bits have a meaning."""
     data = make()
     rng = random.Random(2)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -403,7 +403,7 @@ def test_unusual_forms_are_loaded_correctly(tmp_path, tally, make, tolerance):
     tally("survived")
 
 
-def test_another_network_and_names_given_twice(refused):
+def test_another_network_and_duplicate_names(refused):
     deeper = build_model(load_cfg(None, [*TINY, "ISON.DEPTH", 14])).state_dict()
     refused(foreign({"model": deeper}), "another network", "unexpected")
     refused(foreign({**weights(), **{f"module.{k}": v for k, v in weights().items()}}), "twice")

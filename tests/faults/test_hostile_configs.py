@@ -1,7 +1,7 @@
-"""Config files and overrides that are broken or absurd: each is refused in a sentence, or runs.
+"""Invalid or absurd config files and overrides: each is refused in one sentence, or runs.
 
-Hand-written cases go through ``train.py``, a few of them through the other scripts and a shell. Hypothesis draws three
-hundred mutations of the real files, the same ones every time: a mutation that is accepted takes a training step.
+Hand-written cases run ``train.py``, and a few of them the other scripts and a shell. Hypothesis draws three hundred
+mutations of the real files, the same ones every time. A mutation that is accepted runs a training step.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from isonet.files.run_folder import run_folder
 from isonet.models.build import assemble
 from isonet.training import TrainStep, build_optimizer, learning_rate_at
 
-DEEPEST = MAX_DEPTH - 1  # lists or nodes in each other as the value of a key at the top
+DEEPEST = MAX_DEPTH - 1  # nested lists or nodes as the value of a top-level key
 TOO_DEEP = ["line 1", f"nested more than {MAX_DEPTH} deep"]
 EXECUTES = "open('executed', 'w').close()"
 
-FILES = {  # name of the file, content, words of the message
+FILES = {  # name of the file, content, words in the message
     "python": ("a.py", f"{EXECUTES}\ncfg = dict()\n", ["a .yaml file", "executed"]),
     "no ending": ("config", "ISON:\n  DEPTH: 18\n", ["a .yaml file"]),
     "json": ("a.json", "{}", ["a .yaml file"]),
@@ -97,7 +97,7 @@ FILES = {  # name of the file, content, words of the message
     "long key": ("a.yaml", f"? {'x' * 2000}\n: 3\n", ["unknown key"]),
 }  # fmt: skip
 
-OVERRIDES = {  # KEY VALUE pairs, words of the message
+OVERRIDES = {  # KEY VALUE pairs, words in the message
     "no value": (["ISON.DEPTH"], ["'ISON.DEPTH'", "no value"]),
     "unknown": (["SOLVER.BASE_RL", "0.1"], ["command line", "SOLVER.BASE_RL", "SOLVER.BASE_LR?"]),
     "empty": (["", "1"], ["unknown key"]),
@@ -185,7 +185,7 @@ def refused(tmp_path, monkeypatch, capsys, tally):
 def one_line(err: str) -> str:
     assert err.startswith("error: ")
     assert err.endswith("\n")
-    assert err[:-1].isprintable()  # so it is one line, too
+    assert err[:-1].isprintable()  # so the message is also one line
     assert "Traceback" not in err
     assert len(err) < 700, len(err)
     return err
@@ -233,14 +233,14 @@ def _folder(path):
 
 def _socket(path):
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(os.path.relpath(path))  # a short name: the whole one may be too long for a socket
+        server.bind(os.path.relpath(path))  # a relative path: the full path may be too long for a socket
 
 
 SPECIAL = {
     "folder": (_folder, ["a folder"]),
     "socket": (_socket, ["a socket"]),
     "device": (lambda path: path.symlink_to("/dev/null"), ["a device"]),
-    "pipe": (os.mkfifo, ["a pipe"]),  # nobody writes to it: reading it would wait for ever
+    "pipe": (os.mkfifo, ["a pipe"]),  # no process writes to it, so reading it would wait forever
     "link to itself": (lambda path: path.symlink_to(path), ["cannot be read", "Too many levels"]),
     "link to nothing": (lambda path: path.symlink_to("nothing"), ["no such config file"]),
     "missing": (lambda path: None, ["no such config file"]),
@@ -248,7 +248,7 @@ SPECIAL = {
 
 
 @pytest.mark.parametrize("case", SPECIAL)
-def test_what_is_no_file(case, refused, tmp_path):
+def test_a_path_that_is_not_a_file(case, refused, tmp_path):
     make, words = SPECIAL[case]
     make(tmp_path / "a.yaml")
     message = refused("a.yaml")
@@ -256,7 +256,7 @@ def test_what_is_no_file(case, refused, tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read(refused, tmp_path):
+def test_a_file_without_read_permission(refused, tmp_path):
     path = tmp_path / "a.yaml"
     path.touch(mode=0)
     assert "Permission denied" in refused(path)
@@ -273,7 +273,7 @@ def test_a_name_that_no_file_has(name, tally):
 @pytest.mark.parametrize(
     ("script", "case"), [("train.py", "python"), ("test.py", "python object"), ("flopscount_iso.py", "latin")]
 )
-def test_as_a_user_runs_it(script, case, tmp_path, tally):
+def test_the_scripts_as_a_user_runs_them(script, case, tmp_path, tally):
     name, words = write(tmp_path, case)
     rest = ["--ckpt", "none.pt"] if script == "test.py" else []
     done = run_script(script, "--cfg", name, *rest, cwd=tmp_path)
@@ -310,7 +310,7 @@ ODD_AND_RIGHT = {
 
 
 @pytest.mark.parametrize("case", ODD_AND_RIGHT)
-def test_odd_and_right(case, tmp_path, tally):
+def test_unusual_but_valid_files(case, tmp_path, tally):
     text, key, value = ODD_AND_RIGHT[case]
     path = tmp_path / "a.yaml"
     path.write_bytes(text.encode())
@@ -356,7 +356,7 @@ def test_hostile_values_from_python(case, tally):
 CONFIGS = {path.name: path.read_bytes() for path in sorted((REPO / "configs").glob("*.yaml"))}
 DEFAULTS = flat(default_cfg())
 KEYS = list(DEFAULTS)
-HEAVY = 5_000_000  # parameters; what has more, or larger images than CIFAR networks take, runs without numbers
+HEAVY = 5_000_000  # parameters; larger networks, and images larger than 64 pixels, run without data
 
 any_text = st.text(st.characters(), max_size=12)
 scalars = st.one_of(
@@ -387,13 +387,13 @@ PLAUSIBLE = {
 
 @st.composite
 def new_value(draw, key):
-    """Of the kind that ``key`` takes, more often than not; else anything."""
+    """A value that is usually of the kind that ``key`` accepts, and otherwise of any kind."""
     return draw(PLAUSIBLE[type(DEFAULTS[key])] if key in DEFAULTS and draw(st.integers(0, 4)) else values)
 
 
 @st.composite
 def changed_text(draw):
-    """A real file after one to three slips of an editor."""
+    """A real file after one to three typing errors."""
     data = draw(st.sampled_from(list(CONFIGS.values())))
     for _ in range(draw(st.integers(1, 3))):
         data = draw(st.sampled_from(SLIPS))(draw, data)
@@ -459,7 +459,7 @@ def changed_tree(draw):
             key = draw(st.sampled_from(KEYS))
             name, _, leaf = key.rpartition(".")
             branch = tree.setdefault(name, {}) if name else tree
-            if isinstance(branch, dict):  # no longer, if it was replaced
+            if isinstance(branch, dict):  # not a dictionary if it was replaced
                 branch[leaf] = draw(new_value(key))
         elif not node:
             continue
@@ -513,11 +513,11 @@ def test_mutations_of_the_real_configs(tmp_path, tally, torture):
     assert found.total() >= (3000 if torture else 150)
     assert min(found["refused"], found["survived"]) >= found.total() // 5, (
         found
-    )  # else the mutants are too tame, or wild
+    )  # otherwise the mutants are too harmless or too wild
 
 
 def _outcome(path, opts) -> str:
-    """refused: with a ConfigError, and before data is touched; survived: a training step ran. Nothing else may be."""
+    """Return "refused" on ``ConfigError`` before data is read, or "survived" after a step. Other outcomes fail."""
     try:
         cfg = load_cfg(path, opts)
         with torch.device("meta"):
@@ -529,14 +529,14 @@ def _outcome(path, opts) -> str:
         assert len(message) < 500, message
         return "refused"
     assert flat(parse_cfg(cfg.dump(), "a checkpoint")) == flat(cfg)
-    run_folder(cfg, "run").path.exists()  # a name that the system takes
+    run_folder(cfg, "run").path.exists()  # the system accepts the name
     for epoch in (1, cfg.SOLVER.WARMUP_EPOCH, cfg.SOLVER.MAX_EPOCHS):
         assert learning_rate_at(cfg, epoch, 8) >= 0
     size, classes = image_size(cfg), cfg.DATASET.NUM_CLASSES
     if size > 64 or sum(p.numel() for p in model.parameters()) > HEAVY:
         memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
         model.load_state_dict(memory, assign=True)
-        logits = model.eval()(torch.empty(0, 3, size, size))  # shapes without numbers
+        logits = model.eval()(torch.empty(0, 3, size, size))  # shapes without data
     else:
         torch.manual_seed(cfg.RUNTIME.SEED)
         model = build_model(cfg)

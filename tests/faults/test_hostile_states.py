@@ -84,7 +84,7 @@ def test_invalid_counts_are_not_compared_with_the_run(trained, tmp_path):
 
 @pytest.mark.parametrize("change", [{}, {"scale": "x"}, {"scale": 0.0}, {"_growth_tracker": "x"}], ids=str)
 def test_an_invalid_scale_of_fp16_is_refused(trained, tmp_path, tally, change):
-    """And the valid one is not. The run is over, so that nothing is computed in 16 bits."""
+    """The valid scale is accepted. The run is finished, so that nothing is computed in 16 bits."""
     scaler = torch.amp.GradScaler("cpu").state_dict()
     torch.save({**trained, "scaler": {**scaler, **change}}, tmp_path / "c.pt")
     config = load_cfg(None, [*TINY, "RUNTIME.AMP", "fp16", "OUTPUT_DIR", str(tmp_path / "out")])

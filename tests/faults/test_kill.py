@@ -1,4 +1,4 @@
-"""Processes that are really killed with SIGKILL: the run that is resumed is, to the bit, the run without a kill."""
+"""Processes that are killed with SIGKILL: a resumed run is bit-identical to an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from isonet.files.run_folder import RunFolder
 from launch import Script, start, wait_until
 from victim import die_at, never_end_a_step, swallow_an_interrupt
 
-# 11 steps and 2 batches of validation in each of 3 epochs; dropout draws from a stream that each step names
+# 11 steps and 2 batches of validation in each of 3 epochs; dropout draws from a random stream that each step seeds
 KEYS = [
     "ISON.DEPTH", 8, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3, "SOLVER.TRAIN_BATCH_SIZE", 128,
     "SOLVER.TEST_BATCH_SIZE", 200, "SOLVER.MAX_EPOCHS", 3, "RUNTIME.SAVE_EVERY", 5,
 ]  # fmt: skip
 CFG = ["--cfg", REPO / "configs/digits_ISO20.yaml", "--output", "run"]
-# About how often each moment comes in a whole run: a number to draw from
+# About how often each moment occurs in a whole run: the range of the random number
 MOMENTS = {"step": 12, "validation": 3, "part": 10, "fsync": 12, "rename": 10, "link": 5, "append": 3}
 
 
@@ -41,7 +41,7 @@ def folder(cwd: Path) -> RunFolder:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> RunFolder:
-    """The run that nothing disturbed."""
+    """An uninterrupted run."""
     cwd = tmp_path_factory.mktemp("whole")
     process = train(cwd).wait()
     assert process.returncode == 0, process.output
@@ -49,7 +49,7 @@ def whole(tmp_path_factory) -> RunFolder:
 
 
 def assert_same_run(found: RunFolder, expected: RunFolder):
-    """Weights, optimiser, metrics and best, to the bit."""
+    """Assert that weights, optimiser state, metrics and best checkpoint are bit-identical."""
     assert found.metrics.read_bytes() == expected.metrics.read_bytes()
     for a, b in ((found.latest, expected.latest), (found.best, expected.best)):
         one, other = read_checkpoint(a), read_checkpoint(b)
@@ -65,7 +65,7 @@ def draw_moment(rng: random.Random, seconds: float) -> tuple[str, float]:
 
 
 def killed(cwd: Path, kind: str, count: float) -> bool:
-    """Start or resume the run; returns whether it was killed at that moment, or ended before it."""
+    """Start or resume the run, and return whether it was killed at that moment instead of ending before."""
     resume = "--resume" if any(folder(cwd).resumable()) else "--overwrite"
     if kind == "time":
         process = train(cwd, resume)
@@ -87,7 +87,7 @@ def finish(cwd: Path) -> None:
 
 
 @pytest.mark.torture
-def test_kill_9_at_random_moments_costs_nothing(whole, tmp_path, tally):
+def test_kill_9_at_random_moments_does_not_change_the_run(whole, tmp_path, tally):
     seconds = sum(json.loads(line)["seconds"] for line in whole.timing.read_text().splitlines())
     rng = random.Random(0)
     kills, wanted, run = 0, 30, 0
@@ -112,8 +112,8 @@ def test_kill_9_at_random_moments_costs_nothing(whole, tmp_path, tally):
         pytest.param("validation", 1, marks=pytest.mark.torture),
     ],
 )
-def test_kill_9_at_the_worst_moments(whole, tmp_path, tally, kind, count):
-    """Half a checkpoint written; written and not named; named and not the latest; saved and not in the metrics."""
+def test_kill_9_at_critical_moments(whole, tmp_path, tally, kind, count):
+    """A checkpoint that is half written, not yet renamed, not yet the latest, or saved but not in the metrics."""
     assert killed(tmp_path, kind, count)
     finish(tmp_path)
     assert_same_run(folder(tmp_path), whole)
@@ -144,8 +144,8 @@ def test_a_signal_stops_the_run_within_the_epoch_and_it_resumes_with_the_next_ba
     tally("survived")
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, tally):
-    """In a step that would take for ever."""
+def test_a_second_ctrl_c_stops_immediately(tmp_path, tally):
+    """The training step never ends."""
     process = train(tmp_path, first=never_end_a_step)
     wait_until(lambda: "in the step" in process.stdout, process)
     process.send_signal(signal.SIGINT)
@@ -158,7 +158,7 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, tally):
     tally("survived")
 
 
-def test_a_second_ctrl_c_that_a_destructor_swallows_comes_again(tmp_path, tally):
+def test_a_second_ctrl_c_that_a_destructor_swallows_is_raised_again(tmp_path, tally):
     """Python prints an exception that a destructor raises, and continues."""
     process = train(tmp_path, first=swallow_an_interrupt).wait()
     assert process.returncode == 130, process.output
@@ -166,8 +166,8 @@ def test_a_second_ctrl_c_that_a_destructor_swallows_comes_again(tmp_path, tally)
     tally("survived")
 
 
-def test_nohup_is_obeyed(tmp_path, tally):
-    """By a new interpreter, which finds the signal ignored."""
+def test_nohup_is_respected(tmp_path, tally):
+    """A new interpreter starts with the signal ignored."""
     (tmp_path / "out").touch()
     command = ["nohup", sys.executable, REPO / "train.py", *CFG, *KEYS[:-4], "SOLVER.MAX_EPOCHS", 1]
     with (tmp_path / "out").open("w") as out:

@@ -1,4 +1,4 @@
-"""Many epochs: memory, open files, threads and files on disk stay as they are after the first few."""
+"""Many epochs: memory, open files, threads and files on disk do not grow after the first few epochs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from launch import REPO, start
 
 
 class Watch(logging.Handler):
-    """Writes down after each epoch what the process holds, and the sizes of the run's files."""
+    """Records the resources of the process and the sizes of the run's files after each epoch."""
 
     def emit(self, record):
         if record.getMessage().startswith("epoch "):
@@ -62,12 +62,12 @@ def test_200_short_epochs_stay_flat(tmp_path, tally, capsys):
     assert len(rows) == 200
     assert_flat(rows, first=50, leak_kb=20)  # a state of this network takes ten times that and more
     before, after = rows[50]["sizes"], rows[-1]["sizes"]
-    assert len(after) == len(before)  # as many checkpoints
+    assert len(after) == len(before)  # the same number of checkpoints
     per_epoch = {
         name: (after[name] - before[name]) / 149 for name in ("metrics.jsonl", "timing.jsonl", "latest.pt", "log.txt")
     }
     assert per_epoch["metrics.jsonl"] < 300  # bytes
-    assert per_epoch["latest.pt"] < 600  # it holds the rows of both
+    assert per_epoch["latest.pt"] < 600  # latest.pt contains the rows of both files
     assert per_epoch["log.txt"] < 300
     memory = [rows[i]["rss_kb"] >> 10 for i in (50, -1)]
     growth = ", ".join(f"{name} {value:.0f}" for name, value in per_epoch.items())

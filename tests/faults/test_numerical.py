@@ -1,4 +1,4 @@
-"""Non-finite losses and gradients: the next look finds and names them, and non-finite weights are never saved."""
+"""Non-finite losses and gradients: the next check reports them, and non-finite weights are never saved."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def batch(n=8, seed=0):
 
 
 class InfiniteGradient(torch.autograd.Function):
-    """The identity, whose gradient is infinite in one place."""
+    """The identity function, with a gradient that is infinite in one place."""
 
     @staticmethod
     def forward(ctx, x):
@@ -118,8 +118,8 @@ def test_the_message_of_a_diverging_run_names_the_layer(tmp_path, tally):
 
 
 @pytest.mark.parametrize("where", ["forward", "gradient", "penalty"])
-def test_the_weights_stay_those_before_the_failed_step_and_show_where_it_failed(monkeypatch, where, tally):
-    """A fault in step 4 of 7: the weights after step 7 are, to the bit, those after step 3."""
+def test_the_weights_do_not_change_from_the_failed_step_on_and_show_where_it_failed(monkeypatch, where, tally):
+    """With a fault in step 4 of 7, the weights after step 7 are bit-identical to the weights after step 3."""
     model, config = network(), load_cfg(None, TINY)
     step = TrainStep(model, model, build_optimizer(model, config), 1e-4)
     conv = model.s2.b1.f.b
@@ -161,7 +161,7 @@ def test_a_penalty_that_overflows_is_named(tally):
     tally("survived", 2)
 
 
-def test_fp16_may_skip_its_first_step_and_then_starts_from_clean_momentum(tally):
+def test_fp16_may_skip_its_first_step_and_then_starts_from_zero_momentum(tally):
     """The second step starts from a momentum of 0."""
     model = nn.Linear(2000, 50, bias=False)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_fp16_may_skip_its_first_step_and_then_starts_from_clean_momentum(tally)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=True)
     amp = Amp("fp16", CPU)
     scale = amp.scaler.get_scale()
-    former = [torch.full((50, 2000), 7.0) for _ in range(20)]  # so that the allocator hands out memory that is not 0
+    former = [torch.full((50, 2000), 7.0) for _ in range(20)]  # so that the allocator returns memory that is not 0
     del former
     model.weight.grad = torch.full((50, 2000), float("inf"))
     amp.scaler.scale(torch.zeros(()))
@@ -186,12 +186,12 @@ def test_fp16_without_any_finite_scale_is_a_failure_and_not_a_run_that_trains_no
     model.head.fc.weight.register_hook(lambda grad: grad * float("inf"))
     step = TrainStep(model, model, build_optimizer(model, load_cfg(None, TINY)), 1e-4, amp=Amp("fp16", CPU))
     finite = [bool(step(*batch(n=2)).finite) for _ in range(60)]
-    assert finite[:40] == [True] * 40  # a search
+    assert finite[:40] == [True] * 40  # the search for a scale
     assert not finite[-1]
     tally("survived")
 
 
-def test_a_non_finite_step_of_another_optimiser_is_noticed_too():
+def test_a_non_finite_step_of_another_optimiser_is_detected_too():
     model = network()
     step = TrainStep(model, model, torch.optim.Adam(model.parameters()), 1e-4)
     images, labels = batch()
@@ -200,8 +200,8 @@ def test_a_non_finite_step_of_another_optimiser_is_noticed_too():
     assert not bool(step(images, labels).finite)
 
 
-def test_the_guard_changes_nothing_of_a_finite_step():
-    """The fused step with its check against torch's plain loop, with momentum and decay: equal up to the last bit."""
+def test_the_check_does_not_change_a_finite_step():
+    """The fused step with its check equals torch's plain loop, with momentum and decay, up to rounding."""
     found = []
     for fused in (True, False):
         model, config = network(), load_cfg(None, [*TINY, "SOLVER.WEIGHT_DECAY", 0.01])
@@ -220,7 +220,7 @@ def test_the_guard_changes_nothing_of_a_finite_step():
 
 @pytest.mark.parametrize("how", ["SAVE_EVERY", "SIGTERM"])
 def test_non_finite_weights_are_not_saved_within_an_epoch_either(tmp_path, monkeypatch, break_images, tally, how):
-    """SAVE_EVERY, or a signal, saves long before LOG_EVERY looks: saving looks for itself."""
+    """SAVE_EVERY, or a signal, saves long before LOG_EVERY checks, so saving has its own check."""
     break_images(1, 3)
     if how == "SIGTERM":
         steps = itertools.count(1)

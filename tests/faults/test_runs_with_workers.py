@@ -1,4 +1,4 @@
-"""Whole runs that read image files in worker processes, and what can happen to those processes and files."""
+"""Complete runs that read image files in worker processes, with faults of these processes and files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def images(tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run without any fault."""
+    """A run without faults."""
     cwd = tmp_path_factory.mktemp("whole")
     make_images(cwd)
     assert run_script("train.py", *ARGS, *KEYS, cwd=cwd).returncode == 0
@@ -90,7 +90,7 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
         assert process.returncode == 75, output
         assert "stopped: by SIGTERM in epoch 2 after step" in output
         assert "Traceback" not in output
-    assert_gone(workers, 20)  # torch looks for the main process every five seconds
+    assert_gone(workers, 20)  # torch checks for the main process every five seconds
     more = run_script("train.py", *ARGS, "--resume", *KEYS, cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
@@ -101,7 +101,7 @@ def test_a_run_with_workers_resumes_with_the_next_batch(whole, images, tmp_path,
     tally("survived")
 
 
-def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whole(images, tmp_path, tally):
+def test_a_killed_worker_ends_the_run_with_one_sentence_and_complete_checkpoints(images, tmp_path, tally):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     process = started(tmp_path, *LONG)
     wait_until((folder.path / "epoch0002.pt").exists, process)
@@ -117,7 +117,7 @@ def test_a_killed_worker_ends_the_run_with_one_sentence_and_its_checkpoints_whol
 
 
 @pytest.mark.parametrize("on_error", ["stop", "skip"])
-def test_an_image_that_vanishes_in_mid_run(images, tmp_path, tally, on_error):
+def test_an_image_that_disappears_during_a_run(images, tmp_path, tally, on_error):
     folder = RunFolder(tmp_path / "outputs/cls/mine/run")
     keys = [*KEYS[:-4], "SOLVER.MAX_EPOCHS", 6, "DATASET.ON_ERROR", on_error]
     process = started(tmp_path, *keys)

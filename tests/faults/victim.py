@@ -1,4 +1,4 @@
-"""What happens to a run, from within its process: SIGKILL at one moment, a step without end, a lost interrupt."""
+"""Faults in the process of a run: SIGKILL at a given moment, a step that never ends, and a lost interrupt."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from isonet.training import TrainStep
 
 
 def die_at(kind: str, count: int) -> None:
-    """Let this process die at the ``count``-th moment of a kind, from 1.
+    """Kill this process at the ``count``-th moment of a kind, counted from 1.
 
-    kind: step (after a training step), validation (before one of its batches), part (a write is half done),
+    kind: step (after a training step), validation (before one of its batches), part (in the middle of a write),
     fsync, rename, link (before the system's call), append (before a line of metrics).
     """
     left = count
@@ -49,7 +49,7 @@ def die_at(kind: str, count: int) -> None:
             _die()
         file = real(self, mode, *args, **kwargs)
         if mode == "wb" and now("part"):
-            file.write(os.urandom(5000))  # as much of a write as had reached the disk
+            file.write(os.urandom(5000))  # the part of a write that has reached the disk
             file.flush()
             os.fsync(file.fileno())
             _die()
@@ -62,7 +62,7 @@ def die_at(kind: str, count: int) -> None:
 
 
 def never_end_a_step() -> None:
-    """Let the first training step of this process take for ever; its work does go on."""
+    """Make the first training step of this process run forever. The step keeps working."""
 
     def step(self, *args, real=TrainStep.__call__, **kwargs):
         print("in the step", flush=True)
@@ -75,11 +75,11 @@ def never_end_a_step() -> None:
 class _Swallows:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)  # here Python raises the exception
+        time.sleep(0.1)  # Python raises the exception here
 
 
 def swallow_an_interrupt() -> None:
-    """Let this process receive SIGINT twice in its first step, the second time in a destructor."""
+    """Make this process receive SIGINT twice in its first step, the second time in a destructor."""
 
     def step(self, *args, real=TrainStep.__call__, **kwargs):
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Reading and writing checkpoints: every accepted form, every refusal, and a write that was really killed."""
+"""Reading and writing checkpoints: every accepted form, every refusal, and a process that is killed during a write."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 not really a zip"])
-def test_a_file_that_is_no_checkpoint(tmp_path, content):
+def test_a_file_that_is_not_a_checkpoint(tmp_path, content):
     (tmp_path / "c.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"not a checkpoint|its end is missing"):
         read_checkpoint(tmp_path / "c.pt")
 
 
-def test_no_file_no_dictionary_no_weights(tmp_path):
+def test_a_missing_file_a_file_without_a_dictionary_and_one_without_weights(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_checkpoint(tmp_path / "c.pt")
     torch.save([1, 2], tmp_path / "c.pt")
@@ -104,7 +104,7 @@ def test_no_file_no_dictionary_no_weights(tmp_path):
         load_weights(network(), tmp_path / "c.pt")
 
 
-def test_a_failed_write_leaves_the_former_file_and_no_rubbish(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other_files(tmp_path):
     path = tmp_path / "c.pt"
     save_checkpoint(path, {"model": network().state_dict()})
     with pytest.raises(Exception, match="pickle"):
@@ -113,8 +113,8 @@ def test_a_failed_write_leaves_the_former_file_and_no_rubbish(tmp_path):
     assert same(load_weights(network(seed=1), path), network())
 
 
-def test_kill_9_while_writing_leaves_a_whole_file(tmp_path):
-    """A process that rewrites one checkpoint without pause is killed; what lies there still loads."""
+def test_kill_9_while_writing_leaves_a_complete_file(tmp_path):
+    """Kill a process that rewrites one checkpoint without pause. The file that remains still loads."""
     code = (
         "import itertools, pathlib, sys, torch\n"
         "from isonet.files.checkpoint import save_checkpoint\n"

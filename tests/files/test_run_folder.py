@@ -1,4 +1,4 @@
-"""Where runs lie and what --ckpt means."""
+"""Where runs are stored, and what --ckpt accepts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cfg(tmp_path):
     return load_cfg(None, ["OUTPUT_DIR", str(tmp_path / "out"), "DATASET.NAME", "CIFAR10"])
 
 
-def test_a_run_lies_below_output_dir_and_data_set(cfg, tmp_path):
+def test_a_run_is_stored_below_output_dir_and_data_set(cfg, tmp_path):
     assert run_folder(cfg, "cifar10_ISO110.pt").path == tmp_path / "out" / "CIFAR10" / "cifar10_ISO110.pt"
 
 
@@ -29,21 +29,21 @@ def test_ckpt_is_a_file_a_folder_or_a_run_of_this_config(cfg, tmp_path, monkeypa
     folder = run_folder(cfg, "mine.pt")
     folder.path.mkdir(parents=True)
     folder.latest.touch()
-    assert find_checkpoint(cfg, "mine.pt") == folder.latest  # a run that has no best yet
+    assert find_checkpoint(cfg, "mine.pt") == folder.latest  # the run has no best checkpoint yet
     folder.best.touch()
     assert find_checkpoint(cfg, "mine.pt") == folder.best
     assert find_checkpoint(cfg, str(folder.path)) == folder.best
     assert find_checkpoint(cfg, str(folder.latest)) == folder.latest
     (tmp_path / "mine.pt").touch()
-    assert str(find_checkpoint(cfg, "mine.pt")) == "mine.pt"  # a file goes before a run of the same name
+    assert str(find_checkpoint(cfg, "mine.pt")) == "mine.pt"  # a file takes precedence over a run of the same name
 
 
-def test_a_ckpt_that_is_nowhere_names_the_places(cfg):
+def test_the_error_for_a_missing_ckpt_names_the_places_searched(cfg):
     with pytest.raises(CheckpointError, match=r"no checkpoint gone.pt: .* is at gone.pt nor at .*out/CIFAR10/gone.pt"):
         find_checkpoint(cfg, "gone.pt")
 
 
-def test_clearing_a_run_removes_its_files_only(cfg):
+def test_clearing_a_run_removes_only_its_files(cfg):
     folder = run_folder(cfg, "a")
     folder.path.mkdir(parents=True)
     (folder.path / "flops.json").touch()

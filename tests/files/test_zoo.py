@@ -36,7 +36,7 @@ ROW = (
 )
 
 
-def test_the_table_equals_the_model_zoo_and_its_configs_the_files():
+def test_the_table_matches_the_model_zoo_and_its_configs_match_the_files():
     rows = re.findall(ROW, (REPO / "MODEL_ZOO.md").read_text())
     assert len(rows) == len(ZOO) == 16
     for (network, dropout, top1, file_id, config, ckpt, train), entry in zip(rows, ZOO.values(), strict=True):
@@ -57,7 +57,7 @@ def test_an_unknown_name_is_refused_with_a_hint():
 
 
 class Server(ThreadingHTTPServer):
-    """Sends ``content`` in the way that the other attributes describe, and records the requests."""
+    """Serves ``content`` as the other attributes describe, and records the requests."""
 
     daemon_threads = True
 
@@ -65,11 +65,11 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = content
         self.status = 200
-        self.cut: int | None = None  # bytes after which a response to a request without a range breaks off
-        self.hold: threading.Event | None = None  # wait for this event there instead of breaking off
+        self.cut: int | None = None  # a response to a request without a range breaks off after this many bytes
+        self.hold: threading.Event | None = None  # at that point, wait for this event instead of breaking off
         self.honours_range = True
         self.says_length = True
-        self.ranges: list[str | None] = []  # of each request
+        self.ranges: list[str | None] = []  # the range of each request
         self.drive: dict[str, bytes] = {}  # pages by host, when this server is a proxy
         self.certificate = ""
         self.url = f"http://127.0.0.1:{self.server_port}/"
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_CONNECT(self):
-        """Play the requested host, by TLS."""
+        """Act as the requested host, over TLS."""
         self.host = self.path.split(":")[0]
         self.send_response_only(200)
         self.end_headers()
@@ -140,7 +140,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture
 def server(published, tmp_path, monkeypatch):
-    """Serves the file in place of Google Drive, to an empty hub cache."""
+    """Serve the file in place of Google Drive, with an empty hub cache."""
     with Server(published[0].read_bytes()) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -176,7 +176,7 @@ def refused(words, **arguments):
     return message
 
 
-def test_a_download_happens_once_and_needs_no_library_afterwards(published, server, monkeypatch):
+def test_a_file_is_downloaded_once_and_needs_no_library_afterwards(published, server, monkeypatch):
     assert_fetched(published, zoo_weights(ENTRY))
     assert oct(file().stat().st_mode & 0o444) == oct(0o444 & ~current_umask())
     monkeypatch.setitem(sys.modules, "gdown", None)  # as if it were not installed
@@ -191,8 +191,8 @@ def current_umask():
     return mask
 
 
-def test_a_dropped_connection_is_resumed_where_it_broke(published, server):
-    """No response to a request without a range is ever complete: without resuming there is no file."""
+def test_a_dropped_connection_is_resumed_where_it_broke_off(published, server):
+    """No response to a request without a range is complete, so the file can only be completed by resuming."""
     server.cut = len(server.content) // 2
     assert_fetched(published, zoo_weights(ENTRY, retries=1))
     assert [asked is None for asked in server.ranges] == [True, False]
@@ -222,12 +222,12 @@ def hostile(folder):
         ({"content": other_network}, "no checkpoint of ISONet-18.* another network"),
         ({"content": hostile}, "refused.*mkdir"),
         ({"status": 404}, "404"),
-        ({"cut": 1000, "honours_range": False}, "incomplete"),  # with a longer length announced
+        ({"cut": 1000, "honours_range": False}, "incomplete"),  # the announced length is longer
         ({"cut": 10_000_000, "says_length": False}, "its end is missing"),
     ],
     ids=["page", "empty", "garbage", "other network", "hostile", "404", "shorter than announced", "cut unnoticed"],
 )
-def test_a_wrong_response_gets_no_name_and_the_next_may_be_used(
+def test_an_invalid_response_is_not_stored_and_the_next_may_be_used(
     published, server, tmp_path, monkeypatch, answer, words
 ):
     monkeypatch.chdir(tmp_path)
@@ -241,7 +241,7 @@ def test_a_wrong_response_gets_no_name_and_the_next_may_be_used(
     assert_fetched(published, zoo_weights(ENTRY, retries=0))
 
 
-def test_no_network_no_library_no_room(server, tmp_path, monkeypatch):
+def test_errors_without_network_library_or_disk_space(server, tmp_path, monkeypatch):
     monkeypatch.setenv("ISONET_ZOO_URL", "http://127.0.0.1:9/")  # a closed port
     refused("Connection refused")
     monkeypatch.setitem(sys.modules, "gdown", None)
@@ -255,7 +255,7 @@ def test_no_network_no_library_no_room(server, tmp_path, monkeypatch):
         zoo_weights(ENTRY)
 
 
-def test_a_damaged_file_in_the_cache_says_what_to_do(published, server):
+def test_the_error_for_a_damaged_file_in_the_cache_says_what_to_do(published, server):
     file().parent.mkdir(parents=True)
     file().write_bytes(published[0].read_bytes()[:-9])
     with pytest.raises(CheckpointError, match=f"{file()}: .*damaged.*remove the file"):
@@ -270,7 +270,7 @@ FULL = b'<html><body><p class="uc-error-subcaption">Too many users have viewed t
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="there is no openssl to make a certificate")
 def test_google_drives_pages_are_handled(published, server, tmp_path, monkeypatch):
-    """The page before large files, and the page of a file over its quota, from a proxy that plays Google's hosts."""
+    """A proxy acts as Google's hosts. It sends the page before large files, and the page of a file over its quota."""
     hosts = ("drive.google.com", "drive.usercontent.google.com")
     server.certificate = str(tmp_path / "certificate.pem")
     subprocess.run(
@@ -317,8 +317,8 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
-def test_processes_at_once_download_once_and_survive_a_killed_one(published, server):
-    """The first is killed half way. One of the three others downloads the file."""
+def test_concurrent_processes_download_once_and_survive_a_killed_process(published, server):
+    """The first process is killed halfway. One of the other three downloads the file."""
     server.cut, server.hold = len(server.content) // 2, threading.Event()
     first = child()
     wait_until(lambda: server.ranges)
@@ -331,13 +331,13 @@ def test_processes_at_once_download_once_and_survive_a_killed_one(published, ser
     for process in others:
         process.join()
     assert sums == [{name: float(w.double().sum()) for name, w in published[1].items()}] * 3
-    assert server.ranges == [None] * 2  # of the killed process, and of one of the others
+    assert server.ranges == [None] * 2  # one request of the killed process, one of another
     assert files() == ["isonet-IN1k-ISO18.pt"]
 
 
 def test_evaluation_by_name_needs_no_config(published, server, tmp_path, monkeypatch, capsys):
-    """By the script; its loss equals that of a forward pass written out."""
-    import test as test_script  # the children of the test above need not import it
+    """The loss that test.py reports equals the loss of an explicit forward pass."""
+    import test as test_script  # not at the top: the child processes of the test above do not need it
 
     losses, model = [], isonet18().eval()
     model.load_state_dict(published[1])

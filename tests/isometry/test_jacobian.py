@@ -1,4 +1,4 @@
-"""The Jacobian's extreme singular values and the norms of signals against dense matrices and closed forms."""
+"""The Jacobian's extreme singular values and the signals' norms compared with dense matrices and closed forms."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("part", ["stem", "s3", "whole"])
 @pytest.mark.parametrize("opts", NETWORKS.values(), ids=NETWORKS)
-def test_extremes_are_those_of_the_dense_jacobian(opts, part):
+def test_extremes_equal_the_dense_jacobians(opts, part):
     model, x = tiny(*opts), torch.randn(1, 3, 4, 6, dtype=torch.float64)
     function = model
     if part != "whole":
@@ -63,7 +63,7 @@ def test_a_few_steps_bound_the_extremes_from_within():
     for steps in (3, 8, 20):
         found = extreme_singular_values(lambda x: matrix @ x, torch.zeros(40, dtype=torch.float64), steps, 0.0)
         assert found.steps == steps
-        rounding = 1e-14 * values[0]  # once an extreme has converged, it is equal to the last bits
+        rounding = 1e-14 * values[0]  # an extreme that has converged is equal up to rounding
         assert values[-1] - rounding <= found.smallest <= found.largest <= values[0] + rounding
         assert (values - found.largest).abs().min() <= found.largest_error
         assert (values - found.smallest).abs().min() <= found.smallest_error
@@ -103,7 +103,7 @@ def test_a_conv_with_non_finite_weights_is_named():
         measure(model, torch.randn(1, 3, 8, 8), torch.tensor([0]), 1)
 
 
-def test_the_gradient_at_ties_of_srelu_is_that_of_training():
+def test_the_gradient_at_ties_of_srelu_is_the_same_as_in_training():
     layer = SReLU(1, shift=0.0)
     x = torch.tensor([[[[1.0, 0.0], [-1.0, 2.0]]]])
     product, transposed, _, _ = jacobian_of(layer, x)
@@ -111,7 +111,7 @@ def test_the_gradient_at_ties_of_srelu_is_that_of_training():
     assert product(ones).tolist() == transposed(ones).tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
-def test_norms_are_those_of_a_closed_form():
+def test_norms_equal_a_closed_form():
     torch.manual_seed(0)
     a, b = nn.Linear(6, 5), nn.Linear(5, 3)
     model, x, labels = nn.Sequential(a, nn.ReLU(), b), torch.randn(4, 6), torch.tensor([0, 1, 2, 0])

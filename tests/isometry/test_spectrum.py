@@ -1,4 +1,4 @@
-"""Singular values of convolutions against the dense matrix of the operator."""
+"""Singular values of convolutions compared with the dense matrix of the operator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CASES = [
 
 
 def dense(conv, height, width):
-    """The matrix of the convolution with circular padding, tap by tap."""
+    """Return the matrix of the convolution with circular padding, built tap by tap."""
     (sy, sx), (dy, dx) = conv.stride, conv.dilation
     out, in_ = conv.out_channels, conv.in_channels // conv.groups
     matrix = torch.zeros(out, height // sy, width // sx, conv.in_channels, height, width, dtype=torch.float64)
@@ -37,7 +37,7 @@ def dense(conv, height, width):
 
 @pytest.mark.parametrize(("out", "in_", "kernel", "stride", "dilation", "groups", "height", "width"), CASES)
 @torch.no_grad()
-def test_all_singular_values_are_those_of_the_dense_matrix(out, in_, kernel, stride, dilation, groups, height, width):
+def test_all_singular_values_equal_the_dense_matrixs(out, in_, kernel, stride, dilation, groups, height, width):
     torch.manual_seed(0)
     conv = nn.Conv2d(in_, out, kernel, stride, dilation=dilation, groups=groups, bias=False)
     found = conv_spectrum(conv, height, width)
@@ -67,10 +67,10 @@ def test_the_delta_initialisation_is_an_isometry():
         assert found.largest == pytest.approx(1)
         if stride == 1 or wide >= 4 * narrow:
             assert len(found.all()) == 36 * min(wide, narrow) or stride > 1
-    assert conv_spectrum(nn.Conv2d(4, 4, 3, 2), 7, 5).all().shape == (4 * 4 * 3,)  # as of 8 x 6
+    assert conv_spectrum(nn.Conv2d(4, 4, 3, 2), 7, 5).all().shape == (4 * 4 * 3,)  # the same as for 8 x 6
 
 
-def test_feature_sizes_are_those_of_the_network():
+def test_feature_sizes_equal_the_networks():
     model = reference_model("cifar10_ISO20")
     sizes = feature_sizes(model, torch.zeros(NUMERICS["cifar10_ISO20"]["input_shape"]))
     assert sizes["stem.conv"] == (32, 32)
@@ -131,8 +131,8 @@ def test_a_transposed_convolution_has_the_singular_values_of_its_adjoint(kernel,
         assert a.item() == b.item()
 
 
-def test_the_feature_size_of_a_transposed_convolution_is_that_of_its_output():
+def test_the_feature_size_of_a_transposed_convolution_is_its_output_size():
     net = nn.Sequential(nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 4, 2, stride=2))
     assert feature_sizes(net, torch.randn(1, 3, 8, 6)) == {"0": (8, 6), "1": (8, 6)}
     nn.init.orthogonal_(net[1].weight.data.view(4, 16))
-    assert conv_spectrum(net[1], 8, 6).all() == pytest.approx(torch.ones(4 * 12))  # an isometry of its input
+    assert conv_spectrum(net[1], 8, 6).all() == pytest.approx(torch.ones(4 * 12))  # an isometry on its input

@@ -1,4 +1,4 @@
-"""Networks of configs: shapes, depths and initialisation."""
+"""Networks built from configs: shapes, depths and initialisation."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_bottleneck_widths_and_stride():
         (["ISON.TRANS_FUN", "basic"], ["'basic'", "basic_transform", "bottleneck_transform"]),
     ],
 )
-def test_an_unknown_network_is_refused_with_the_nearest(opts, words):
+def test_an_unknown_network_is_refused_with_the_nearest_name(opts, words):
     with pytest.raises(ConfigError) as error:
         build_model(load_cfg(None, opts))
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_risonet_starts_as_its_shortcuts():
-    """While every multiplier is 0, a change of a residual branch changes nothing."""
+def test_an_untrained_risonet_computes_only_its_shortcuts():
+    """While every multiplier is 0, a change in a residual branch does not change the output."""
     model = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, *RISO])).eval()
     assert sum(isinstance(m, ResMultiplier) for m in model.modules()) == 9
     x = torch.randn(2, 3, 32, 32)
@@ -83,27 +83,27 @@ def test_batch_norm_with_shortcuts_starts_each_branch_at_zero():
     model = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, *overrides]))
     assert model.s1.b1.f.b_bn.weight.count_nonzero() == 0
     assert model.s1.b1.f.a_bn.weight.eq(1).all()
-    assert model.s2.b1.bn.weight.eq(1).all()  # the shortcut's
+    assert model.s2.b1.bn.weight.eq(1).all()  # the batch norm of the shortcut
     plain = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, "ISON.HAS_BN", True]))
-    assert plain.s1.b1.f.b_bn.weight.eq(1).all()  # without shortcuts a 0 would stop the signal
+    assert plain.s1.b1.f.b_bn.weight.eq(1).all()  # without shortcuts, a 0 stops the signal
 
 
 def test_an_untrained_isonet_passes_the_signal_unchanged():
-    """Delta initialisation and SReLU: where the input is above the shift, 20 layers are the identity."""
+    """With delta initialisation and SReLU, 20 layers are the identity where the input is above the shift."""
     model = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20]))
     x = torch.rand(1, 3, 32, 32)
     features = model.s1(model.stem(x))
     torch.testing.assert_close(features[:, :3], x)
 
 
-def test_two_networks_live_in_one_process():
+def test_two_networks_in_one_process_are_independent():
     iso = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20]))
     res = build_model(load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, "ISON.SReLU", False, "ISON.HAS_BN", True]))
     assert any(isinstance(m, SReLU) for m in iso.modules())
     assert not any(isinstance(m, SReLU) for m in res.modules())
 
 
-def test_dropout_sits_before_the_linear_layer():
+def test_dropout_comes_before_the_linear_layer():
     model = build_model(load_cfg(None, ["ISON.DEPTH", 18, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.4]))
     assert model.head.dropout.p == 0.4
     assert isinstance(build_model(load_cfg(None, ["ISON.DEPTH", 18])).head.dropout, nn.Identity)

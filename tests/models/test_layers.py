@@ -1,4 +1,4 @@
-"""SReLU and the residual multiplier against closed forms."""
+"""SReLU and the residual multiplier compared with closed forms."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_srelu_is_the_maximum_with_the_shift():
     assert layer(x).flatten().tolist() == [-1.0, -1.0, -0.5, 2.0]
 
 
-def test_a_tie_gives_its_gradient_to_the_shift():
+def test_the_gradient_of_a_tie_goes_to_the_shift():
     layer = SReLU(1)
     x = torch.tensor([-2.0, -1.0, 0.0], requires_grad=True)  # below, at, and above the shift
     layer(x.reshape(1, 1, 1, 3)).backward(torch.tensor([1.0, 10.0, 100.0]).reshape(1, 1, 1, 3))
@@ -48,7 +48,7 @@ def test_srelu_is_the_same_without_gradients():
 
 
 @pytest.mark.parametrize("grad", [True, False])
-def test_srelu_lets_nan_through(grad):
+def test_srelu_propagates_nan(grad):
     with torch.set_grad_enabled(grad):
         assert SReLU(1)(torch.full((1, 1, 1, 1), float("nan"))).isnan().all()
 
@@ -69,7 +69,7 @@ def test_multiplier_keeps_the_type_of_its_input(dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_gradient_of_the_multiplier_is_a_float32_sum(dtype):
-    """524,289 is out of float16's range, and bfloat16 would round it."""
+    """float16 cannot represent 524,289, and bfloat16 rounds it."""
     layer = ResMultiplier(0.5)
     x = torch.ones(524_289, 1, 1, 1, dtype=dtype, requires_grad=True)
     layer(x).backward(torch.ones_like(x))
@@ -121,7 +121,7 @@ ANY_RANK = [
 
 
 @pytest.mark.parametrize(("shape", "dim"), ANY_RANK)
-def test_channels_lie_on_any_axis_of_any_rank(shape, dim):
+def test_channels_may_be_any_axis_of_a_tensor_of_any_rank(shape, dim):
     layer = SReLU(5, dim=dim).double()
     nn.init.normal_(layer.srelu_bias)
     along = [1] * len(shape)
@@ -150,7 +150,7 @@ def test_layers_do_not_overwrite_their_input_by_default():
         assert x.unique().tolist() == [-2]
 
 
-def test_shift_names_are_those_of_the_parameters():
+def test_shift_names_equal_the_names_of_the_parameters():
     shared = SReLU(4)
     net = nn.ModuleDict({"a": nn.Sequential(nn.Conv2d(4, 4, 1), shared), "b": shared, "c": SReLU(2)})
     assert shift_names(net) == {"a.1.srelu_bias", "c.srelu_bias"}

@@ -1,4 +1,4 @@
-"""Hooks, feature extractors and optimizer factories work on the networks as their formulas suggest."""
+"""Hooks, feature extractors and optimizer factories work with the networks as their formulas suggest."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def images(family: str) -> torch.Tensor:
 
 
 @every_family
-def test_a_hook_on_a_convolution_keeps_its_output(family):
-    """It equals the output that is computed again from the input that the hook saw."""
+def test_the_output_that_a_hook_receives_is_not_overwritten(family):
+    """The output equals a second computation from the input that the hook received."""
     net, seen = FAMILIES[family](), []
     layers = [m for m in net.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | SReLU | nn.ReLU)]
     with hooked(m.register_forward_hook(lambda m, inputs, output: seen.append((m, inputs[0], output))) for m in layers):
@@ -59,7 +59,7 @@ def test_a_feature_extractor_separates_a_convolution_from_its_activation(family)
 
 @every_family
 def test_full_backward_hooks_on_every_layer(family):
-    """Each sees autograd's gradient of its layer's output."""
+    """Each hook receives autograd's gradient with respect to its layer's output."""
     net, seen, outputs = FAMILIES[family]().eval(), {}, {}
 
     def keep(name, output):
@@ -84,7 +84,7 @@ def test_training_scripts_work_in_place_with_equal_results(family):
     assert not any(m.inplace for m in plain.modules() if isinstance(m, SReLU | nn.ReLU))
     actual = []
     for net in (plain, fast):
-        net.eval()  # without dropout
+        net.eval()  # disables dropout
         F.cross_entropy(net(images(family)), torch.arange(2)).backward()
         actual.append([parameter.grad for parameter in net.parameters()])
     for a, b in zip(*actual, strict=True):

@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same numbers to the bit, with a fraction of the memory."""
+"""Activation checkpointing: bit-identical results with a fraction of the memory."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def network(depth, recompute, opts=()):
 
 
 def saved_numbers(model, images):
-    """Count the numbers that autograd saves for the backward pass besides the weights, each storage once."""
+    """Return how many numbers autograd saves for the backward pass besides the weights, counting each storage once."""
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -34,7 +34,7 @@ def saved_numbers(model, images):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(images)  # keeps its storages alive, so that no address is used twice
+        output = model(images)  # keeps the storages alive, so that no address is used twice
         return sum(saved.values()), output
 
 
@@ -43,8 +43,8 @@ def saved_numbers(model, images):
     [(8, []), (20, []), (44, RISO), (56, BOTTLENECK), (32, ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.5])],
     ids=["one block a stage", "ISONet", "R-ISONet", "bottleneck", "dropout"],
 )
-def test_gradients_and_random_numbers_are_equal_to_the_bit(depth, opts):
-    """The dropout before the last layer draws the same numbers, and as many of them."""
+def test_gradients_and_random_numbers_are_bit_identical(depth, opts):
+    """The dropout before the last layer draws the same random numbers, and the same number of them."""
     images, labels, runs = torch.randn(4, 3, 16, 16), torch.arange(4), []
     for recompute in (False, True):
         model = network(depth, recompute, opts)
@@ -71,8 +71,8 @@ def test_in_16_bits_and_with_frozen_parts_the_gradients_are_the_same_too(frozen)
     assert all(torch.equal(grad, grads[1][name]) for name, grad in grads[0].items())
 
 
-def test_the_first_non_finite_layer_is_named_though_the_step_is_recomputed():
-    """Forward and backward are finite, and no hook stops the recomputation."""
+def test_the_first_non_finite_layer_is_named_although_the_step_is_recomputed():
+    """The forward and backward passes are finite, and no hook stops the recomputation."""
     model = network(20, True)
     with torch.no_grad():
         model.s2.b1.f.b.weight.mul_(1e12)
@@ -81,7 +81,7 @@ def test_the_first_non_finite_layer_is_named_though_the_step_is_recomputed():
 
 
 def test_about_the_square_root_of_the_activations_is_saved():
-    """Of 108 blocks, 216 activations, 17 in front of segments and 12 small ones in the last are saved."""
+    """Of the 216 activations of 108 blocks, 17 before segments and 12 small ones in the last segment are saved."""
     images = torch.randn(2, 3, 32, 32)
     plain, _ = saved_numbers(network(218, False), images)
     recomputed, _ = saved_numbers(network(218, True), images)
@@ -95,6 +95,6 @@ def test_evaluation_saves_nothing():
 
 
 def test_batch_norm_is_refused():
-    """It would count each batch twice in its statistics."""
+    """With checkpointing, batch norm would count each batch twice in its statistics."""
     with pytest.raises(ConfigError, match=r"RUNTIME.CHECKPOINT_ACTIVATIONS .*ISON.HAS_BN"):
         load_cfg(None, [*CIFAR, "RUNTIME.CHECKPOINT_ACTIVATIONS", True, "ISON.HAS_BN", True])

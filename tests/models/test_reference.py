@@ -1,4 +1,4 @@
-"""Every network against the figures of the published implementation."""
+"""Every network compared with reference figures of the published implementation."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ every_network = pytest.mark.parametrize("name", list(NUMERICS))
 
 
 def plain_float32():
-    """Convolutions without oneDNN, whose kernels round differently.
+    """Disable oneDNN for convolutions, because its kernels round differently.
 
-    The difference is within float32, but in the plain ResNet it moves exactly one ReLU input (of s2.b2.relu, 7e-7 from
-    zero) across zero. The gradient norms of some batch norms then differ by 3e-3; in float64 they agree to 1e-5 (below)
+    The difference is a float32 rounding error, but in the plain ResNet exactly one ReLU input (of s2.b2.relu, 7e-7 from
+    zero) changes sign. Some gradient norms of batch norms then differ by 3e-3. They agree to 1e-5 in float64 (below).
     """
     return torch.backends.mkldnn.flags(enabled=False)
 
@@ -45,8 +45,8 @@ def test_published_names_and_shapes_and_delta_kernels(name):
 
 @pytest.mark.parametrize("seed", [0, 7])
 @pytest.mark.parametrize("name", list(INIT))
-def test_a_seed_gives_the_published_initial_weights_to_the_bit(name, seed):
-    """Every random tensor of the published network, and the next two random numbers after its construction."""
+def test_a_seed_gives_exactly_the_published_initial_weights(name, seed):
+    """Compare every random tensor of the published network, and the next two random numbers after its construction."""
     cfg = load_cfg(None, options(INIT[name]["config"]))
     torch.manual_seed(seed)
     parameters = dict(build_model(cfg).named_parameters())
@@ -62,7 +62,7 @@ def test_a_seed_gives_the_published_initial_weights_to_the_bit(name, seed):
 def published_start(state: dict[str, Tensor], seed: int, normal: bool) -> dict[str, Tensor]:
     """Return the published initial weights for the names and shapes of ``state``, from torch's own constructors.
 
-    The constructors run in the order of the names, and then the convolutions are overwritten.
+    The constructors run in the order of the names. Then the convolutions are overwritten.
     """
     torch.manual_seed(seed)
     layers: dict[str, nn.Module] = {}
@@ -134,7 +134,7 @@ def test_logits_and_penalty(name):
 
 @dataclass
 class ThreeSteps:
-    """What three steps of the reference's recipe compute: loss terms and gradients of the first, losses and logits."""
+    """Results of three steps of the reference's recipe: loss terms and gradients of the first, losses and logits."""
 
     cross_entropy: float
     penalty: float
@@ -164,7 +164,7 @@ def three_steps(name: str, dtype: torch.dtype) -> ThreeSteps:
 
 
 def assert_norms_in_float32(name: str, norms: dict[str, float]) -> None:
-    """Not of shifts and multipliers: their gradients are sums that cancel, which float64 shows to 1e-11 (below)."""
+    """Skip shifts and multipliers: their gradients are sums that cancel. TestFloat64 compares them to 1e-11."""
     for key, expected in NUMERICS[name]["grad_norms"]:
         if not key.endswith(("srelu_bias", "shared_scalar.scale")):
             assert norms[key] == pytest.approx(expected, rel=1e-4, abs=1e-9), key
@@ -172,10 +172,10 @@ def assert_norms_in_float32(name: str, norms: dict[str, float]) -> None:
 
 @every_network
 def test_gradients_and_three_sgd_steps(name):
-    """Of the plain ResNet only the first step.
+    """The plain ResNet is only compared in the first step.
 
-    In float32 another of its ReLU inputs crosses zero in the third step on some processors (with AVX-512 but not with
-    AVX2, whatever computes the convolutions), which moves its logits by 1.5e-4.
+    In float32, another of its ReLU inputs changes sign in the third step on some processors (with AVX-512 but not
+    with AVX2, with any library for convolutions). This changes its logits by 1.5e-4.
     """
     record = NUMERICS[name]
     with plain_float32():
@@ -193,7 +193,7 @@ def test_gradients_and_three_sgd_steps(name):
 
 @pytest.mark.parametrize("name", ["cifar10_ISO20", "cifar10_RISO20", "cifar10_ISO56", "IN1k_ISO18"])
 def test_gradients_as_users_run_them(name):
-    """By autograd of the whole loss, with oneDNN."""
+    """The gradients come from autograd of the whole loss, with oneDNN."""
     model, (images, labels) = reference_model(name).train(), reference_batch(name)
     loss = F.cross_entropy(model(images), labels) + NUMERICS[name]["ortho_coeff_used"] * ortho_penalty(model)
     loss.backward()
@@ -202,7 +202,7 @@ def test_gradients_as_users_run_them(name):
 
 @pytest.mark.parametrize("name", list(FLOAT64))
 class TestFloat64:
-    """The published code in float64, where both agree to 1e-11."""
+    """Compare with the published code in float64, where both agree to 1e-11."""
 
     def test_logits_and_evaluation(self, name):
         """The loss of a float64 network is not rounded to float32."""
@@ -220,7 +220,7 @@ class TestFloat64:
         assert run.cross_entropy == pytest.approx(record["ce_loss"], rel=1e-11)
         assert run.penalty == pytest.approx(record["ortho"], rel=1e-11)
         assert list(run.norms) == [key for key, _ in record["grad_norms"]]
-        smallest = 1e-6 * max(norm for _, norm in record["grad_norms"])  # below it the reference itself is rounding
+        smallest = 1e-6 * max(norm for _, norm in record["grad_norms"])  # smaller values are rounding errors
         for key, expected in record["grad_norms"]:
             assert run.norms[key] == pytest.approx(expected, abs=1e-11 * max(expected, smallest)), key
         assert run.losses == pytest.approx(record["sgd3_losses"], rel=1e-11)

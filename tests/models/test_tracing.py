@@ -1,4 +1,4 @@
-"""Networks as graphs: those of torch.fx, torch.export and torch.compile compute the same."""
+"""Networks as graphs: the graphs of torch.fx, torch.export and torch.compile compute the same results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ every_shape = pytest.mark.parametrize(  # each branch and each stem once
 
 
 def network(family, transform, imagenet):
-    """Return a network of two blocks: one keeps the shape, and one halves the map and doubles the width."""
+    """Return a network of two blocks: one keeps the shape, and the other halves the map and doubles the width."""
     torch.manual_seed(0)
     arch = Architecture(transform, depths=(1, 1), widths=(8, 16), stem_width=8, imagenet_stem=imagenet)
     model = ISONet(arch, FAMILIES[family], num_classes=5)
-    init_network_(model, normal_init_ if family == "ResNet" else delta_init_)  # delta: where ties are common
+    init_network_(model, normal_init_ if family == "ResNet" else delta_init_)  # with delta, ties are common
     return model, torch.randn(3, 3, 24, 24)
 
 
@@ -46,8 +46,8 @@ def assert_all_close(actual, expected, **tolerance):
 @every_family
 @every_shape
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_symbolic_trace_is_the_network_to_the_bit(family, transform, imagenet, gradients):
-    """Whether or not gradients were enabled during the trace, since they may change at each call."""
+def test_a_symbolic_trace_is_bit_identical_to_the_network(family, transform, imagenet, gradients):
+    """This holds whether or not gradients are enabled during the trace, because the mode may change at each call."""
     model, images = network(family, transform, imagenet)
     with torch.set_grad_enabled(gradients):
         traced = torch.fx.symbolic_trace(torch.fx.symbolic_trace(model))
@@ -63,7 +63,7 @@ def test_a_symbolic_trace_is_the_network_to_the_bit(family, transform, imagenet,
 @every_family
 @every_shape
 def test_a_traced_network_keeps_its_layers_and_their_memory(family, transform, imagenet):
-    """Its weights are the network's own, and a training step saves as much memory as in the network."""
+    """The traced network shares the network's weights, and a training step saves the same amount of memory."""
     model, images = network(family, transform, imagenet)
     traced = torch.fx.symbolic_trace(model)
     assert {p.data_ptr() for p in traced.parameters()} == {p.data_ptr() for p in model.parameters()}

@@ -1,8 +1,8 @@
 """SReLU's and the multiplier's derivatives under torch.func, forward-mode differentiation, autocast and torch.compile.
 
-The truth is ``max(x, b)`` written as a choice, whose gradient at ``x == b`` goes to the shift as published. Library
-functions for the same maximum share the gradient there or give it to the input (torch.maximum, and torch.clamp, which
-changed in torch 2.14). After the delta initialisation such ties are everywhere.
+The expected results use ``max(x, b)`` written as a choice. Its gradient at ``x == b`` goes to the shift, as published.
+Library functions for the same maximum split the gradient there, or give it to the input (torch.maximum, and
+torch.clamp, which changed in torch 2.14). After the delta initialisation, such ties are everywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def network(family: str) -> nn.Module:
 
 
 def one_block() -> nn.Module:
-    """An R-ISONet of one block, which has every kind of layer and compiles quickly."""
+    """Return an R-ISONet of one block, which has every kind of layer and compiles quickly."""
     torch.manual_seed(0)
     arch = Architecture(BasicTransform, depths=(1,), widths=(16,), stem_width=8, imagenet_stem=False)
     model = ISONet(arch, LayerFactory(shortcuts=True, multiplier=0.5), num_classes=10)
@@ -46,7 +46,7 @@ def one_block() -> nn.Module:
 
 
 def chosen(x: Tensor, b: Tensor) -> Tensor:
-    """Return the truth."""
+    """Return the expected result."""
     return torch.where(x <= b, b, x)
 
 
@@ -64,7 +64,7 @@ def ties(dtype: torch.dtype = torch.double) -> tuple[Tensor, Tensor, Tensor]:
     return x, b, torch.tensor([1.0, 2, 4, 8, 16, 32], dtype=dtype).reshape(1, 2, 1, 3)
 
 
-AT_TIES = [0, 0, 4, 0, 0, 32], [1 + 2, 8 + 16]  # of the input; of the shifts
+AT_TIES = [0, 0, 4, 0, 0, 32], [1 + 2, 8 + 16]  # gradients of the input and of the shifts
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -126,14 +126,14 @@ TWICE = {
 
 @pytest.mark.parametrize("how", TWICE)
 def test_second_derivatives_of_compositions(how):
-    """With functions before and after it, where nested forward modes must not lose a term."""
+    """Functions before and after SReLU show that nested forward modes do not lose a term."""
     x, b, _ = ties()
     actual, expected = (
         TWICE[how](lambda x, b, f=f: f(f(x.square(), b) ** 3, b.square()).square().sum())(x, b) for f in (srelu, chosen)
     )
     actual, expected = list(itertools.chain(*actual)), list(itertools.chain(*expected))
-    assert expected[0].any()  # of the input twice
-    assert expected[3].any()  # of the shift twice
+    assert expected[0].any()  # with respect to the input twice
+    assert expected[3].any()  # with respect to the shift twice
     for ours, true in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, true, rtol=1e-12, atol=0)
 
@@ -195,7 +195,7 @@ def test_jacobians_agree_forward_and_backward(family):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_gradients_of_each_sample_in_a_compiled_function(autocast):
-    """Also beside a compiled network."""
+    """A compiled network in the same process does not change this."""
     torch.compiler.reset()
     net, images, labels = one_block(), torch.randn(2, 3, 16, 16), torch.arange(2)
     weights = {name: p.detach() for name, p in net.named_parameters()}
@@ -213,7 +213,7 @@ def test_gradients_of_each_sample_in_a_compiled_function(autocast):
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_ties_of_an_exported_network_that_is_trained(gradients):
-    """With gradients it is exported as a choice; without, for inference, as one maximum."""
+    """With gradients, SReLU is exported as a choice. Without gradients, for inference, it is one maximum."""
     x, b, cotangent = ties(torch.float32)
     layer = SReLU(2)
     layer.srelu_bias.data = b

@@ -1,4 +1,4 @@
-"""One global batch on 1, 2 and 4 processes, or in 1, 2 and 4 pieces of one: the same losses, the same accuracy."""
+"""A global batch gives the same losses and accuracy on 1, 2 and 4 processes, or in 1, 2 and 4 pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isonet.training.run import run_training
 from isonet.training.step import TrainStep
 from launch import forked
 
-BATCH, RATE, STEPS = 144, 0.02, 10  # 1,437 images: 9 whole steps, and one of 141, which neither 2 nor 4 divides
+BATCH, RATE, STEPS = 144, 0.02, 10  # 1,437 images: 9 whole steps, and one of 141, not divisible by 2 or 4
 ALL_IMAGES = ["SOLVER.DROP_LAST", False]
 WAYS = [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2)]  # processes, SOLVER.ACCUMULATE
 
@@ -34,7 +34,7 @@ def cfg(tmp_path, processes, accumulate, *opts):
 
 
 def train(_rank, tmp_path, config, resume=None):
-    """Run the training; returns this rank's share of the losses of each step."""
+    """Run the training and return this rank's share of the losses of each step."""
     losses = []
 
     def step(self, *args, real=TrainStep.__call__, **kwargs):
@@ -51,7 +51,7 @@ def train(_rank, tmp_path, config, resume=None):
 
 
 def run(tmp_path, processes, accumulate, *opts, resume=None):
-    """Return the losses of each step, summed over ranks; the metrics; the last checkpoint."""
+    """Return the losses of each step summed over ranks, the metrics, and the last checkpoint."""
     config = cfg(tmp_path, processes, accumulate, *opts)
     if processes == 1:
         losses = [train(0, tmp_path, config, resume)]
@@ -67,7 +67,7 @@ DROPOUT = ["ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3]
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """The runs of one process, by SOLVER.DROP_LAST."""
+    """A dictionary from SOLVER.DROP_LAST to the run of one process."""
     folder = tmp_path_factory.mktemp("alone")
     return {drop_last: run(folder / str(drop_last), 1, 1, "SOLVER.DROP_LAST", drop_last) for drop_last in (True, False)}
 
@@ -82,7 +82,7 @@ def four(tmp_path_factory):
 
 @pytest.mark.parametrize("drop_last", [True, False])
 @pytest.mark.parametrize(("processes", "accumulate"), WAYS[1:])
-def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(
+def test_a_global_batch_gives_the_same_losses_however_it_is_distributed(
     alone, tmp_path, processes, accumulate, drop_last
 ):
     losses, rows, state = run(tmp_path, processes, accumulate, "SOLVER.DROP_LAST", drop_last)
@@ -90,21 +90,21 @@ def test_a_global_batch_gives_the_same_losses_however_it_is_dealt_out(
     assert len(losses) == len(alone[0]) == STEPS - drop_last
     torch.testing.assert_close(losses, alone[0], rtol=1e-5, atol=0)
     for row, expected in zip(rows, alone[1], strict=True):
-        assert row["top1"] == expected["top1"]  # to the image
+        assert row["top1"] == expected["top1"]  # exactly equal
         assert row["top5"] == expected["top5"]
         assert row == pytest.approx(expected, rel=1e-5)
     for name, value in alone[2]["model"].items():
         torch.testing.assert_close(state["model"][name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_dropout_is_drawn_for_pieces_of_the_batch_wherever_they_are(tmp_path):
+def test_dropout_depends_on_the_piece_of_the_batch_and_not_on_its_rank(tmp_path):
     ways = [run(tmp_path / f"{p}{a}", p, a, *DROPOUT, *ALL_IMAGES) for p, a in ((4, 1), (2, 2), (1, 4))]
     for losses, _, _ in ways[1:]:
         torch.testing.assert_close(losses, ways[0][0], rtol=1e-5, atol=0)
 
 
-def test_batch_norm_takes_the_statistics_of_rank_0(tmp_path):
-    """In training each rank has its own, as each GPU has under DataParallel; the evaluation must agree on one."""
+def test_batch_norm_uses_the_statistics_of_rank_0(tmp_path):
+    """In training, each rank has separate statistics, like GPUs under DataParallel. Evaluation must use the same."""
     _, rows, state = run(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
     config = cfg(tmp_path, 2, 1, "ISON.HAS_BN", True, "ISON.SReLU", False, "ISON.DIRAC_INIT", False)
     from isonet import build_model
@@ -118,7 +118,7 @@ def test_batch_norm_takes_the_statistics_of_rank_0(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2, 1, 3])
-def test_another_number_of_processes_keeps_the_global_batch_or_says_what_changed(four, tmp_path, processes):
+def test_another_number_of_processes_keeps_the_global_batch_or_logs_the_change(four, tmp_path, processes):
     shutil.copytree(four, tmp_path, dirs_exist_ok=True)
     more = [*ALL_IMAGES, "SOLVER.MAX_EPOCHS", 2, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     losses, rows, _ = run(tmp_path, processes, 1, *more, resume=LATEST)
@@ -135,7 +135,7 @@ def test_another_number_of_processes_keeps_the_global_batch_or_says_what_changed
 
 
 def test_every_start_of_the_same_command_keeps_the_global_batch(four, tmp_path):
-    """Each start asks for what the first one did: 144 images on 4 processes."""
+    """Each start requests the same as the first one: 144 images on 4 processes."""
     more = [*ALL_IMAGES, "SOLVER.TRAIN_BATCH_SIZE", BATCH // 4, "SOLVER.BASE_LR", RATE / 4]
     shutil.copytree(four, tmp_path, dirs_exist_ok=True)
     for epochs, processes in enumerate((2, 2, 1), start=2):
@@ -149,7 +149,7 @@ def test_every_start_of_the_same_command_keeps_the_global_batch(four, tmp_path):
 
 @pytest.mark.parametrize("schedule", ["steps", "linear"])
 def test_a_run_resumed_within_an_epoch_by_fewer_processes_leaves_out_the_same_images(tmp_path, schedule):
-    """4 processes save after step 5 and end after 9; 2 take the other 4 steps of the epoch, with equal losses."""
+    """Of 9 steps, 4 processes save after step 5. Then 2 processes run the other 4 steps, with equal losses."""
     more = ["SOLVER.SCHEDULE", schedule, "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 9]
     whole, rows, _ = run(tmp_path / "whole", 4, 1, *more)
     part = str(tmp_path / "whole" / "digits" / "run" / "epoch0001-step000005.pt")
@@ -158,7 +158,7 @@ def test_a_run_resumed_within_an_epoch_by_fewer_processes_leaves_out_the_same_im
     assert (len(whole), len(losses)) == (9, 4)
     torch.testing.assert_close(losses, whole[5:], rtol=1e-5, atol=0)
     assert resumed == [pytest.approx(rows[0], rel=1e-5)]
-    if schedule == "linear":  # the rate of the last step, before which 8 of 9 batches were taken
+    if schedule == "linear":  # the rate of the last step, after 8 of 9 batches
         assert state["optimizer"]["param_groups"][1]["lr"] == pytest.approx(RATE / 9)
 
 
@@ -177,7 +177,7 @@ def step_of_overflowing_penalty(rank):
     config = load_cfg(None, [*TINY, "ISON.HAS_ST", True])
     with connected(None) as (world, (device,)):
         model = build_model(config)
-        _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of rank 1 alone
+        _, (first, *_) = deal_out(penalised_convs(model), 2)  # a layer of rank 1
         with torch.no_grad():
             first[1].weight *= 1e12  # the square of its Gram matrix overflows float32
         before = [parameter.clone() for parameter in model.parameters()]
@@ -187,8 +187,8 @@ def step_of_overflowing_penalty(rank):
         return bool(output.finite), all(map(torch.equal, before, model.parameters()))
 
 
-def test_a_rank_without_an_image_changes_nothing(tmp_path):
-    """Of a batch of one image the second rank has none: weights and batch norm are those of one process."""
+def test_a_rank_without_images_does_not_change_the_result(tmp_path):
+    """With a batch of one image, the second rank has none. Weights and batch norm equal those of one process."""
     (alone,) = [step_of_one_image(0, 1)]
     for weights in forked(2, step_of_one_image, tmp_path, 2):
         for name, value in alone.items():
@@ -207,7 +207,7 @@ def step_of_one_image(rank, ranks):
         model = build_model(config)
         step = TrainStep(world.data_parallel(model, device), model, build_optimizer(model, config), 1e-4, world=world)
         mine = world.share.of(1)
-        for _ in range(2):  # the second step reads what the first has left of batch norm
+        for _ in range(2):  # the second step uses the batch norm statistics of the first
             step(images[mine], labels[mine], 1)
         world.broadcast(model.buffers())
         return {name: value.clone() for name, value in model.state_dict().items()}

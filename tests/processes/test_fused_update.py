@@ -1,8 +1,8 @@
-"""Each update is momentum SGD in closed form, wherever a gradient comes from.
+"""Each update is momentum SGD in closed form, independent of the source of the gradient.
 
-On a CPU, ``torch.optim.SGD(fused=True)`` reads a gradient as if it lay in memory as its parameter does: a contiguous
-gradient of a channels_last parameter gives wrong weights, without an error (torch 2.11 to 2.15). So every way through
-this code must hand it gradients and momentum that lie as the parameter does.
+On a CPU, ``torch.optim.SGD(fused=True)`` assumes that a gradient has the memory format of its parameter. A contiguous
+gradient of a channels_last parameter gives wrong weights, without an error (torch 2.11 to 2.15). Therefore every code
+path must pass gradients and momentum in the parameter's memory format.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 class Checked:
-    """While active: recomputes the update of every parameter in every step, and counts them."""
+    """Recomputes the update of every parameter in every step, and counts the updates."""
 
     def __init__(self) -> None:
         self.channels_last = self.others = 0
@@ -73,8 +73,8 @@ def cfg(tmp_path, *opts):
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_the_check_finds_a_gradient_that_lies_otherwise(memory):
-    """So that the tests below can fail."""
+def test_the_check_detects_a_gradient_in_another_memory_format(memory):
+    """Show that the tests below can fail."""
     weight = nn.Parameter(torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last))
     weight.grad = torch.randn(4, 3, 2, 2).contiguous(memory_format=memory)
     optimizer = torch.optim.SGD([weight], 0.1, momentum=0.9, fused=True)
@@ -108,7 +108,7 @@ def test_updates_of_a_run(tmp_path, opts):
 
 @pytest.mark.parametrize("before", [False, True])
 def test_updates_after_a_resume(tmp_path, before):
-    """Of a run whose weights and momentum lay in the other order, and the other way round."""
+    """The weights and momentum in the checkpoint have the other memory format, or the same one."""
     run_training(cfg(tmp_path, "RUNTIME.CHANNELS_LAST", before), "run")
     with checked_updates():
         run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run", resume=LATEST)
@@ -121,13 +121,13 @@ def train_checked(_rank, config):
 
 
 def test_updates_of_two_processes(tmp_path):
-    """Where DDP's buckets hand the gradients over, and each process has the penalty of some layers alone."""
+    """DDP's buckets provide the gradients, and each process computes the penalty of only some layers."""
     assert forked(2, train_checked, tmp_path, cfg(tmp_path, "SOLVER.TRAIN_BATCH_SIZE", 100)) == [True, True]
 
 
 @pytest.mark.parametrize("assigned", ["contiguous", "channels_last"])
 def test_updates_after_weights_were_assigned(assigned):
-    """``load_state_dict(assign=True)`` puts tensors of any order in the place of parameters."""
+    """``load_state_dict(assign=True)`` replaces parameters by tensors of any memory format."""
     torch.manual_seed(0)
     config = load_cfg(None, TINY)
     model, source = build_model(config), build_model(config)
@@ -146,8 +146,8 @@ def test_updates_after_weights_were_assigned(assigned):
 
 
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_the_penaltys_own_gradient_lies_as_its_weight(create_graph):
-    """Also where nothing accumulates it, which would copy it into the weight's order."""
+def test_the_penaltys_gradient_has_the_memory_format_of_its_weight(create_graph):
+    """This also holds without accumulation, which copies a gradient to the weight's memory format."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 16, 3, groups=4))
     net.to(memory_format=torch.channels_last)
@@ -157,9 +157,9 @@ def test_the_penaltys_own_gradient_lies_as_its_weight(create_graph):
         assert all(g.stride() == w.stride() for g, w in zip(gradients, weights, strict=True))
 
 
-def test_the_definitions_gradient_lies_as_its_weight_once_it_is_accumulated():
+def test_the_definitions_accumulated_gradient_has_the_memory_format_of_its_weight():
     conv = nn.Conv2d(2, 12, 2, stride=2).to(
         memory_format=torch.channels_last
-    )  # whose columns the fast form cannot take
+    )  # the fast form does not support its columns
     OrthoPenalty(conv, strided="operator")().backward()
     assert conv.weight.grad.stride() == conv.weight.stride()

@@ -1,4 +1,4 @@
-"""Scripts under torchrun, as users start them: killed workers, failing ones, two machines, a signal to one rank."""
+"""Scripts under torchrun, as users start them: killed and failing workers, two machines, and a signal to one rank."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def assert_same_weights(found: Path, expected: dict):
 
 
 def workers(torchrun_pid: int) -> dict[int, int]:
-    """Rank to process number of what a torchrun has started."""
+    """Return a dictionary from rank to process id for the workers of a torchrun."""
     found = {}
     for folder in Path("/proc").iterdir():
         try:
@@ -70,7 +70,7 @@ def wait_for(path: Path, process: Script):
     wait_until(path.exists, process)
 
 
-def test_kill_9_of_one_of_three_workers_costs_nothing(whole, tmp_path):
+def test_kill_9_of_one_of_three_workers_does_not_change_the_run(whole, tmp_path):
     options = ("--standalone", "--nproc-per-node", 3, "--max-restarts", 1)
     process = torchrun(*options, "train.py", *CFG, *RUN, "OUTPUT_DIR", tmp_path, cwd=tmp_path)
     folder = tmp_path / "digits" / "run"
@@ -87,7 +87,7 @@ def test_kill_9_of_one_of_three_workers_costs_nothing(whole, tmp_path):
 
 
 def train_until_signalled(rank, tmp_path):
-    """As ``train``, but one rank receives a signal when the first checkpoint is there."""
+    """Like ``train``, but one rank receives a signal when the first checkpoint exists."""
 
     def send():
         while not (tmp_path / "digits" / "run" / "epoch0001-step000005.pt").exists():
@@ -100,11 +100,11 @@ def train_until_signalled(rank, tmp_path):
         train(rank, tmp_path)
     except Stopped as stopped:
         return str(stopped)
-    except SystemExit as silent:  # rank 0 alone says why
+    except SystemExit as silent:  # only rank 0 reports why
         return f"{silent.code}: {silent.__context__}"
 
 
-def test_after_a_signal_to_one_rank_all_stop_at_the_same_step_and_resume_to_the_whole_run(whole, tmp_path):
+def test_after_a_signal_to_one_rank_all_ranks_stop_at_the_same_step_and_resume_correctly(whole, tmp_path):
     (message, *others) = forked(3, train_until_signalled, tmp_path, tmp_path)
     folder = tmp_path / "digits" / "run"
     steps = read_checkpoint(folder / "latest.pt")["part"]["sums"]["steps"]
@@ -132,7 +132,7 @@ def test_when_the_launcher_is_killed_its_processes_save_and_end(tmp_path):
 
 @pytest.mark.torture
 def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_path):
-    """On loopback, as two machines would be: torchrun --nnodes 2 on each."""
+    """Two launchers on loopback stand for two machines: each runs torchrun --nnodes 2."""
     alone, launched = tmp_path / "alone", tmp_path / "launched"
     opts = ("SOLVER.MAX_EPOCHS", 1)
     forked(4, train, tmp_path, alone, None, *opts)
@@ -142,7 +142,7 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
     machines = [torchrun(*nodes, *command, cwd=tmp_path) for _ in range(2)]
     outputs = [machine.wait().output for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    assert sum(output.count("epoch 1/1: ") for output in outputs) == 1  # one process prints
+    assert sum(output.count("epoch 1/1: ") for output in outputs) == 1  # only one process prints
     rows = [(root / "digits" / "run" / "metrics.jsonl").read_text() for root in (alone, launched)]
     assert rows[0] == rows[1]
 
@@ -158,7 +158,7 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
 
 
 def outputs_of_ranks(processes: int, cwd: Path, *args: object) -> str:
-    """What a script prints in all ranks, which find the environment and the store that torchrun makes."""
+    """Return the output of a script in all ranks, with the environment and the store that torchrun provides."""
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "none"}
     ranks = [start(*args, cwd=cwd, **env, **environment(rank, processes, store.port)) for rank in range(processes)]
@@ -166,12 +166,12 @@ def outputs_of_ranks(processes: int, cwd: Path, *args: object) -> str:
 
 
 def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp_path):
-    """torchrun restarts all ranks twice. Its count of restarts stays 0 when a machine joins, and rises on one alone."""
+    """torchrun restarts all ranks twice. Its restart count stays 0 when a machine joins, and rises on only one."""
     folder = tmp_path / "digits" / "run"
     nodes = ("--nnodes", "1:2", "--nproc-per-node", 1, "--max-restarts", 2, "--rdzv-backend", "c10d",
              "--rdzv-id", "elastic", "--rdzv-conf", "last_call_timeout=1",
              "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
-    separate_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # without it nobody can join (see findings/)
+    separate_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # without it, no machine can join (see findings/)
     command = ("train.py", *CFG, *RUN, "SOLVER.MAX_EPOCHS", 1000, "OUTPUT_DIR", tmp_path)
     first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
     wait_for(folder / "epoch0001-step000005.pt", first)
@@ -209,7 +209,7 @@ def test_the_error_of_one_rank_ends_all_of_them_and_is_printed_once(tmp_path):
     errors = re.findall(r"^error: (.*)$", output, re.MULTILINE)
     own = [line for line in errors if "07.png: " in line and " failed: " not in line]
     assert len(own) == 1, output
-    assert len(errors) <= 2, output  # rank 0 repeats another's
+    assert len(errors) <= 2, output  # rank 0 repeats the error of another rank
     rank = int((re.search(r"rank (\d) on", own[0]) or [0, 0])[1])
     root = output.split("Root Cause")[1]
     assert re.search(rf"rank +: {rank} ", root), output
@@ -217,7 +217,7 @@ def test_the_error_of_one_rank_ends_all_of_them_and_is_printed_once(tmp_path):
     assert "07.png: " in (tmp_path / "out" / "mine" / "run" / "log.txt").read_text()
 
 
-def test_a_mistake_that_all_ranks_find_is_printed_once(tmp_path):
+def test_a_mistake_that_all_ranks_detect_is_printed_once(tmp_path):
     output = outputs_of_ranks(3, tmp_path, "train.py", *CFG, "SOLVER.BASE_LR", "fast")
     (line,) = output.splitlines()
     assert line.startswith("error: ")
@@ -226,8 +226,8 @@ def test_a_mistake_that_all_ranks_find_is_printed_once(tmp_path):
 
 
 @pytest.mark.parametrize("batch", [2, 8])
-def test_where_no_image_can_be_read_the_storage_is_to_blame(tmp_path, batch):
-    """Each rank sees a part of the images only, in small batches too few of them to be sure."""
+def test_if_no_image_can_be_read_the_error_is_about_the_storage(tmp_path, batch):
+    """Each rank reads only a part of the images. In small batches, these are too few to decide."""
     for split in ("train", "val"):
         for name in "ab":
             (tmp_path / "mine" / split / name).mkdir(parents=True)
@@ -251,7 +251,7 @@ def train_on_nothing(_rank, tmp_path, batch):
 
 
 class FirstOfTorchrun:
-    """Gives this test process the environment that torchrun sets, the same one for all runs within."""
+    """Gives this test process the environment that torchrun sets, which is the same for all runs in the block."""
 
     def __enter__(self):
         os.environ.update(environment(0, 1, free_port()), TORCHELASTIC_ERROR_FILE="/tmp/drawn/attempt_0/0/error.json")
@@ -261,7 +261,7 @@ class FirstOfTorchrun:
             os.environ.pop(name, None)
 
 
-def test_a_restart_resumes_where_something_is_saved_and_else_begins_as_the_command_says(tmp_path):
+def test_a_restart_resumes_if_a_checkpoint_exists_and_otherwise_follows_the_command(tmp_path):
     other = tmp_path / "other"
     train(0, other, None, "SOLVER.MAX_EPOCHS", 1)
     start = str(other / "digits" / "run" / "latest.pt")
@@ -269,14 +269,14 @@ def test_a_restart_resumes_where_something_is_saved_and_else_begins_as_the_comma
     config = load_cfg(CFG[1], [*RUN, "OUTPUT_DIR", str(tmp_path), "SOLVER.MAX_EPOCHS", 2])
     with FirstOfTorchrun():
         folder.path.mkdir(parents=True)
-        folder.versions.write_text(json.dumps({"launchers": [launch().launcher]}))  # it died before it had saved
+        folder.versions.write_text(json.dumps({"launchers": [launch().launcher]}))  # it died without a checkpoint
         folder.log.write_text("why it died")
         assert run_training(config, "run", resume=start).path == folder.path
         rows = folder.metrics.read_text().splitlines()
         assert len(rows) == 2
         assert rows[0] == (other / "digits" / "run" / "metrics.jsonl").read_text().strip()  # not from scratch
         assert (folder.path / "log-before-restart.txt").read_text() == "why it died"
-        run_training(config, "run", overwrite=True)  # by the same launcher: it is a restart
+        run_training(config, "run", overwrite=True)  # with the same launcher, this is a restart
         assert "nothing to do: 2 epochs are finished" in folder.log.read_text()
-    run_training(config, "run", overwrite=True)  # by hand it is a new run
+    run_training(config, "run", overwrite=True)  # without the launcher, this is a new run
     assert "nothing to do" not in folder.log.read_text()

@@ -19,8 +19,8 @@ from launch import forked, wait_until
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
-# The programs of Slurm that the script calls, on a cluster of one node. Like the real one, srun passes SIGTERM on as
-# SIGKILL; scancel signals the processes of the step
+# The programs of Slurm that the script calls, on a cluster of one node. Like the real program, this srun forwards
+# SIGTERM as SIGKILL. scancel signals the processes of the step
 SRUN = """#!/bin/bash
 set -m
 "$@" & child=$!
@@ -63,12 +63,12 @@ def finished(process: subprocess.Popen) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_a_warned_job_requeues_and_resumes_to_the_run_without_a_warning(job, tmp_path):
+def test_a_warned_job_requeues_and_resumes_to_the_result_of_a_run_without_a_warning(job, tmp_path):
     folder, whole = tmp_path / "digits" / "run", tmp_path / "whole"
     forked(2, train, tmp_path, whole, None, *RUN)
     process = job()
     wait_until((folder / "epoch0001-step000005.pt").exists, process)
-    os.kill(process.pid, signal.SIGUSR1)  # to the script alone, as B: in --signal says
+    os.kill(process.pid, signal.SIGUSR1)  # only to the script, like B: in --signal
     output = finished(process)
     assert "stopped: by SIGTERM in epoch " in output
     assert process.returncode != 0
@@ -77,7 +77,7 @@ def test_a_warned_job_requeues_and_resumes_to_the_run_without_a_warning(job, tmp
     process = job()
     output = finished(process)
     assert process.returncode == 0, output
-    assert job.requeued() == "requeue 4711\n"  # not once more
+    assert job.requeued() == "requeue 4711\n"  # no second requeue
     assert_same_weights(folder / "latest.pt", read_checkpoint(whole / "digits" / "run" / "latest.pt"))
 
 

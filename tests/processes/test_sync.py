@@ -1,4 +1,4 @@
-"""Gradients are reduced in buckets during the backward pass, whatever compiles or casts the network."""
+"""Gradients are reduced in buckets during the backward pass, also with compilation and autocast."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ CASES = {
 
 
 def events(rank, compiled="", amp="off", accumulate=1, channels_last=False, recompute=False):
-    """Return the events of each of three steps, the size of each bucket sent and "stem" when it has its gradient."""
+    """Return the events of three steps: the size of each bucket that is sent, and "stem" when it has its gradient."""
     config = load_cfg(None, [*TINY, "ISON.DEPTH", 8, "RUNTIME.CHECKPOINT_ACTIVATIONS", recompute])
-    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = int(BUCKET_MB * 2**20)  # 1 MiB: more than this network has
+    torch.distributed._DEFAULT_FIRST_BUCKET_BYTES = int(BUCKET_MB * 2**20)  # the default, 1 MiB, exceeds this network
     seen: list[object] = []
 
     def hook(state, bucket):
@@ -38,7 +38,7 @@ def events(rank, compiled="", amp="off", accumulate=1, channels_last=False, reco
         return allreduce_hook(state, bucket)
 
     with connected(None) as (world, _):
-        torch.manual_seed(rank)  # the weights of rank 0 count
+        torch.manual_seed(rank)  # DDP uses the weights of rank 0
         model = build_model(config)
         placed = place(model, [CPU], channels_last, compiled == "inductor")
         if compiled == "aot_eager":

@@ -1,4 +1,4 @@
-"""``isometrize`` measures whether networks can learn, its advice works, and its defaults keep what has to stay."""
+"""``isometrize`` measures whether networks can learn, its advice works, and its defaults keep what must stay."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from isonet.surgery.running import ModelError, eight_images
 
 @pytest.fixture(autouse=True)
 def _no_denormals():
-    """A dead network computes with denormal numbers, which are slow."""
+    """Flush denormal numbers to zero: a dead network computes with them, and they are slow."""
     torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)
@@ -30,13 +30,13 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
 
 
 def photos(size=32, n=8, seed=0):
-    """Images as smooth as photographs: enlarged noise."""
+    """Return images as smooth as photographs: enlarged noise."""
     noise = torch.randn(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(noise, size, mode="bilinear")
 
 
 def small(name):
-    """A small member of a family of torchvision."""
+    """Return a small network of one of torchvision's families."""
     torch.manual_seed(0)
     mobile = zoo.efficientnet.MBConvConfig  # expansion, kernel, stride, input and output channels, layers
     inverted = [mobile(1, 3, 1, 16, 8, 1), mobile(6, 3, 2, 8, 12, 1), mobile(6, 5, 2, 12, 20, 1),
@@ -54,13 +54,13 @@ def small(name):
 
 
 def plain(depth, act):
-    """Convolutions and activations without shortcuts or norms: SiLU halves the signal at each layer."""
+    """Return convolutions and activations without shortcuts or norms. SiLU halves the signal at each layer."""
     layers = [layer for _ in range(depth) for layer in (nn.Conv2d(16, 16, 3, padding=1), act())]
     return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
 
 
 def learns(model, images, rates=(0.01, 0.1, 0.001)):
-    """Whether SGD halves the loss in 30 steps at one of the rates, as benchmarks/isometrize.py asks."""
+    """Return whether SGD halves the loss in 30 steps at one of the rates, as in benchmarks/isometrize.py."""
     for rate in rates:
         torch.manual_seed(0)
         probe = copy.deepcopy(model).train()
@@ -93,7 +93,7 @@ def test_by_default_every_family_learns_without_a_warning(name):
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("mobilenet_v3", {"normalisation": False}), ("plain", {})])
-def test_a_dead_network_is_a_warning_and_its_advice_works(name, arguments):
+def test_a_dead_network_gives_a_warning_whose_advice_works(name, arguments):
     images = photos()
     with pytest.warns(DeadNetworkWarning) as caught:
         dead, report = isometrize(small(name), images[:1], **arguments)
@@ -164,7 +164,7 @@ def test_measuring_changes_nothing_and_is_bit_equal_when_repeated():
 
 
 def test_sensitivity_is_the_norm_of_the_gradient_along_the_direction():
-    """For a linear layer, g is X^t T for the weight and 0, the sum of the direction, for the bias."""
+    """For a linear layer, g is X^t T for the weight. For the bias it is 0, the sum of the direction."""
     layer, x = nn.Linear(6, 3), torch.randn(8, 6)
     health = measure_health(layer, x)
     t = torch.randn(8, 3, generator=torch.Generator().manual_seed(1))
@@ -177,7 +177,7 @@ def test_sensitivity_is_the_norm_of_the_gradient_along_the_direction():
 
 
 @pytest.mark.parametrize("example", [torch.zeros(1, 3, 32, 32), torch.ones(9, 3, 32, 32), torch.randn(1, 3, 32, 32)])
-def test_the_values_of_the_example_do_not_decide(example):
+def test_the_result_does_not_depend_on_the_values_of_the_example(example):
     _, report = isometrize(small("resnet"), example)
     assert report.health.alive
 
@@ -200,7 +200,7 @@ def test_a_network_that_cannot_be_measured_is_returned_with_the_reason():
     assert "no parameter" in str(report)
 
 
-def test_norms_and_weights_stay_if_an_activation_that_stays_reads_them():
+def test_norms_and_weights_stay_if_an_activation_that_stays_uses_them():
     def block(act):
         return nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), act
 
@@ -225,7 +225,7 @@ def test_norms_and_weights_stay_if_an_activation_that_stays_reads_them():
     assert not report.norms_removed
 
 
-def test_attention_reads_a_norm_while_sums_and_gates_pass_it_on():
+def test_attention_uses_a_norm_while_sums_and_gates_pass_it_on():
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
@@ -282,7 +282,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("kind", BEHIND)
 @pytest.mark.parametrize("normalisation", [None, False])
-def test_gradients_are_those_of_a_network_that_works_out_of_place(kind, normalisation):
+def test_gradients_equal_the_gradients_of_a_network_without_operations_in_place(kind, normalisation):
     torch.manual_seed(0)
     net, images = InPlace(copy.deepcopy(BEHIND[kind])), torch.randn(4, 3, 8, 8)
     new, report = isometrize(net.train(), images, normalisation=normalisation, delta=False)
@@ -332,7 +332,7 @@ def test_a_network_in_which_nothing_is_replaced_still_works_in_place():
 
 
 def test_layers_that_run_only_in_training_are_recorded():
-    """Such as GoogLeNet's auxiliary heads, with their ReLUs, norms and convolutions."""
+    """GoogLeNet's auxiliary heads, with ReLUs, norms and convolutions, are an example."""
 
     class Aux(nn.Module):
         def __init__(self):
@@ -381,7 +381,7 @@ def test_timm_applies_no_weight_decay_to_the_shifts():
 
 
 class Listed(nn.Module):
-    """A network that lists parameters without weight decay itself."""
+    """A network that already lists parameters without weight decay."""
 
     def __init__(self):
         super().__init__()
@@ -406,7 +406,7 @@ class Calling(nn.Module):
 
 
 class UNet(nn.Module):
-    """A small U-Net with batch norms, whose outputs have the size of the images."""
+    """A small U-Net with batch norms. Its outputs have the size of the images."""
 
     def __init__(self):
         super().__init__()
@@ -429,7 +429,7 @@ def test_a_u_net_with_transposed_convolutions():
 
 
 @pytest.mark.parametrize("skip", [["layer1", "layer2.0.bn1"], lambda name, module: name in ("layer1", "layer2.0.bn1")])
-def test_skipped_modules_and_all_below_them_stay_as_they_are(skip):
+def test_skipped_modules_and_their_submodules_do_not_change(skip):
     model = small("resnet")
     with torch.no_grad():
         model.layer1[0].conv1.weight.normal_()
@@ -443,13 +443,13 @@ def test_skipped_modules_and_all_below_them_stay_as_they_are(skip):
     mentioned = {*report.activations, *report.norms_removed, *report.initialised, *report.not_initialised}
     mentioned |= {*report.penalised, *report.not_penalised, *report.multipliers, *report.rewired}
     assert not [name for name in mentioned if name.startswith("layer1") or name == "layer2.0.bn1"]
-    assert "layer2.0.conv1" in report.not_initialised  # the norm that stays reads it
+    assert "layer2.0.conv1" in report.not_initialised  # its output is the input of a norm that stays
     assert report.multipliers == [f"layer{i}.0.multiplier" for i in (2, 3, 4)]
     assert new.layer1[0].relu.inplace
     new(photos(n=2)).sum().backward()
 
 
-def test_skip_refuses_unknown_names_and_spares_parametrised_layers():
+def test_skip_refuses_unknown_names_and_accepts_parametrised_layers():
     with pytest.raises(ValueError, match=r"layer.*layer4"):
         isometrize(small("resnet"), photos(n=1), skip=["layer"])
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU(), nn.Conv2d(4, 4, 3))
@@ -469,7 +469,7 @@ def test_the_activation_before_a_skipped_module_in_place_stays():
     new(torch.randn(2, 3, 8, 8)).sum().backward()
 
 
-def test_an_unchanged_network_is_a_warning_with_what_would_change_it():
+def test_an_unchanged_network_gives_a_warning_with_arguments_that_change_it():
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.GELU(), nn.Flatten(), nn.LazyLinear(5))
     net(torch.randn(2, 3, 8, 8))
     with pytest.warns(UnchangedNetworkWarning, match=r"nothing.*also=\(nn.GELU,\)"):

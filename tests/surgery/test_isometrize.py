@@ -1,4 +1,4 @@
-"""``isometrize`` on networks of torchvision, and on small networks that are easy to get wrong."""
+"""``isometrize`` with networks of torchvision, and with small networks that are easy to get wrong."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from isonet.surgery.running import same
 
 @pytest.fixture(autouse=True)
 def _no_denormals():
-    """Signals and gradients that fade become denormal numbers, which are slow."""
+    """Flush denormal numbers to zero: fading signals and gradients become denormal, and they are slow."""
     torch.set_flush_denormal(True)
     yield
     torch.set_flush_denormal(False)
 
 
-# By torchvision's name: the numbers of activations, norms, residual blocks and convolutions
+# torchvision's name: the numbers of activations, norms, residual blocks and convolutions
 EXPECTED = {
     "resnet18": (17, 20, 8, 20),
     "resnet50": (49, 53, 16, 53),
@@ -44,7 +44,7 @@ ACTIVATIONS = {"relu", "relu_", "hardtanh", "hardtanh_", "clamp_min", "clamp"}
 
 
 class Count(TorchDispatchMode):
-    """Counts the activations among the operators that run."""
+    """Counts the activations among the executed operators."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def relus(model, images):
 
 
 def network(name):
-    """The network as torch initialises it; VGG has a small head in place of its 120 million weights."""
+    """Return the network as torch initialises it. VGG has a small head instead of its 120 million weights."""
     torch.manual_seed(0)
     if not name.startswith("vgg"):
         return getattr(zoo, name)(num_classes=10)
@@ -83,7 +83,7 @@ def batch(n=4, size=32):
 
 @functools.cache
 def changed(name):
-    """The network, its isometric copy and the report. Tests must not alter them."""
+    """Return the network, its isometric copy and the report. Tests must not modify them."""
     model = network(name)
     return model, *isometrize(model, batch(1)[0])
 
@@ -93,7 +93,7 @@ def trainable(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_every_activation_is_an_srelu_of_its_own_and_every_norm_is_gone(name):
+def test_every_activation_becomes_a_separate_srelu_and_every_norm_is_removed(name):
     model, new, report = changed(name)
     activations, norms, branches, _ = EXPECTED[name]
     images, _ = batch(1)
@@ -110,7 +110,7 @@ def test_every_activation_is_an_srelu_of_its_own_and_every_norm_is_gone(name):
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_convolutions_are_those_of_delta_init_and_their_penalty_is_0(name):
+def test_convolutions_equal_delta_init_and_their_penalty_is_0(name):
     model, new, report = changed(name)
     expected = dict(delta_init_(copy.deepcopy(model)).named_modules())
     convs = {name: conv for name, conv in new.named_modules() if isinstance(conv, nn.Conv2d)}
@@ -122,7 +122,7 @@ def test_convolutions_are_those_of_delta_init_and_their_penalty_is_0(name):
     assert all("7x7" in why for why in report.not_initialised.values())
     assert report.penalised == OrthoPenalty(new).names
     assert {*report.penalised, *report.not_penalised} == set(convs)
-    assert len(report.not_penalised) == 1  # the first, which reads images
+    assert len(report.not_penalised) == 1  # the first convolution, whose inputs are the images
     assert ortho_penalty(new).item() == 0
 
 
@@ -165,7 +165,7 @@ def test_a_gradient_reaches_the_first_convolution_and_steps_lower_the_loss(name)
 def test_copies_pickles_and_state_dictionaries_compute_the_same(name):
     new = trainable(name)
     with torch.no_grad():
-        for number, parameter in enumerate(new.parameters()):  # so that a parameter that is lost changes the outputs
+        for number, parameter in enumerate(new.parameters()):  # so that a missing parameter changes the outputs
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
     images, _ = batch(1)
     other, _ = isometrize(network(name), images)
@@ -177,7 +177,7 @@ def test_copies_pickles_and_state_dictionaries_compute_the_same(name):
         assert [list(model.state_dict()) for model in same] == [list(new.state_dict())] * 3
 
 
-def test_torch_compile_makes_one_graph():
+def test_torch_compile_produces_one_graph():
     net = zoo.ResNet(zoo.resnet.Bottleneck, [1, 1, 0, 0], num_classes=3)
     net.layer3, net.layer4, net.fc = nn.Identity(), nn.Identity(), nn.Linear(512, 3)
     images, _ = batch(2, 32)
@@ -198,7 +198,7 @@ def test_rewiring_alone_does_not_change_the_outputs():
 
 
 def test_a_bottleneck_computes_the_formula():
-    """Each call has its own shifts and the branch its multiplier; the truth is the formula in plain functions."""
+    """Each call has separate shifts, and the branch has a multiplier. The expected result uses plain functions."""
     block = zoo.resnet.Bottleneck(8, 4, stride=2, downsample=nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False)))
     images = torch.randn(2, 8, 6, 6)
     new, report = isometrize(block, images, delta=False)
@@ -215,10 +215,10 @@ def test_a_bottleneck_computes_the_formula():
 
 
 def test_the_signal_keeps_its_length_where_it_faded_before():
-    """VGG-11 as torch initialises it, and made isometric, from one activation to the next."""
+    """Compare VGG-11 as torch initialises it with its isometric copy, from one activation to the next."""
     model = network("vgg11")
     images, labels = batch(2)
-    before = [layer.forward for layer in signal_norms(model, images, labels)][:8]  # of the convolutions
+    before = [layer.forward for layer in signal_norms(model, images, labels)][:8]  # only the convolutions
     new, _ = isometrize(model, images)
     after = [layer.forward for layer in signal_norms(new, images, labels)][:8]
     assert before[-1] < before[0] / 100
@@ -228,7 +228,7 @@ def test_the_signal_keeps_its_length_where_it_faded_before():
 
 
 class Careless(nn.Module):
-    """Activations in place and a norm whose inputs are read again, a function, and a module with two names."""
+    """Activations in place and a norm whose inputs are used again, a function, and a module with two names."""
 
     def __init__(self):
         super().__init__()
@@ -244,7 +244,7 @@ class Careless(nn.Module):
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_no_module_overwrites_an_input_that_is_read_again(gradients):
+def test_no_module_overwrites_an_input_that_is_used_again(gradients):
     images = torch.randn(2, 3, 8, 8)
     new, report = isometrize(Careless(), images, delta=False)
     v = dict(new.named_parameters())
@@ -270,7 +270,7 @@ def test_no_module_overwrites_an_input_that_is_read_again(gradients):
 
 
 class Branching(nn.Module):
-    """Its forward depends on the data, so ``torch.fx`` cannot read it."""
+    """A module whose forward depends on the data, so ``torch.fx`` cannot trace it."""
 
     def __init__(self):
         super().__init__()
@@ -283,7 +283,7 @@ class Branching(nn.Module):
         return self.once(F.relu(x)) + self.act(x) + self.act(x[:, :2]).sum()
 
 
-def test_calls_that_torch_fx_cannot_separate_are_left_and_reported():
+def test_calls_that_torch_fx_cannot_separate_are_left_unchanged_and_reported():
     new, report = isometrize(Branching(), torch.randn(1, 3, 8, 8))
     assert isinstance(new.once, SReLU)
     assert isinstance(new.act, nn.ReLU)
@@ -308,7 +308,7 @@ def test_a_forward_that_differs_in_training_is_not_rewired():
     assert "training" in report.left[""]
 
 
-def test_convnext_keeps_its_gelus_unless_asked_and_its_own_scales():
+def test_convnext_keeps_its_gelus_by_default_and_its_layer_scales():
     blocks = [zoo.convnext.CNBlockConfig(96, 192, 1), zoo.convnext.CNBlockConfig(192, None, 1)]
     model = zoo.ConvNeXt(blocks, num_classes=10)
     images, labels = batch(2)
@@ -320,13 +320,13 @@ def test_convnext_keeps_its_gelus_unless_asked_and_its_own_scales():
 
     new, report = isometrize(model, images, also=(nn.GELU,))
     assert len(report.activations) == 2
-    assert new.features[1][0].block[4].srelu_bias.shape == (1, 384, 1, 1)  # of (N, H, W, C)
+    assert new.features[1][0].block[4].srelu_bias.shape == (1, 384, 1, 1)  # for inputs of shape (N, H, W, C)
     F.cross_entropy(new(images), labels).backward()
     assert next(new.parameters()).grad.norm() > 0
 
 
 @pytest.mark.parametrize("srelu", [False, True])
-def test_a_convolution_gets_a_bias_where_no_srelu_follows(srelu):
+def test_a_convolution_receives_a_bias_if_no_srelu_follows(srelu):
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(),
         nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4), nn.SiLU(),
@@ -411,7 +411,7 @@ def test_activation_functions_keep_their_arguments():
     assert not report.left
 
 
-def test_a_function_with_a_computed_argument_is_left():
+def test_a_function_with_a_computed_argument_is_left_unchanged():
     class Computed(Sloped):
         def forward(self, x):
             return F.leaky_relu(self.conv(x), x.shape[1] / 10)

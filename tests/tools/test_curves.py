@@ -1,4 +1,4 @@
-"""Curves of runs: the picture and the events of a run while it trains, and the tool that compares runs."""
+"""Curves of runs: the picture and the events that a run writes, and the tool that compares runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cfg(tmp_path, *opts):
 
 
 def pixels(data, size):
-    """The colours of a picture, such as #0072b2."""
+    """Return the colours of a picture, such as #0072b2."""
     with Image.open(data) as image:
         assert image.size == size
         return {f"#{r:02x}{g:02x}{b:02x}" for _, (r, g, b) in image.convert("RGB").getcolors(1 << 24)}
@@ -44,7 +44,7 @@ def test_a_run_draws_its_curves_and_writes_events_once_for_each_epoch(tmp_path):
     for key in events.Tags()["scalars"]:
         points = [(event.step, event.value) for event in events.Scalars(key)]
         assert points == [(row["epoch"], pytest.approx(row[key], rel=1e-6)) for row in rows], key
-    copy = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "copy", resume=str(folder.path))  # nothing to do
+    copy = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "copy", resume=str(folder.path))  # no epochs remain
     assert copy.curves.exists()
     assert not copy.events()
     copy.clear()
@@ -52,8 +52,8 @@ def test_a_run_draws_its_curves_and_writes_events_once_for_each_epoch(tmp_path):
     assert not list(copy.path.iterdir()) + list(folder.path.iterdir())
 
 
-def test_without_matplotlib_a_run_says_so_once_and_trains(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # so that importing it fails
+def test_without_matplotlib_a_run_logs_it_once_and_trains(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # so that its import fails
     folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 1), "run")
     (line,) = (line for line in folder.log.read_text().splitlines() if "pip install" in line)
     assert "curves.png" in line
@@ -70,7 +70,7 @@ def test_without_tensorboard_a_run_that_asks_for_it_does_not_start(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_that_cannot_be_written_costs_one_warning(tmp_path):
+def test_a_picture_that_cannot_be_written_gives_one_warning(tmp_path):
     folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 1), "run")
     folder.curves.unlink()
     folder.curves.mkdir()
@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_written_costs_one_warning(tmp_path):
 
 
 def make_run(folder, epochs, top1, tail=""):
-    """The files of a run with the accuracies ``top1(epoch)``."""
+    """Write the files of a run with the accuracies ``top1(epoch)``."""
     folder.mkdir(parents=True)
     keys = {"learning_rate": 0.1, "cross_entropy": 1.25, "penalty": 3.5, "train_top1": 50.0, "top5": 90.0,
             "train_top5": 91.0, "val_loss": 1.5}  # fmt: skip
@@ -113,7 +113,7 @@ def test_the_tool_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch, caps
     assert {COLOURS[0], COLOURS[1]} <= pixels(tmp_path / "all.png", (1600, 1000))
 
 
-def test_after_seven_runs_the_colours_repeat_with_another_marker(tmp_path, monkeypatch):
+def test_after_seven_runs_the_colours_repeat_with_a_different_marker(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"r{i}" for i in range(8)]
     for i, name in enumerate(names):
@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line(tmp_path, monkeypatch, runs, words):
     assert "\n" not in str(error.value)
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_folders(tmp_path, capsys):
+def test_runs_of_the_same_name_are_distinguished_by_their_folders(tmp_path, capsys):
     folders = [tmp_path / data_set / "twin" for data_set in "ab"]
     for folder in folders:
         make_run(folder, 1, lambda epoch: 1.0)

@@ -1,4 +1,4 @@
-"""Exported files against the network they came from, run by the programs that they are for; and mistakes."""
+"""Exported files compared with their network, run by the programs that read them, and mistakes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RESIDUAL = ["ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULT
 
 @pytest.fixture
 def network(tmp_path):
-    """A residual network with random weights, saved to best.pt in ``tmp_path``."""
+    """A residual network with random weights, which is saved to best.pt in ``tmp_path``."""
     torch.manual_seed(0)
     cfg = load_cfg(None, [*TINY, *RESIDUAL])
     model = build_model(cfg).eval()
@@ -38,7 +38,7 @@ def network(tmp_path):
 
 
 def export(capfd, *arguments):
-    """Exit code, standard output and standard error of the tool, with what libraries write to them."""
+    """Return the exit code, standard output and standard error of the tool, including the output of libraries."""
     code = run_cli(main, parse_args([str(argument) for argument in arguments]))
     captured = capfd.readouterr()
     assert "Traceback" not in captured.err
@@ -77,13 +77,13 @@ def test_onnx(capfd, network, tmp_path):
     assert [each.version for each in onnx.load(file).opset_import if not each.domain] == [20]
 
 
-def test_a_file_that_fails_its_check_is_not_written_and_the_former_one_stays(network, tmp_path):
+def test_a_file_that_fails_its_check_is_not_written_and_the_old_one_stays(network, tmp_path):
     pytest.importorskip("safetensors")
     trained, output = load_trained(str(tmp_path / "best.pt")), tmp_path / "best.safetensors"
     difference, largest = export_file(trained, NAMES, "safetensors", output, 18, 0)
     assert difference == 0 < largest
     former = output.read_bytes()
-    trained.model.register_forward_hook(lambda _, __, logits: logits + 0.01)  # which no weight shows
+    trained.model.register_forward_hook(lambda _, __, logits: logits + 0.01)  # not visible in any weight
     with pytest.raises(UserError, match=r"1\.0e-02.*--tolerance"):
         export_file(trained, NAMES, "safetensors", output, 18, 1e-4)
     assert output.read_bytes() == former
@@ -162,7 +162,7 @@ def test_an_output_that_cannot_be_written_is_refused(capfd, network, tmp_path):
         assert why in err.removeprefix(f"error: --output {output}: ")
 
 
-def test_a_checkpoint_that_is_not_there_or_carries_no_config(capfd, network, tmp_path):
+def test_a_missing_checkpoint_and_one_without_a_config(capfd, network, tmp_path):
     code, _, err = export(capfd, "--ckpt", tmp_path / "gone.pt", "--format", "torch")
     assert (code, "gone.pt" in err) == (2, True)
     save_checkpoint(tmp_path / "bare.pt", {"net": network.state_dict()})

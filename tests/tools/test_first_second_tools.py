@@ -1,4 +1,4 @@
-"""What the tools import before they print their help or report a mistake: modules, not seconds."""
+"""The modules that the tools import before they print their help or report a mistake."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """Exit code, standard output, standard error and heavy modules of every command, from one interpreter."""
+    """The exit code, standard output, standard error and heavy modules of every command, in one interpreter."""
     commands = [*HELP, *(command for command, _ in MISTAKES)]
     done = subprocess.run(
         [sys.executable, "-c", RUN_ALL, json.dumps([commands, HEAVY])],

@@ -1,4 +1,4 @@
-"""FLOPs against the reference, against the networks' closed form, and against a counted real step."""
+"""FLOPs compared with the reference, with the networks' closed form, and with the counted operators of a step."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def test_stages_add_up_and_have_their_shapes():
 
 
 @pytest.mark.parametrize("config", ["cifar10_ISO29", "cifar10_RISO56", "cifar10_RES56"])
-def test_a_training_step_costs_what_its_operators_cost(config):
-    """Count a real forward and backward pass, on the CPU, with batch norm's and SReLU's own operators in it."""
+def test_the_cost_of_a_training_step_equals_the_cost_of_its_operators(config):
+    """Count a real forward and backward pass on the CPU, including the operators of batch norm and SReLU."""
     cfg = load_cfg(REPO / f"configs/{config}.yaml", ["SOLVER.TRAIN_BATCH_SIZE", 2])
     count, model = count_flops(cfg), build_model(cfg)
     with FlopCounterMode(display=False) as counter:
@@ -58,7 +58,7 @@ def test_a_training_step_costs_what_its_operators_cost(config):
     [("cifar10_RISO56", "published"), ("cifar10_RISO56", "operator"), ("IN1k-RISO18", "published")],
 )
 def test_the_penalty_is_counted_as_it_is_computed(config, strided):
-    """One evaluation on real weights, without and with its gradient, by torch's counter."""
+    """torch's counter measures one evaluation with real weights, without and with its gradient."""
 
     def counted(gradient):
         with torch.set_grad_enabled(gradient), FlopCounterMode(display=False) as counter:
@@ -67,11 +67,11 @@ def test_the_penalty_is_counted_as_it_is_computed(config, strided):
 
     cfg = load_cfg(REPO / f"configs/{config}.yaml", ["ISON.ORTHO_STRIDED", strided])
     model, count = build_model(cfg), count_flops(cfg)
-    assert counted(gradient=False) == pytest.approx(count.penalty_macs, rel=1e-3)  # the last sums over points
+    assert counted(gradient=False) == pytest.approx(count.penalty_macs, rel=1e-3)  # 1e-3: the last sums over points
     assert counted(gradient=True) == pytest.approx(count.penalty_step_macs, rel=1e-3)
 
 
-def test_the_table_names_every_figure():
+def test_the_table_contains_every_figure():
     count = count_flops(load_cfg(REPO / "configs/cifar10_ISO29.yaml"))
     table = format_table(count)
     for figure in (count.params, count.macs, count.flops, count.penalty_macs, count.penalty_macs_half_offsets):

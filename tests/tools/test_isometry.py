@@ -1,4 +1,4 @@
-"""The isometry report: its numbers against those of the parts, its page, which needs no other file, and mistakes."""
+"""The isometry report: its numbers compared with its parts, its page, which needs no other file, and mistakes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SMALL = ["ISON.DEPTH", "8"]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of the smallest network with shortcuts, which logs the extremes of the spectrum."""
+    """A run of the smallest network with shortcuts. It logs the extremes of the spectrum."""
     place = tmp_path_factory.mktemp("runs")
     opts = [*TINY, "ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.0]
     return run_training(load_cfg(None, [*opts, "OUTPUT_DIR", str(place), "RUNTIME.LOG_SPECTRUM", 1]), "run")
@@ -38,7 +38,7 @@ def report(out, *args):
     return json.loads((out / "report.json").read_text()), (out / "index.html").read_text()
 
 
-def test_the_numbers_are_those_of_the_network(tmp_path):
+def test_the_numbers_match_the_network(tmp_path):
     numbers, _ = report(tmp_path, "--cfg", DIGITS, "--images", 5, "--steps", 4, *SMALL)
     (found,) = numbers.values()
     torch.manual_seed(0)
@@ -53,7 +53,7 @@ def test_the_numbers_are_those_of_the_network(tmp_path):
     assert strided["near_1"] == pytest.approx(near.float().mean().item())
     assert sum(conv["penalty"] or 0 for conv in found["convs"]) == pytest.approx(ortho_penalty(model).item(), abs=1e-9)
     assert [row["part"] for row in found["jacobian"]] == ["stem", "s1", "s2", "s3", "head", "whole"]
-    assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialised, and no value is clipped
+    assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialisation, and no value is clipped
     found["jacobian"][-1]["smallest_error"] = math.nan
     assert "nan</td>" in page(numbers)
     assert len(found["signal"]) == len(signal_norms(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1])))
@@ -61,7 +61,7 @@ def test_the_numbers_are_those_of_the_network(tmp_path):
 
 
 def test_the_page_needs_no_other_file_and_shows_every_network(tmp_path, trained):
-    names = ["start", "<b>trained</b>", "$a_$"]  # to matplotlib the last would be an invalid formula
+    names = ["start", "<b>trained</b>", "$a_$"]  # matplotlib would parse the last one as an invalid formula
     plain = load_cfg(DIGITS, ["ISON.HAS_BN", True, "ISON.HAS_ST", True, "ISON.SReLU", False])
     (tmp_path / "plain.yaml").write_text(plain.dump())
     numbers, text = report(
@@ -142,7 +142,7 @@ def test_overrides_may_follow_the_networks_that_are_compared():
     assert args.opts == ["RUNTIME.SEED", "3", "ISON.DEPTH", "8"]
 
 
-def test_the_precision_is_that_of_the_config(monkeypatch):
+def test_the_precision_follows_the_config(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored afterwards
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
     for deterministic, tf32 in ((True, False), (False, True)):
@@ -157,6 +157,6 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     def measure(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("isonet.isometry.measure.measure", measure)  # memory cannot be used up in a test
+    monkeypatch.setattr("isonet.isometry.measure.measure", measure)  # a test cannot use up the memory
     assert run_cli(tool.main, tool.parse_args(["--cfg", str(DIGITS), *SMALL])) == 2
     assert capsys.readouterr().err.startswith("error: out of memory")

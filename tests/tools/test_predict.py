@@ -1,4 +1,4 @@
-"""Predictions against the softmax of the network on the batches of evaluation, in every format; and mistakes."""
+"""Predictions in every format, compared with the network's softmax on evaluation batches, and mistakes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL_NET = ["ISON.DEPTH", 18, "DATASET.NUM_CLASSES", 3, "RUNTIME.SEED", 5]
 
 
 def network(cfg):
-    """A network with random weights, large enough for clearly different probabilities."""
+    """Return a network with random weights that are large enough for clearly different probabilities."""
     torch.manual_seed(cfg.RUNTIME.SEED)
     model = build_model(cfg).eval()
     with torch.no_grad():
@@ -41,14 +41,14 @@ def checkpoint(path, cfg, **more):
 
 
 def expected(cfg):
-    """The probabilities of the validation images, (N, classes)."""
+    """Return the probabilities of the validation images, (N, classes)."""
     model = network(cfg)
     with torch.no_grad():
         return torch.cat([model(images).softmax(1) for images, _ in build_loader(cfg, "val")])
 
 
 def predict(capsys, *arguments):
-    """Exit code, standard output and standard error of the tool."""
+    """Return the exit code, standard output and standard error of the tool."""
     code = run_cli(main, parse_args([str(argument) for argument in arguments]))
     captured = capsys.readouterr()
     assert "Traceback" not in captured.err
@@ -56,7 +56,7 @@ def predict(capsys, *arguments):
 
 
 def assert_predicted(answer, wanted, names):
-    """Compare a JSON answer with probabilities (N, classes), a row for each image."""
+    """Compare a JSON answer with probabilities (N, classes), one row for each image."""
     found = json.loads(answer)
     assert len(found) == len(wanted)
     for item, row in zip(found, wanted, strict=True):
@@ -69,7 +69,7 @@ def assert_predicted(answer, wanted, names):
 
 @pytest.fixture(scope="module")
 def digit_files(tmp_path_factory):
-    """All validation digits as PNG files, whose sorted names have the order of the digits."""
+    """All validation digits as PNG files. Their sorted names have the order of the digits."""
     folder = tmp_path_factory.mktemp("digits")
     for index, pixels in enumerate(digits("val").images):
         place = folder / f"{index // 100}"
@@ -90,8 +90,8 @@ def run(tmp_path_factory):
     return checkpoint(tmp_path_factory.mktemp("run") / "best.pt", cfg, classes=NAMES).parent
 
 
-def test_digits_are_predicted_as_evaluation_sees_them(capsys, run, digit_files):
-    """A whole folder, large enough to be read by worker processes."""
+def test_digits_are_predicted_as_in_evaluation(capsys, run, digit_files):
+    """The folder is large enough that worker processes read it."""
     code, out, err = predict(capsys, "--ckpt", run, "--format", "json", "--batch-size", 150, digit_files)
     assert (code, err) == (0, "")
     found = assert_predicted(out, expected(load_cfg(None, TINY)), NAMES)
@@ -100,8 +100,8 @@ def test_digits_are_predicted_as_evaluation_sees_them(capsys, run, digit_files):
 
 
 @pytest.mark.parametrize(("size", "decoder"), [(96, "pil"), (96, "torch"), (32, "torch")])
-def test_photographs_are_predicted_as_evaluation_sees_them(capsys, tmp_path, size, decoder):
-    """JPEG files of several shapes: large ones are resized and cropped, small ones held in memory."""
+def test_photographs_are_predicted_as_in_evaluation(capsys, tmp_path, size, decoder):
+    """JPEG files of several shapes: large images are resized and cropped, and small ones are kept in memory."""
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for index, (name, shape) in enumerate({"ant": (70, 200), "bee": (150, 100), "cat": (97, 96)}.items()):
@@ -118,7 +118,7 @@ def test_photographs_are_predicted_as_evaluation_sees_them(capsys, tmp_path, siz
     assert_predicted(out, expected(cfg), ["ant", "bee", "cat"])  # the default is 5 classes, and there are 3
 
 
-def test_formats_say_the_same(capsys, run, few):
+def test_all_formats_have_the_same_predictions(capsys, run, few):
     answers = {}
     for kind in ("json", "csv", "table"):
         code, answers[kind], _ = predict(capsys, "--ckpt", run, "--top", 2, "--format", kind, *few)
@@ -155,7 +155,7 @@ def test_paths_are_read_from_standard_input(capsys, monkeypatch, run, few):
 
 def test_images_that_cannot_be_read_are_reported_and_the_others_predicted(capsys, run, few, tmp_path):
     (tmp_path / "bad").mkdir()
-    for index in range(9):  # more than two whole batches
+    for index in range(9):  # so that there are more than two whole batches
         (tmp_path / f"bad/{index}.png").write_bytes(b"no picture")
     with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.png")  # a relative path, because the absolute one may be too long for a socket

@@ -1,4 +1,4 @@
-"""Sweeps: the grid of a command, runs that diverge, and sweeps that are stopped or killed and resume."""
+"""Sweeps: the grid of a command, runs that diverge, and sweeps that are stopped or killed and then resume."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run_sweep(*arguments):
 
 
 @pytest.mark.torture
-def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, capsys):
+def test_a_killed_sweep_resumes_the_remaining_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     arguments = command("SOLVER.BASE_LR", "1e6,0.02")
@@ -51,12 +51,12 @@ def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, caps
     diverged, trained = RunFolder(runs / "lr-BASE_LR=1e6"), RunFolder(runs / "lr-BASE_LR=0.02")
     first = start("isonet.tools.sweep", *arguments, cwd=tmp_path)
     wait_until((trained.path / "epoch0001-step000004.pt").exists, first)
-    os.kill(first.pid, signal.SIGKILL)  # the sweep alone, not its process group
+    os.kill(first.pid, signal.SIGKILL)  # only the sweep, not its process group
     printed = first.wait().stdout
     assert re.search(r"^\[1/2\] BASE_LR 1e6: diverged: .*not finite.* epoch 1\b", printed, re.MULTILINE)
     log = diverged.log.read_bytes()
 
-    assert run_cli(sweep.main, sweep.parse_args(arguments)) == 0  # the run of the first may still be saving
+    assert run_cli(sweep.main, sweep.parse_args(arguments)) == 0  # the first sweep's run may still be saving
     out = capsys.readouterr().out
     assert "2 runs, 1 " in out
     assert diverged.log.read_bytes() == log
@@ -70,7 +70,7 @@ def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, caps
     assert f"{max(top1):.2f} ({1 + top1.index(max(top1))})" in out
 
     before = {file: file.stat().st_mtime_ns for file in trained.path.iterdir()}
-    run_sweep(*arguments)  # everything is done
+    run_sweep(*arguments)  # every run is finished
     assert {file: file.stat().st_mtime_ns for file in trained.path.iterdir()} == before
     other_batch = [*arguments[:7], "64", *arguments[8:]]
     with pytest.raises(UserError, match=r"/lr is .* SOLVER.TRAIN_BATCH_SIZE 128, now 64.*--output"):
@@ -80,13 +80,13 @@ def test_a_sweep_that_is_killed_resumes_what_is_left(tmp_path, monkeypatch, caps
     shutil.rmtree(runs / "lr")  # runs of this name remain
     with pytest.raises(UserError, match=r"=1e6 is .* SOLVER.TRAIN_BATCH_SIZE 128, now 64.*--output"):
         run_sweep(*other_batch)
-    for config in runs.glob("lr-*/config.yaml"):  # as older runs wrote it, which trained on all images
+    for config in runs.glob("lr-*/config.yaml"):  # like the config of older runs, which trained on all images
         config.write_text("".join(line for line in config.open() if "DROP_LAST" not in line))
     with pytest.raises(UserError, match=r"SOLVER.DROP_LAST False, now True.*--output"):
         run_sweep(*arguments)
 
 
-def test_the_last_epoch_is_part_of_a_run_whose_rate_falls_to_it():
+def test_the_number_of_epochs_is_a_difference_between_runs_if_the_rate_falls():
     before, after = (load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs]) for epochs in (3, 4))
     assert sweep.difference(before, after) == ""
     falling = [load_cfg(DIGITS, ["SOLVER.MAX_EPOCHS", epochs, "SOLVER.SCHEDULE", "cosine"]) for epochs in (3, 4)]
@@ -112,11 +112,11 @@ def check_files(folder, top1):
 
 @pytest.fixture
 def shell(tmp_path, monkeypatch):
-    """``shell(script, slots)`` runs a sweep of three runs, each of which is a shell script instead of a training.
+    """``shell(script, slots)`` runs a sweep of three runs. Each run is a shell script instead of a training.
 
-    It returns the runs in the order in which they ended, and the signal that stopped them. The script finds the
-    arguments of the process in $name and $gpus, and the folder of the run in $run; "started NAME GPUS" is a line of the
-    file ``started``.
+    It returns the runs in the order in which they ended, and the signal that stopped them. In the script, $name and
+    $gpus are the arguments of the process, and $run is the folder of the run. Each run appends the line
+    "started NAME GPUS" to the file ``started``.
     """
     monkeypatch.chdir(tmp_path)
 
@@ -148,7 +148,7 @@ def test_each_slot_has_one_run_at_a_time(tmp_path, shell):
     assert sorted((run.name, run.state) for run in ended) == [(f"s-SEED={seed}", "finished") for seed in (1, 2, 3)]
 
 
-def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
+def test_a_signal_stops_the_runs_and_no_other_run_starts(tmp_path, shell):
     def stop():
         while len(started(tmp_path)) < 2:
             time.sleep(0.01)
@@ -156,7 +156,7 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
 
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
-    ended, received = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until input ends
+    ended, received = shell("cat; echo stopped: by SIGTERM, saved; exit 75", ["0", "1"])  # cat: until its input ends
     thread.join()
     assert received == signal.SIGTERM
     assert sorted(run.name for run in ended) == ["s-SEED=1", "s-SEED=2"]
@@ -165,7 +165,7 @@ def test_a_signal_stops_the_runs_and_no_other_starts(tmp_path, shell):
 
 
 def test_runs_stop_if_their_sweep_fails(tmp_path, shell, monkeypatch):
-    """As they do if it is killed: the end of their standard input is the end of the sweep."""
+    """Runs also stop if the sweep is killed, because their standard input ends with the sweep."""
     monkeypatch.setattr(Run, "update", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         shell('[ "$name" = s-SEED=1 ] || { cat; touch stopped; }', ["0", "1"])
@@ -194,7 +194,7 @@ def test_the_end_of_a_run_is_reported_in_one_line(shell, script, state, reason):
 
 
 def test_slots_are_gpus_of_each_run_or_of_all():
-    """Without a GPU, those of --parallel are as many on the CPU."""
+    """Without a GPU, --parallel gives the same number of slots on the CPU."""
     assert sweep.slots_of(None, False) == sweep.slots_of(None, True) == [None]
     assert sweep.slots_of("0,1", False) == ["0,1"]
     assert sweep.slots_of("0,1", True) == ["0", "1"]
@@ -213,10 +213,10 @@ def test_a_grid_is_the_product_of_all_values(tmp_path):
     for run in runs:
         assert run.cfg.SOLVER.MAX_EPOCHS == 4
         assert str(run.folder.path) == f"{tmp_path}/a,b/digits/{run.name}"
-        assert load_cfg(DIGITS, run.opts) == run.cfg  # the process of the run is given the opts
+        assert load_cfg(DIGITS, run.opts) == run.cfg  # the process of the run receives the opts
 
 
-def test_every_key_has_a_short_name_of_its_own():
+def test_every_key_has_a_unique_short_name():
     names = [leaf(key) for key in flat(load_cfg())]
     assert len(set(names)) == len(names)
 

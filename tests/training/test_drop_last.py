@@ -33,13 +33,13 @@ def rows(folder):
 def state(folder):
     found = read_checkpoint(folder.latest)
     for group in found["optimizer"]["param_groups"]:
-        del group["lr"]  # set before each step: a run resumed after the last one of an epoch has not set it
+        del group["lr"]  # each step sets it, but a run resumed after the last step of an epoch runs no step
     return {key: found[key] for key in ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")}
 
 
 @pytest.fixture
 def rates(monkeypatch):
-    """The rate of each step of the runs in this test."""
+    """The learning rate of each step of the runs in a test."""
     found = []
     real = loop.set_learning_rate
     monkeypatch.setattr(loop, "set_learning_rate", lambda optimizer, rate: (found.append(rate), real(optimizer, rate)))
@@ -64,8 +64,8 @@ def test_a_set_smaller_than_a_batch_is_trained_on(tmp_path, rates):
 
 @pytest.mark.parametrize("step", [4, STEPS])
 @pytest.mark.parametrize("schedule", ["steps", "linear", "cosine"])
-def test_a_run_resumed_within_an_epoch_or_at_its_end_is_the_run_to_the_bit(tmp_path, schedule, step):
-    """After step 11 no step of the epoch is left, and the run goes on with the evaluation."""
+def test_a_run_resumed_within_an_epoch_or_at_its_end_is_bit_identical(tmp_path, schedule, step):
+    """Step 11 is the last step of the epoch. A run resumed after it continues with the evaluation."""
     opts = ["SOLVER.SCHEDULE", schedule, "SOLVER.MAX_EPOCHS", 2, "RUNTIME.SAVE_EVERY", step, "RUNTIME.KEEP", 99]
     whole = run_training(cfg(tmp_path, *opts), "whole")
     for epoch in (1, 2):
@@ -87,12 +87,12 @@ def test_a_rate_that_falls_with_every_step_reaches_0_after_the_last_one(tmp_path
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > 0
     assert learning_rate_at(config, 2, done=1.0) == 0.0
-    if schedule == "linear":  # the next would be 0
+    if schedule == "linear":  # the next rate would be 0
         assert rates[-1] == pytest.approx(rates[-2] - rates[-1])
 
 
 def test_the_rates_of_an_epoch_of_whole_batches_do_not_depend_on_the_key(tmp_path, rates):
-    """1,437 images are three batches of 479: of those the key leaves out none, and the runs are equal."""
+    """1,437 images are three batches of 479, so the key leaves out no image, and the runs are equal."""
     opts = ["SOLVER.SCHEDULE", "linear", "SOLVER.TRAIN_BATCH_SIZE", 479, "SOLVER.MAX_EPOCHS", 2]
     one, other = (run_training(cfg(tmp_path, *opts, "SOLVER.DROP_LAST", drop), str(drop)) for drop in (True, False))
     assert len(rates) == 12
@@ -100,8 +100,8 @@ def test_the_rates_of_an_epoch_of_whole_batches_do_not_depend_on_the_key(tmp_pat
     assert_same(state(one), state(other))
 
 
-def test_after_another_batch_size_within_an_epoch_the_rest_is_whole_batches_of_the_new_size(tmp_path, rates):
-    """640 of 1,437 images are taken; the other 797 are 7 batches of 100, and 97 images are left out."""
+def test_a_new_batch_size_within_an_epoch_divides_the_remaining_images_into_whole_batches(tmp_path, rates):
+    """The first run takes 640 of 1,437 images. Of the other 797, the second takes 7 batches of 100 and drops 97."""
     opts = ["SOLVER.SCHEDULE", "linear", "RUNTIME.SAVE_EVERY", 5, "RUNTIME.KEEP", 99]
     part = run_training(cfg(tmp_path, *opts), "run").path / "epoch0001-step000005.pt"
     rates.clear()
@@ -111,7 +111,7 @@ def test_after_another_batch_size_within_an_epoch_the_rest_is_whole_batches_of_t
 
 
 def without_key(folder, path):
-    """The latest checkpoint of ``folder`` at ``path``, with the config of a version that did not have the key."""
+    """Save the latest checkpoint of ``folder`` as ``path``, with the config of a version without the key."""
     found = read_checkpoint(folder.latest)
     lines = found["config"].splitlines()
     assert sum("DROP_LAST" in line for line in lines) == 1
@@ -122,11 +122,11 @@ def without_key(folder, path):
 NOT_USED = "SOLVER.DROP_LAST True is not used: the run of "
 
 
-def test_a_checkpoint_without_the_key_resumes_with_all_images_however_often(tmp_path):
+def test_a_checkpoint_without_the_key_resumes_with_all_images_each_time(tmp_path):
     whole = run_training(cfg(tmp_path, *ALL_IMAGES, "SOLVER.MAX_EPOCHS", 3), "whole")
     first = run_training(cfg(tmp_path, *ALL_IMAGES), "first")
     resume = without_key(first, tmp_path / "old.pt")
-    for epochs in (2, 3):  # the same command, which says nothing of the key
+    for epochs in (2, 3):  # the same command, which does not set the key
         folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", epochs), "resumed", resume=resume)
         resume = LATEST
         log = folder.log.read_text()
@@ -139,7 +139,7 @@ def test_a_checkpoint_without_the_key_resumes_with_all_images_however_often(tmp_
     assert rows(folder) == rows(whole)
 
 
-def test_so_does_one_within_an_epoch_and_one_without_any_config(tmp_path):
+def test_a_checkpoint_within_an_epoch_without_a_config_resumes_with_all_images(tmp_path):
     opts = [
         "SOLVER.SCHEDULE",
         "cosine",
@@ -147,7 +147,7 @@ def test_so_does_one_within_an_epoch_and_one_without_any_config(tmp_path):
         12,
         "RUNTIME.KEEP",
         9,
-    ]  # after the last step of all images
+    ]  # 12: the last step of an epoch of all images
     whole = run_training(cfg(tmp_path, *ALL_IMAGES, *opts), "whole")
     found = read_checkpoint(whole.path / "epoch0001-step000012.pt")
     assert found["part"]["taken"] == 1437
@@ -159,7 +159,7 @@ def test_so_does_one_within_an_epoch_and_one_without_any_config(tmp_path):
 
 
 @pytest.mark.parametrize("began", [True, False])
-def test_a_run_keeps_the_value_that_it_began_with_and_says_so(tmp_path, began):
+def test_a_run_keeps_its_first_value_and_logs_that(tmp_path, began):
     whole = run_training(cfg(tmp_path, "SOLVER.DROP_LAST", began, "SOLVER.MAX_EPOCHS", 2), "whole")
     run_training(cfg(tmp_path, "SOLVER.DROP_LAST", began), "run")
     other = cfg(tmp_path, "SOLVER.DROP_LAST", not began, "SOLVER.MAX_EPOCHS", 2)
@@ -171,11 +171,11 @@ def test_a_run_keeps_the_value_that_it_began_with_and_says_so(tmp_path, began):
     assert "another value" not in log
 
 
-def test_a_config_that_a_run_wrote_before_a_key_existed_says_what_the_run_did(tmp_path):
+def test_a_written_config_older_than_a_key_has_the_behaviour_of_its_run(tmp_path):
     assert BEFORE_THE_KEY.items() <= {key: not value for key, value in flat(default_cfg()).items()}.items()
     text = "".join(line for line in load_cfg().dump().splitlines(keepends=True) if "DROP_LAST" not in line)
     (tmp_path / "config.yaml").write_text(text)
     for found in (parse_cfg(text, "a checkpoint"), read_written_cfg(tmp_path / "config.yaml")):
         assert flat(found) == {**flat(load_cfg()), "SOLVER.DROP_LAST": False}
-    assert load_cfg(tmp_path / "config.yaml").SOLVER.DROP_LAST  # a config of a new run
+    assert load_cfg(tmp_path / "config.yaml").SOLVER.DROP_LAST  # read as the config of a new run
     assert parse_cfg(text, "a checkpoint", ["SOLVER.DROP_LAST", True]).SOLVER.DROP_LAST

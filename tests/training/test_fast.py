@@ -1,4 +1,4 @@
-"""Speed that is opt-in: it computes the same up to what each key says, or is refused."""
+"""Optional speedups: each computes the same results, up to the difference that its key states, or is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def network(*opts):
 
 
 def losses(model, steps=4, amp=None, forward=None, images=None):
-    """Cross entropy and penalty before each of some steps on one batch."""
+    """Return the cross entropy and penalty before each of ``steps`` steps on one batch."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(16, 3, 8, 8, generator=generator) if images is None else images
     labels = torch.randint(10, (16,), generator=generator)
@@ -45,7 +45,7 @@ def losses(model, steps=4, amp=None, forward=None, images=None):
 
 @pytest.mark.parametrize("config", FAMILIES)
 def test_the_whole_network_is_one_graph(config):
-    """Traced as ``torch.compile`` would, without generating code: any graph break is an error."""
+    """Trace the network as ``torch.compile`` does, without generating code. Any graph break is an error."""
     torch._dynamo.reset()
     model = build_model(load_cfg(REPO / f"configs/{config}.yaml", ["ISON.DROPOUT", False]))
     size = 64 if config.startswith("IN1k") else 16
@@ -58,7 +58,7 @@ def test_the_whole_network_is_one_graph(config):
         torch.testing.assert_close(a, b)
 
 
-def test_channels_last_and_compiled_steps_are_the_plain_ones():
+def test_channels_last_and_compiled_steps_equal_plain_steps():
     expected = losses(network())
     model = network()
     forward = place(model, [CPU], channels_last=True, compiled=True)
@@ -67,15 +67,15 @@ def test_channels_last_and_compiled_steps_are_the_plain_ones():
 
 
 def test_a_compiled_network_in_16_bits_has_the_gradient_of_the_plain_one():
-    """What SReLU cuts off passes its gradient to the shift; beside a shift of 32 bits 16-bit outputs would not.
+    """The gradient of what SReLU cuts off goes to the shift. With 16-bit outputs and a 32-bit shift it would not.
 
-    Rounding to 16 bits moves each by some percent, so both are compared with the gradient in float32.
+    Rounding to 16 bits changes each gradient by some percent, so both are compared with the float32 gradient.
     """
     model = network("ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True, "ISON.RES_MULTIPLIER", 0.3)
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, SReLU):
-                module.srelu_bias.uniform_(-0.5, 0.1)  # hardly any is a number of 16 bits
+                module.srelu_bias.uniform_(-0.5, 0.1)  # few of these values are exact in 16 bits
     images, labels, amp = torch.randn(16, 3, 8, 8), torch.arange(16) % 10, Amp("bf16", CPU)
     grads = [torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters()))]
     for forward in (model, place(model, [CPU], compiled=True)):
@@ -103,7 +103,7 @@ def test_the_gradient_of_the_penalty_is_float32_under_autocast():
     assert torch.equal(model.s2.b1.f.a.weight.grad, twin.s2.b1.f.a.weight.grad)
 
 
-def test_with_fp16_a_step_of_overflowing_gradients_is_left_out_and_the_scale_falls():
+def test_fp16_skips_a_step_of_overflowing_gradients_and_lowers_the_scale():
     model, amp = network(), Amp("fp16", CPU)
     before = model.head.fc.weight.clone()
     images = torch.randn(16, 3, 8, 8)
@@ -113,7 +113,7 @@ def test_with_fp16_a_step_of_overflowing_gradients_is_left_out_and_the_scale_fal
     assert amp.scaler.get_scale() == 2**15
 
 
-def test_a_cpu_without_16_bit_arithmetic_is_warned_of(caplog, monkeypatch):
+def test_a_cpu_without_16_bit_arithmetic_gives_a_warning(caplog, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     Amp("bf16", CPU)
     assert "many times slower" in caplog.text
@@ -129,7 +129,7 @@ def test_compiling_is_refused_for_several_gpus_and_without_a_compiler(monkeypatc
 
 
 def test_a_run_with_fp16_resumes_with_its_scale(tmp_path):
-    """On 16 images: a CPU without arithmetic for it takes a second for 100 images in float16."""
+    """The run has 16 images, because a CPU without float16 arithmetic takes a second for 100 images."""
     for split in ("train", "val"):
         for name in ("a", "b"):
             (tmp_path / "mine" / split / name).mkdir(parents=True)
@@ -158,7 +158,7 @@ def test_a_profile_names_the_operators(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value"), [("AMP", "fp8"), ("INPUT", "disk"), ("DECODER", "gd"), ("PROFILE", -1)])
-def test_values_that_do_not_exist_are_refused(key, value):
+def test_unknown_values_are_refused(key, value):
     with pytest.raises(ConfigError, match=f"RUNTIME.{key} must be"):
         load_cfg(None, [f"RUNTIME.{key}", value])
 
@@ -168,6 +168,6 @@ def test_off_may_be_written_without_quotes(tmp_path):
     assert load_cfg(tmp_path / "a.yaml").RUNTIME.AMP == "off"
 
 
-def test_large_images_are_not_held_in_memory():
+def test_large_images_are_not_kept_in_memory():
     with pytest.raises(ConfigError, match=r"RUNTIME.INPUT.*64 pixels.*224"):
         load_cfg(None, ["RUNTIME.INPUT", "memory"])

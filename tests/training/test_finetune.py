@@ -1,4 +1,4 @@
-"""A run that starts with the weights of another, with parts that keep them: digits of five classes after all ten."""
+"""A run that starts with the weights of another run and freezes parts of them: five digits after all ten digits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture
 def few(data, tmp_path):
-    """Makes configs for the five digits."""
+    """Return a function that makes configs for the five digits."""
 
     def config(*opts):
         return load_cfg(None, [
@@ -89,7 +89,7 @@ def test_fine_tuning_beats_training_on_few_images_and_keeps_what_is_frozen(few, 
     assert re.search(r"MODEL.FREEZE: stem, s1 .* 69637 of 74725 parameters", log)
 
 
-def test_the_start_is_the_checkpoint_with_a_head_of_this_run_or_of_its_own(few, base):
+def test_a_run_starts_from_the_checkpoint_with_a_new_head_or_the_checkpoints(few, base):
     still = ["MODEL.INIT_FROM", str(base.best), "SOLVER.BASE_LR", 0.0, "SOLVER.MAX_EPOCHS", 1]
     found = weights(run_training(few(*still), "five").latest)
     torch.manual_seed(0)
@@ -102,7 +102,7 @@ def test_the_start_is_the_checkpoint_with_a_head_of_this_run_or_of_its_own(few, 
 
 
 def test_the_penalty_counts_what_is_trained(few, base):
-    """Nothing moves, so the penalty is that of the checkpoint."""
+    """No weight changes, so the penalty equals the checkpoint's."""
     opts = ["MODEL.INIT_FROM", str(base.best), "SOLVER.BASE_LR", 0.0, "SOLVER.MAX_EPOCHS", 1]
     model = build_model(few())
     loaded = {k: v for k, v in weights(base.best).items() if not k.startswith("head.")}
@@ -130,7 +130,7 @@ def test_batch_norm_of_frozen_parts_learns_nothing(few, tmp_path):
             assert torch.equal(value, after[name]) == name.startswith(FROZEN), name
 
 
-def test_no_group_of_the_optimiser_holds_a_frozen_parameter(few):
+def test_no_group_of_the_optimiser_contains_a_frozen_parameter(few):
     cfg = few("MODEL.FREEZE", "[stem, s2]", "ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True)
     model = build_model(cfg)
     freeze(model, cfg)
@@ -138,8 +138,8 @@ def test_no_group_of_the_optimiser_holds_a_frozen_parameter(few):
     assert held == {id(p) for name, p in model.named_parameters() if not name.startswith(("stem.", "s2."))}
 
 
-def test_a_resumed_run_does_not_start_again(few, base, tmp_path):
-    """Its checkpoint may be gone, and the result is the uninterrupted run's to the bit."""
+def test_a_resumed_run_does_not_load_the_initial_weights_again(few, base, tmp_path):
+    """A resumed run does not need MODEL.INIT_FROM's checkpoint, and is bit-identical to an uninterrupted run."""
     source = tmp_path / "source.pt"
     shutil.copy(base.best, source)
     opts = ["MODEL.INIT_FROM", str(source), "MODEL.FREEZE", "stem"]
@@ -167,7 +167,7 @@ def test_a_resumed_run_does_not_start_again(few, base, tmp_path):
         (["MODEL.FREEZE", "stem,s1,s2,s3,head"], "leaves nothing to train"),
     ],
 )
-def test_what_does_not_fit_is_one_sentence(few, base, opts, message):
+def test_incompatible_settings_give_one_sentence(few, base, opts, message):
     opts = [str(base.best) if opt == "BASE" else opt for opt in opts]
     with pytest.raises((CheckpointError, ConfigError), match=message) as error:
         run_training(few(*opts), "never")
@@ -181,7 +181,7 @@ def test_spellings_of_a_list_of_names(text):
     assert load_cfg(None, ["MODEL.FREEZE", text]).MODEL.FREEZE == ["stem", "s1"]
 
 
-def test_a_list_of_one_name_of_none_and_of_a_file(tmp_path):
+def test_lists_of_one_name_of_no_name_and_from_a_file(tmp_path):
     assert load_cfg(None, ["MODEL.FREEZE", "head"]).MODEL.FREEZE == ["head"]
     assert load_cfg(None, ["MODEL.FREEZE", "[]"]).MODEL.FREEZE == []
     (tmp_path / "a.yaml").write_text("MODEL:\n  FREEZE: [stem, s1]\n  INIT_FROM: some/run\n")
@@ -205,7 +205,7 @@ def test_wrong_names(value, message):
         load_cfg(None, ["MODEL.FREEZE", value])
 
 
-def test_the_same_classes_are_no_news(caplog):
+def test_the_same_classes_are_not_reported(caplog):
     warn_of_other_classes(["a", "b"], ("a", "b"))
     warn_of_other_classes(None, ["a"])
     assert not caplog.records
@@ -214,7 +214,7 @@ def test_the_same_classes_are_no_news(caplog):
 def tune(_rank, config):
     try:
         return run_training(config, "shared").latest
-    except (CheckpointError, SystemExit) as error:  # of those who would say the same one speaks
+    except (CheckpointError, SystemExit) as error:  # only one rank reports an error that all ranks have
         return str(error)
 
 
@@ -223,7 +223,7 @@ def test_two_processes_start_alike_and_fail_alike(few, base, tmp_path, monkeypat
     from launch import forked
 
     opts = ["MODEL.FREEZE", "stem", "SOLVER.MAX_EPOCHS", 1, "MODEL.INIT_FROM"]
-    half = ["SOLVER.TRAIN_BATCH_SIZE", 10, "SOLVER.BASE_LR", 0.005]  # of each of two, which makes the same step
+    half = ["SOLVER.TRAIN_BATCH_SIZE", 10, "SOLVER.BASE_LR", 0.005]  # per process; with two processes, the same step
     alone = weights(run_training(few(*opts, str(base.path)), "alone").latest)
     shared = weights(forked(2, tune, tmp_path, few(*half, *opts, str(base.path)))[0])
     for name, value in shared.items():

@@ -59,8 +59,8 @@ def test_the_fast_overrides(tmp_path, visible):
     assert tested.returncode == 0, tested.stderr
 
 
-def test_a_launched_process_sends_by_nccl_and_has_the_same_losses(tmp_path, visible):
-    """On one GPU, on which NCCL has nobody to send to but is asked for every bucket all the same."""
+def test_a_launched_process_uses_nccl_and_has_the_same_losses(tmp_path, visible):
+    """With one GPU, NCCL has no other rank to send to, but is still called for every bucket."""
     base = ["--cfg", DIGITS, "--output", "a", *TINY[4:-1], 1, "RUNTIME.DETERMINISTIC", True, "OUTPUT_DIR"]
     alone = run_new_interpreter("train.py", *base, "alone", "--gpus", "0", cwd=tmp_path, **visible)
     assert alone.returncode == 0, alone.stderr
@@ -88,7 +88,7 @@ model = build_model(cfg)
 forward = place(model, [device])
 step = TrainStep(forward, model, build_optimizer(model, cfg), 1e-4, amp=Amp(cfg.RUNTIME.AMP, device))
 batches, sums = list(build_loader(cfg, "train", [device])), EpochSums(device)
-step(*batches[0])  # what is made once may wait
+step(*batches[0])  # the one-time setup may wait
 torch.cuda.set_sync_debug_mode("error")
 for images, labels in batches[1:4]:
     sums.add(step(images, labels), labels)

@@ -1,4 +1,4 @@
-"""Whole runs on the digits: what they leave, resuming, repeating, refusing."""
+"""Complete runs on the digits: the files that they write, resuming, reproducibility, and refusals."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DROPOUT = [
     True,
     "ISON.DROPOUT_RATE",
     0.3,
-]  # draws from torch's global stream, which each step names anew
+]  # dropout draws from torch's global stream, which each step seeds anew
 
 
 def cfg(tmp_path, *opts):
@@ -42,7 +42,7 @@ def three_epochs(tmp_path_factory):
     return run_training(cfg(tmp_path_factory.mktemp("runs"), "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "whole")
 
 
-def test_a_run_leaves_everything_that_is_needed_to_understand_it(three_epochs):
+def test_a_run_writes_everything_that_is_needed_to_understand_it(three_epochs):
     folder = three_epochs
     found = rows(folder)
     assert [row["epoch"] for row in found] == [1, 2, 3]
@@ -63,7 +63,7 @@ def test_a_run_leaves_everything_that_is_needed_to_understand_it(three_epochs):
     assert "epoch 3/3" in folder.log.read_text()
 
 
-def test_the_same_seed_gives_the_same_run_to_the_bit_and_another_does_not(three_epochs, tmp_path):
+def test_the_same_seed_gives_a_bit_identical_run_and_another_seed_does_not(three_epochs, tmp_path):
     again = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "again")
     assert_same(state(again), state(three_epochs))
     assert rows(again) == rows(three_epochs)
@@ -72,11 +72,11 @@ def test_the_same_seed_gives_the_same_run_to_the_bit_and_another_does_not(three_
 
 
 @pytest.mark.parametrize("how", ["latest", "file", "folder"])
-def test_a_resumed_run_is_the_run_that_would_have_been(three_epochs, tmp_path, how):
+def test_a_resumed_run_equals_an_uninterrupted_run(three_epochs, tmp_path, how):
     folder = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2, *DROPOUT), "part")
     with folder.metrics.open("a") as file:
         file.write('{"epoch": 3, "killed before it was saved": 1}\n')
-    torch.manual_seed(999)  # what happened in between does not matter
+    torch.manual_seed(999)  # the state of the random numbers does not matter
     resume = {"latest": LATEST, "file": str(folder.latest), "folder": str(folder.path)}[how]
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT), "part", resume=resume)
     assert_same(state(folder), state(three_epochs))
@@ -112,7 +112,7 @@ def test_a_falling_rate_is_set_for_each_step_and_its_end_is_part_of_the_run(tmp_
     assert "another value of SOLVER.MAX_EPOCHS 2 -> 3" in folder.log.read_text()
 
 
-def test_a_warm_up_factor_that_is_not_used_is_told_once_when_a_run_begins_and_when_it_is_resumed(tmp_path):
+def test_an_unused_warm_up_factor_is_reported_once_at_the_start_and_at_a_resume(tmp_path):
     ramp = ["SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 10, "SOLVER.MAX_EPOCHS"]
     folder = run_training(cfg(tmp_path, *ramp, 2), "run")
     told = "SOLVER.WARMUP_FACTOR 0.2 is not used: with SOLVER.SCHEDULE steps the warm-up is "
@@ -124,21 +124,21 @@ def test_a_warm_up_factor_that_is_not_used_is_told_once_when_a_run_begins_and_wh
     assert "WARMUP_FACTOR" not in silent.log.read_text()
 
 
-def test_a_folder_that_holds_a_run_is_left_alone(three_epochs):
+def test_a_folder_that_contains_a_run_is_not_changed(three_epochs):
     before = {file.name: file.read_bytes() for file in three_epochs.path.iterdir()}
     config = cfg(three_epochs.path.parent.parent, *DROPOUT)
     with pytest.raises(CheckpointError, match=r"already holds a run.*--resume.*--overwrite"):
         run_training(config, "whole")
     with pytest.raises(CheckpointError, match="give one of them"):
         run_training(config, "whole", resume=LATEST, overwrite=True)
-    with pytest.raises(ConfigError):  # a mistake found later does not cost the old run either
+    with pytest.raises(ConfigError):  # an error found later does not delete the old run either
         run_training(cfg(three_epochs.path.parent.parent, "ISON.DEPTH", 9), "whole", overwrite=True)
     with pytest.raises(DataError):
         run_training(cfg(three_epochs.path.parent.parent, "DATASET.NUM_CLASSES", 9), "whole", overwrite=True)
     assert {file.name: file.read_bytes() for file in three_epochs.path.iterdir()} == before
 
 
-def test_overwrite_starts_afresh(tmp_path):
+def test_overwrite_starts_from_scratch(tmp_path):
     folder = run_training(cfg(tmp_path), "a")
     (folder.path / "notes.txt").write_text("mine")
     run_training(cfg(tmp_path, "RUNTIME.SEED", 5), "a", overwrite=True)
@@ -175,7 +175,7 @@ def test_another_network_is_not_resumed_and_leaves_no_trace(three_epochs, tmp_pa
     assert {file.name: file.read_bytes() for file in three_epochs.path.iterdir()} == before
 
 
-def test_resuming_into_a_new_folder_brings_the_best_along(three_epochs, tmp_path):
+def test_resuming_into_a_new_folder_copies_the_best_checkpoint(three_epochs, tmp_path):
     config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, *DROPOUT)
     folder = run_training(config, "copy", resume=str(three_epochs.latest))
     assert folder.best.read_bytes() == three_epochs.best.read_bytes()

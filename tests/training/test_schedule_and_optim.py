@@ -40,7 +40,7 @@ def test_the_ramp_of_a_falling_rate_starts_at_its_factor_and_ends_at_the_full_ra
 @pytest.mark.parametrize("factor", [0.0, 0.01, 0.1, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 10, 31, 45])
 def test_the_published_ramp_does_not_depend_on_the_factor(epochs, factor):
-    """To the bit: as published, epochs count from 1 and milestones count only after the ramp."""
+    """The rates are exactly equal. As published, epochs count from 1 and milestones apply only after the ramp."""
     opts = ["SOLVER.BASE_LR", 0.3, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", epochs, "SOLVER.WARMUP_FACTOR", factor]
     cfg = load_cfg(None, [*opts, "SOLVER.LR_MILESTONES", [30, 40]])
     rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 51)]
@@ -57,11 +57,11 @@ def warmup(epochs, factor, *opts):
     ("epochs", "factor"),
     [(10, 0.1), (5, 0.2), (3, 0.333), (3, 1 / 3), (7, 0.143), (6, 0.167), (100, 0.01), (1, 1.0), (1, 0.2)],
 )
-def test_a_factor_that_states_the_published_ramp_is_silent(epochs, factor):
+def test_a_factor_that_states_the_published_ramp_gives_no_warning(epochs, factor):
     assert warmup(epochs, factor) == ""
 
 
-def test_a_factor_that_says_another_ramp_is_named_with_the_ramp_that_is_used():
+def test_a_factor_that_states_another_ramp_is_reported_with_the_ramp_that_is_used():
     for epochs, factor in ((10, 0.2), (5, 0.1), (3, 0.3), (5, 0.0), (2, 1.0)):
         told = warmup(epochs, factor)
         assert f"SOLVER.WARMUP_FACTOR {factor:g} is not used" in told
@@ -74,7 +74,7 @@ def test_a_factor_that_says_another_ramp_is_named_with_the_ramp_that_is_used():
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_no_config_of_ours_says_another_ramp_than_it_gets(path):
+def test_every_config_states_the_ramp_that_is_used(path):
     assert unused_warmup_factor(load_cfg(path)) == ""
 
 
@@ -82,7 +82,7 @@ def test_no_config_of_ours_says_another_ramp_than_it_gets(path):
     ("schedule", "left"), [("linear", [1, 0.75, 0.5, 0.25, 0]), ("cosine", [1, 0.8536, 0.5, 0.1464, 0])]
 )
 def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
-    """Of 6 epochs two ramp up from a half, and the rate falls over the other four; middles of epochs lie between."""
+    """The rate rises from a half in two of 6 epochs and falls in the other four, also within each epoch."""
     opts = ["SOLVER.BASE_LR", 1.0, "SOLVER.WARMUP", True, "SOLVER.WARMUP_EPOCH", 3, "SOLVER.WARMUP_FACTOR", 0.5]
     cfg = load_cfg(None, [*opts, "SOLVER.SCHEDULE", schedule, "SOLVER.MAX_EPOCHS", 6])
     rates = [learning_rate_at(cfg, epoch) for epoch in range(1, 7)]
@@ -92,7 +92,7 @@ def test_a_rate_that_falls_with_every_step_reaches_0_at_the_end(schedule, left):
     assert rates[2] > learning_rate_at(cfg, 3, done=0.5) > rates[3]
 
 
-def test_the_published_rate_is_the_same_in_all_of_an_epoch():
+def test_the_published_rate_is_constant_within_an_epoch():
     cfg = load_cfg(None, ["SOLVER.WARMUP", True])
     for epoch in (1, 4, 5, 31):
         assert learning_rate_at(cfg, epoch, done=0.9) == learning_rate_at(cfg, epoch)
@@ -106,7 +106,7 @@ def test_the_rate_grows_with_the_number_of_gpus():
 RISO = ["DATASET.NAME", "CIFAR10", "ISON.DEPTH", 20, "ISON.HAS_ST", True, "ISON.HAS_RES_MULTIPLIER", True]
 
 
-def test_groups_hold_every_parameter_once_by_type_of_module():
+def test_groups_contain_every_parameter_once_by_type_of_module():
     cfg = load_cfg(None, [*RISO, "SOLVER.WEIGHT_DECAY", 0.5])
     model = build_model(cfg)
     groups = {group["name"]: group for group in build_optimizer(model, cfg).param_groups}

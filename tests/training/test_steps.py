@@ -52,7 +52,7 @@ def test_a_step_is_plain_gradient_descent_on_loss_and_penalty():
         torch.testing.assert_close(p.detach(), q.detach() - 0.1 * q.grad)
 
 
-def test_an_epochs_means_weigh_each_image_alike():
+def test_epoch_means_weight_each_image_equally():
     model = small_network()
     data = batches([4, 4, 2])
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.0), 0.1)
@@ -96,7 +96,7 @@ def test_evaluation_turns_dropout_and_gradients_off():
     assert model[2].weight.grad is None
 
 
-def test_the_step_of_a_loss_that_is_not_finite_is_named():
+def test_the_error_names_the_step_of_a_non_finite_loss():
     model = small_network()
     data = batches([2] * 9)
     data[4][0][0, 0, 0, 0] = float("inf")
@@ -107,7 +107,7 @@ def test_the_step_of_a_loss_that_is_not_finite_is_named():
     assert error.value.step == 5
 
 
-def test_weights_that_only_the_last_update_made_infinite_are_seen():
+def test_weights_that_only_the_last_update_made_infinite_are_detected():
     model = small_network()
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.1), 0.1)
     sums = sums_of_epoch(step, batches([2]))
@@ -128,7 +128,7 @@ def test_gpu_ids():
         parse_gpu_ids("1,0,1")
 
 
-def test_without_a_gpu_it_is_the_cpu_with_a_warning_if_one_was_asked_for(caplog):
+def test_without_a_gpu_the_cpu_is_used_with_a_warning_if_a_gpu_was_requested(caplog):
     with caplog.at_level(logging.WARNING):
         assert pick_devices(None) == [CPU]
         assert not caplog.records
