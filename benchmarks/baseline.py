@@ -1,8 +1,8 @@
 """The published formulation, the baseline of every benchmark.
 
-It computes in NCHW float32, the penalty as one padded convolution per layer with a new identity each time, SReLU as
-three operations, images one at a time through PIL transforms in worker processes, and reads loss and accuracy from
-the device after every step. Nothing in it is slower than in the published code.
+All arithmetic is float32 in NCHW order. The penalty is one padded convolution per layer with a new identity each time,
+and SReLU is three operations. Worker processes transform the images one at a time with PIL. Loss and accuracy are read
+from the device after every step. No part of the baseline is slower than in the published code.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class BaselineSReLU(nn.Module):
 
 
 def published_form_(model: nn.Module) -> nn.Module:
-    """Replace every SReLU of ``model`` by the published formulation with the same shift; return the model."""
+    """Replace every SReLU of ``model`` by the published formulation with the same shift, and return the model."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, SReLU):
@@ -41,12 +41,12 @@ def published_form_(model: nn.Module) -> nn.Module:
 
 
 def penalty_of_weight(weight: Tensor, stride: int) -> Tensor:
-    """1/2 ||W * W - delta||^2: the kernel in a convolution with itself, padded to reach every offset."""
+    """Return 1/2 ||W * W - delta||^2. The convolution of the kernel with itself is padded to reach every offset."""
     c_out, c_in, kernel = weight.shape[0], weight.shape[1], weight.shape[2]
     if c_in < c_out:
         weight = weight.transpose(0, 1)
     narrow = min(c_in, c_out)
-    # A multiple of the stride, so that offset zero is among those computed
+    # The padding is a multiple of the stride, so the output includes offset zero
     reach = (kernel - 1) // stride * stride
     gram = F.conv2d(weight, weight, stride=stride, padding=reach)
     target = torch.zeros(gram.shape, device=weight.device)
@@ -56,7 +56,7 @@ def penalty_of_weight(weight: Tensor, stride: int) -> Tensor:
 
 
 def baseline_penalty(model: nn.Module) -> Tensor:
-    """The penalty of ``model``, computed layer by layer."""
+    """Return the penalty of ``model``, computed layer by layer."""
     total = torch.zeros((), device=next(model.parameters()).device)
     for conv in model.modules():
         if isinstance(conv, nn.Conv2d) and conv.in_channels != 3 and conv.kernel_size != (7, 7):
@@ -67,7 +67,7 @@ def baseline_penalty(model: nn.Module) -> Tensor:
 def baseline_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, ortho_coeff: float
 ) -> tuple[float, float, float]:
-    """Take one training step; return cross entropy, penalty and accuracy in [0, 1], each read from the device."""
+    """Take one training step, and return cross entropy, penalty and accuracy in [0, 1], each read from the device."""
     logits = model(images)
     cross_entropy = F.cross_entropy(logits, labels)
     penalty = baseline_penalty(model)
@@ -80,7 +80,7 @@ def baseline_step(
 
 
 def baseline_evaluation(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-    """Mean cross entropy and accuracy in [0, 1] over ``batches``, read from the device after every batch."""
+    """Return mean cross entropy and accuracy in [0, 1] over ``batches``, read from the device after every batch."""
     model.eval()
     loss = correct = 0.0
     images = 0
@@ -94,7 +94,7 @@ def baseline_evaluation(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) 
 
 
 class PilImages(Dataset):
-    """Reads and transforms one image at a time into a normalised float tensor (3, H, W) and its label."""
+    """The images of a source, each as a normalised float tensor (3, H, W) with its label."""
 
     def __init__(self, source: ImageSource, transform: Callable[[Image.Image], Tensor]) -> None:
         self.source = source
@@ -108,7 +108,7 @@ class PilImages(Dataset):
 
 
 def cifar_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
-    """Pad by 4, random crop of 32 pixels, flip, normalise."""
+    """Return a transform that pads by 4, takes a random crop of 32 pixels, flips and normalises."""
     return transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -120,7 +120,7 @@ def cifar_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.C
 
 
 def imagenet_transform(mean: Sequence[float], std: Sequence[float]) -> transforms.Compose:
-    """Random resized crop of 224 pixels, flip, normalise."""
+    """Return a transform that takes a random resized crop of 224 pixels, flips and normalises."""
     return transforms.Compose(
         [
             transforms.RandomResizedCrop(224),
@@ -132,5 +132,5 @@ def imagenet_transform(mean: Sequence[float], std: Sequence[float]) -> transform
 
 
 def baseline_loader(dataset: Dataset, batch_size: int, num_workers: int) -> DataLoader:
-    """A loader of shuffled batches from worker processes."""
+    """Return a loader of shuffled batches that uses worker processes."""
     return DataLoader(dataset, batch_size, shuffle=True, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, tables, JSON."""
+"""Interleaved timing, tables and JSON files for the benchmarks."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Row:
     baseline: float | None
     value: float | None
     ratio: float | None
-    goal: float | None  # None: no goal is set for this row
+    goal: float | None  # None if the row has no goal
     unit: str
     note: str = ""
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer cases and repetitions, about a minute")
+    parser.add_argument("--quick", action="store_true", help="run fewer cases and repetitions, in about a minute")
     parser.add_argument("--repeats", type=int, help="timed runs of each variant (default: depends on the case)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table with machine and settings to FILE")
@@ -39,7 +39,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def interleave(variants: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each variant. The variants run alternately (A B A B ...), after one warm-up run each."""
+    """Return the median seconds of each variant.
+
+    The variants run alternately (A B A B ...), after one warm-up run each.
+    """
     for variant in variants:
         variant()
     seconds: list[list[float]] = [[] for _ in variants]
@@ -64,7 +67,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def faster(work: str, seconds: Sequence[float], goal: float | None, note: str = "") -> Row:
-    """A row in milliseconds. ``seconds`` are those of the baseline and of this code."""
+    """Return a row in milliseconds. ``seconds``: the times of the baseline and of this code."""
     baseline, ours = seconds
     return Row(work, 1e3 * baseline, 1e3 * ours, baseline / ours, goal, "ms", note)
 
@@ -72,7 +75,7 @@ def faster(work: str, seconds: Sequence[float], goal: float | None, note: str = 
 def check_equal(work: str, baseline: Sequence[float], ours: Sequence[float], tolerance: float) -> None:
     """Exit if a result differs from the baseline by more than ``tolerance``, relative to the baseline."""
     for a, b in zip(baseline, ours, strict=True):
-        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # also false for NaN
+        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # NaN fails the comparison, too
             raise SystemExit(f"{work}: the results differ by more than {tolerance}: baseline {baseline}, ours {ours}")
 
 

@@ -17,7 +17,7 @@ SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
 def count(tensor: Tensor) -> tuple[int, int]:
-    """The number of denormals in ``tensor``, and its size."""
+    """Return the number of denormals in ``tensor``, and its size."""
     return int(((tensor != 0) & (tensor.abs() < SMALLEST_NORMAL)).sum()), tensor.numel()
 
 
@@ -55,7 +55,7 @@ def main() -> None:
         torch.set_flush_denormal(False)
 
     seconds = interleave([lambda: with_flush(False), lambda: with_flush(True)], args.repeats or 7, torch.device("cpu"))
-    rows: list[Row] = [faster(f"R-ISONet-{args.depth}, as it is and with denormals flushed", seconds, None)]
+    rows: list[Row] = [faster(f"R-ISONet-{args.depth}, without and with denormals flushed", seconds, None)]
     report("denormals", rows, args.json, **denormals)
 
 

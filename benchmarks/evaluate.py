@@ -37,7 +37,7 @@ def main() -> None:
     for amp, compiled, goal in CASES:
         work = f"IN1k-RISO18 batch {BATCH}, {'float32' if amp == 'off' else amp}{', compiled' if compiled else ''}"
         if amp != "off" and not has_16_bit_arithmetic(device):
-            rows.append(Row(work, None, None, None, goal, "", "not run: no 16-bit arithmetic in this CPU"))
+            rows.append(Row(work, None, None, None, goal, "", "not run: this CPU has no 16-bit arithmetic"))
             continue
         if compiled and args.quick:
             continue

@@ -1,6 +1,6 @@
-"""Print the numbers of docs/fidelity.md: the effect of TF32 on the penalty, and how far its two formulations differ.
+"""Print the numbers of docs/fidelity.md: the effect of TF32 on the penalty, and the difference of its formulations.
 
-python -m benchmarks.fidelity    a few seconds on a CPU
+python -m benchmarks.fidelity    takes a few seconds on a CPU
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from benchmarks.baseline import penalty_of_weight
 from isonet import ortho_penalty
 from isonet.ortho import penalised_convs
 
-TF32_BITS = 10  # of the mantissa, without the leading one; float32 has 23
+TF32_BITS = 10  # bits of the mantissa without the leading 1; float32 has 23
 
 
 def as_tf32(x: Tensor) -> Tensor:
-    """``x`` rounded to the mantissa that TF32 keeps."""
+    """Return ``x`` rounded to the mantissa of TF32."""
     mantissa, exponent = torch.frexp(x)
     scale = 2.0 ** (TF32_BITS + 1)
     return torch.ldexp((mantissa * scale).round() / scale, exponent)
 
 
 def value_and_gradient(net: nn.Module) -> tuple[float, Tensor]:
-    """The penalty, and its gradient with respect to all weights as one vector."""
+    """Return the penalty, and its gradient with respect to all weights as one vector."""
     weights = [conv.weight for _, conv in penalised_convs(net)]
     penalty = ortho_penalty(net)
     return penalty.item(), torch.cat([g.flatten() for g in torch.autograd.grad(penalty, weights)])
@@ -48,9 +48,9 @@ def main() -> None:
         of_gradient = ((rounded_gradient - gradient).norm() / gradient.norm()).item()
         published = sum(penalty_of_weight(conv.weight, conv.stride[0]).item() for _, conv in penalised_convs(net))
         print(
-            f"ISONet-20, noise of {distance:g} on delta: weights rounded to TF32 move the penalty by {of_value:.1e}, "
-            f"its gradient by {of_gradient:.1e}; a padded convolution gives {abs(published - value) / value:.1e} more "
-            "or less"
+            f"ISONet-20, noise of {distance:g} on delta: rounding the weights to TF32 changes the penalty by "
+            f"{of_value:.1e}, and its gradient by {of_gradient:.1e}; the penalty as a padded convolution differs by "
+            f"{abs(published - value) / value:.1e}"
         )
 
 

@@ -2,8 +2,8 @@
 
   python -m benchmarks.input --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-CIFAR images come from ``FOLDER/train/<class>/``, or are random pixels of the same size without a folder. ImageNet
-images come from ``FOLDER/val/<wnid>/`` and are read as training images in this process and one thread: the speed of
+CIFAR images are read from ``FOLDER/train/<class>/``; without a folder they are random pixels of the same size. ImageNet
+images are read from ``FOLDER/val/<wnid>/`` as training images, in this process and one thread, to measure the speed of
 one core.
 """
 
@@ -33,7 +33,7 @@ BATCH = 128
 
 
 def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: int) -> list[Row]:
-    """PIL with 2 workers against whole batches of bytes. Both start from decoded images, the form of CIFAR."""
+    """Compare PIL in 2 workers with whole batches of bytes. Both start from decoded images, as CIFAR stores them."""
     source = _cifar(folder, images)
     mean, std = statistics(load_cfg(None, ["DATASET.NAME", "CIFAR10"]))
     published = baseline_loader(PilImages(source, cifar_transform(mean, std)), BATCH, num_workers=2)
@@ -47,7 +47,7 @@ def cifar_rows(folder: Path | None, repeats: int, device: torch.device, images: 
 
 
 def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
-    """Images per second and core: decoding, augmentation and normalisation in one thread of one process."""
+    """Measure images per second and core: decoding, augmentation and normalisation in one thread of one process."""
     photographs = image_folder(folder, "val")
     source = FolderSource(list(photographs.paths) * 2, list(photographs.labels) * 2, photographs.classes)
     mean, std = statistics(load_cfg(None))
@@ -68,7 +68,7 @@ def imagenet_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]
 
 
 def _difference(source: FolderSource) -> str:
-    """Mean difference of pixels after the same crops and flips, torchvision's decoder and resizing against Pillow's."""
+    """Return the mean pixel difference between torchvision's and Pillow's decoding and resizing, for equal crops."""
     transform = image_transforms(224, False, CropFlip(0, True))
     mean = []
     for index in range(len(source.labels)):

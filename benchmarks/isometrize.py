@@ -1,6 +1,6 @@
-"""Compare isometrize's criterion with training on torchvision's classifiers. Prints the table of docs/isometrize.md.
+"""Compare isometrize's criterion with training torchvision's classifiers, and print the table of docs/isometrize.md.
 
-python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, an hour on a shared CPU core
+python -m benchmarks.isometrize --images data/ILSVRC2012/val    all families, in an hour on a shared CPU core
 python -m benchmarks.isometrize resnet18 efficientnet_b0        some families, on random images
 
 Each family is initialised at random for each set of arguments. A network learns if it halves the cross entropy of
@@ -46,11 +46,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "maxvit_t": {"input_size": (128, 128), "partition_size": 4, "stem_channels": 32, "head_dim": 32,
                  "block_channels": [32, 64, 128, 256], "block_layers": [1, 1, 2, 1], "stochastic_depth_prob": 0.2},
 }  # fmt: skip
-SIZES = {"inception_v3": 96, "maxvit_t": 128}  # pixels; else 64
+SIZES = {"inception_v3": 96, "maxvit_t": 128}  # pixels; other networks have 64
 
 
 def network(name: str) -> nn.Module:
-    """The network as initialised by torchvision; ViT and MaxViT are smaller and take smaller images."""
+    """Return the network with torchvision's initialisation. ViT and MaxViT are smaller versions for smaller images."""
     torch.manual_seed(0)
     made: dict[str, Callable[..., nn.Module]] = {"vit_b_16": zoo.VisionTransformer, "maxvit_t": zoo.MaxVit}
     return made.get(name, getattr(zoo, name))(num_classes=5, **SPECIAL.get(name, {}))
@@ -68,7 +68,7 @@ def images(folder: Path | None, size: int) -> Tensor:
 
 def losses(model: nn.Module, batch: Tensor, rate: float) -> Iterator[float]:
     """Yield the loss of each of ``STEPS`` steps of SGD on ``batch`` at the learning rate ``rate``."""
-    torch.manual_seed(0)  # for dropout
+    torch.manual_seed(0)  # determines dropout
     model = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9)
     for _ in range(STEPS):
@@ -81,7 +81,7 @@ def losses(model: nn.Module, batch: Tensor, rate: float) -> Iterator[float]:
 
 
 def learns(model: nn.Module, batch: Tensor) -> tuple[bool, str]:
-    """Whether any learning rate halves the loss, and a description of the best one."""
+    """Return whether any learning rate halves the loss, and a description of the best learning rate."""
     best = (math.inf, "no finite loss")
     for rate in RATES:
         seen: list[float] = []
@@ -98,7 +98,7 @@ def learns(model: nn.Module, batch: Tensor) -> tuple[bool, str]:
 
 
 def row(name: str, batch: Tensor, arguments: dict[str, Any] | None) -> tuple[list[str], dict[str, Any] | None]:
-    """Cells of the table, and the arguments that a warning advises. ``arguments`` None: the original network."""
+    """Return cells of the table, and the arguments that a warning advises. arguments: None for the original network."""
     model, advised = network(name), None
     if arguments is not None:
         with warnings.catch_warnings():
@@ -129,7 +129,7 @@ def rows(name: str, folder: Path | None) -> Iterator[list[str]]:
     stays = tuple(kind for kind in ALSO if any(isinstance(module, kind) for module in network(name).modules()))
     sets: list[dict[str, Any] | None] = [None, {}, {"normalisation": False, "delta": False}]
     sets += [{"normalisation": True, "delta": True}]
-    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # without such activations: the defaults
+    sets += [{"normalisation": False}, {"also": stays}] if stays else []  # otherwise the same as the defaults
     tried: list[dict[str, Any] | None] = []
     while sets:
         tried.append(sets.pop(0))

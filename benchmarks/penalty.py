@@ -1,7 +1,7 @@
-"""Time the penalty with its gradient, and measure the distance of float32 from float64.
+"""Time the penalty with its gradient, and measure its rounding error in float32.
 
 python -m benchmarks.penalty                      networks, and single kernels of many shapes
-python -m benchmarks.penalty --scaling FILE.png   against width and depth, as a figure (needs matplotlib)
+python -m benchmarks.penalty --scaling FILE.png   the time against width and depth, as a figure (needs matplotlib)
 python -m benchmarks.penalty --survey             single kernels of 168 shapes, the smallest speedup first
 
 The definition (``isonet.ortho``) computes kernels of four taps and more on an axis without a stride.
@@ -57,7 +57,7 @@ def run(penalty: Callable[[], Tensor], module: nn.Module) -> Callable[[], Tensor
 
 def compare(module: nn.Module, work: str, repeats: int, goal: float | None, device: torch.device) -> Row:
     module = module.to(device)
-    with torch.no_grad():  # away from the delta initialisation, where the penalty is 0
+    with torch.no_grad():  # moves the weights from the delta initialisation, where the penalty is 0
         for parameter in module.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     plan = OrthoPenalty(module)
@@ -69,12 +69,12 @@ def compare(module: nn.Module, work: str, repeats: int, goal: float | None, devi
     theirs, ours = (((g - true).norm() / true.norm()).item() for g in gradients)
     if not (gradients[0] - gradients[1]).norm() <= 1e-5 * true.norm():
         raise SystemExit(f"{work}: the gradients differ by more than 1e-5 of their norm")
-    note = f"gradient rounded by {ours:.1e}, baseline {theirs:.1e}"
+    note = f"rounding error of the gradient: {ours:.1e} (baseline: {theirs:.1e})"
     return faster(work, interleave(variants, repeats, device), goal, note)
 
 
 def gradient(module: nn.Module, variant: Callable[[], object] | None = None) -> Tensor:
-    """The gradients of all parameters as one float64 vector, after a call of ``variant`` if there is one."""
+    """Call ``variant`` if it is given, and return the gradients of all parameters as one float64 vector."""
     if variant:
         variant()
     return torch.cat([p.grad.double().flatten() for p in module.parameters() if p.grad is not None])
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def survey(repeats: int, device: torch.device) -> list[Row]:
-    """The tenth of all shapes with the smallest speedup."""
+    """Return the tenth of all shapes with the smallest speedup."""
     widths = [(4, 4), (8, 8), (16, 16), (32, 32), (64, 64), (128, 128), (16, 256), (256, 32)]
     shapes = list(itertools.product(widths, (1, 2, 3, 4, 5, 6, 9), (1, 2, 3)))
     rows = [

@@ -3,8 +3,8 @@
 python -m benchmarks.penalty_shares
 
 The baseline is the whole penalty. The shares are timed one after another, each with the whole machine to itself, as
-if its rank had a machine of its own. The note says how evenly the costs are distributed, also over more ranks than
-are timed: the costliest share over the mean.
+if each rank had its own machine. The note has the costliest share divided by the mean share, also for more ranks than
+are timed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ DEALT = (2, 4, 8, 64)
 
 
 def unevenness(module: nn.Module, parts: int) -> float:
-    """The costliest share over the mean, by the costs that determine which rank computes which layer."""
+    """Return the costliest share divided by the mean share. The same costs determine the layers of each rank."""
     costs = [sum(Grams(shape_of(conv)).cost() for _, conv in part) for part in deal_out(penalised_convs(module), parts)]
     return max(costs) * parts / sum(costs)
 
 
 def compare(name: str, repeats: int, device: torch.device) -> list[Row]:
     model = build_model(load_cfg(CONFIGS / f"{name}.yaml")).to(device)
-    with torch.no_grad():  # away from the delta initialisation, where the penalty is 0
+    with torch.no_grad():  # moves the weights from the delta initialisation, where the penalty is 0
         for parameter in model.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     shares = [Share(index, parts) for parts in TIMED for index in range(parts)]
@@ -49,8 +49,8 @@ def compare(name: str, repeats: int, device: torch.device) -> list[Row]:
         check_equal(name, [values[0]], [sum(values[i] for i in own)], 1e-5)
         times = [seconds[shares[i]] for i in own]
         each = ", ".join(f"{1e3 * t:.1f}" for t in times)
-        dealt = ", ".join(f"{unevenness(model, n):.2f} by {n}" for n in DEALT)
-        note = f"each {each} ms" if parts > 1 else f"costliest share over the mean: {dealt}"
+        dealt = ", ".join(f"{unevenness(model, n):.2f} with {n}" for n in DEALT)
+        note = f"{each} ms per process" if parts > 1 else f"costliest share over the mean: {dealt} processes"
         work = f"{name}, {parts} process{'es' if parts > 1 else ''}"
         rows.append(Row(work, 1e3 * whole, 1e3 * max(times), whole / max(times), None, "ms", note))
     return rows
@@ -62,7 +62,7 @@ def main() -> None:
     rows = []
     for name in QUICK if args.quick else NETWORKS:
         rows += compare(name, args.repeats or NETWORKS[name], torch.device(args.device))
-    report("penalty shared out, the slowest of the processes", rows, args.json)
+    report("penalty shared by ranks, time of the slowest process", rows, args.json)
 
 
 if __name__ == "__main__":

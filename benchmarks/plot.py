@@ -1,4 +1,4 @@
-"""The picture of the penalty's time against width and depth."""
+"""Draw the time of the penalty against width and depth."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.processes
 
-Trains an epoch of configs/digits_ISO20.yaml with a global batch of 72 on the CPU: 20 steps, the last one with 69
-images. Prints the cross entropy of some steps, the largest relative difference of any step from one process, and the
-accuracy.
+The command trains an epoch of configs/digits_ISO20.yaml with a global batch of 72 on the CPU: 20 steps, the last step
+with 69 images. It prints the cross entropy of some steps, the largest relative difference of any step from the run of
+one process, and the accuracy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHOWN = (1, 5, 10, 15, 20)
 
 
 class _Recorded(TrainStep):
-    """Records the losses of each step; every process has its part of them."""
+    """A ``TrainStep`` that records the losses of each step. Each process records its part of the losses."""
 
     losses: list[tuple[float, float]]
 
@@ -59,7 +59,7 @@ def train(folder: Path, accumulate: int) -> None:
 
 
 def start(processes: int, accumulate: int) -> tuple[torch.Tensor, dict[str, float]]:
-    """Losses of each step summed over the processes, (steps, 2), and the row of metrics."""
+    """Return the losses of each step summed over the processes, (steps, 2), and the row of metrics."""
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
         command += ["-m", "benchmarks.processes", "--train", place, "--accumulate", accumulate]
@@ -73,7 +73,7 @@ def start(processes: int, accumulate: int) -> tuple[torch.Tensor, dict[str, floa
 def table() -> str:
     head = " | ".join(f"step {n}" for n in SHOWN)
     lines = [
-        f"| processes | ACCUMULATE | {head} | differs by | penalty by | top-1 | top-5 |",
+        f"| processes | ACCUMULATE | {head} | cross entropy differs by | penalty differs by | top-1 | top-5 |",
         "|---|---|" + 9 * "---:|",
     ]
     alone = None

@@ -1,7 +1,7 @@
 """Project the time of a run of IN1k-RISO50 on many GPUs. This is a projection, not a measurement.
 
 python -m benchmarks.projection                      print the tables of docs/scaling.md
-python -m benchmarks.projection --measure            use the speed of the GPU at hand instead of the assumed one
+python -m benchmarks.projection --measure            use the speed of this machine's GPU instead of the assumed speed
 python -m benchmarks.projection --node-gbs 100       use the bandwidth of your network; --help lists all assumptions
 
 Multiply-accumulates of a step and of each rank's share of the penalty are counted, and so are the bytes of gradients
@@ -39,17 +39,17 @@ INPUT_ROW = "ImageNet training images, DECODER torch"
 
 @dataclass(frozen=True)
 class Assumed:
-    """Assumptions about a cluster. The default speeds are those of an H100 in float32 without TF32 and in bf16."""
+    """Assumptions about a cluster. The default speeds are for an H100, in float32 without TF32 and in bf16."""
 
     tflops: float = 40.0  # 10^12 FLOPs per second that a GPU sustains in float32; its peak is 67
-    tflops_bf16: float = 200.0  # the same in bf16; its peak is 989
+    tflops_bf16: float = 200.0  # 10^12 FLOPs per second in bf16; its peak is 989
     gpus_per_node: int = 8
     nvlink_gbs: float = 200.0  # GB/s between the GPUs of a node
     node_gbs: float = 25.0  # GB/s of the network of a node
-    latency_us: float = 20.0  # of a message between two nodes
+    latency_us: float = 20.0  # latency of a message between two nodes
     hidden: float = 0.6  # share of the computation that overlaps with communication: the backward pass
     cores_per_gpu: int = 8
-    image_kb: float = 110.0  # of a JPEG file
+    image_kb: float = 110.0  # size of a JPEG file
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def count(gpus: tuple[int, ...] = GPUS) -> Counted:
 
 
 def sent_bytes(model: nn.Module) -> int:
-    """Bytes of gradients that torch all-reduces in a step, summed over its buckets by a communication hook."""
+    """Return the bytes of gradients that torch all-reduces in a step. A communication hook counts them per bucket."""
     sent = []
 
     def look(_, bucket):  # type: ignore[no-untyped-def]  # torch rejects annotations that are strings
@@ -139,7 +139,7 @@ def project(gpus: int, counted: Counted, assumed: Assumed, bf16: bool = False) -
 
 
 def _all_reduce(gpus: int, counted: Counted, assumed: Assumed) -> float:
-    """Milliseconds of the all-reduce of the gradients: within nodes, then between nodes."""
+    """Return the milliseconds of the all-reduce of the gradients: within nodes, then between nodes."""
     local = min(gpus, assumed.gpus_per_node)
     nodes = -(-gpus // assumed.gpus_per_node)
     within = 2 * (local - 1) / local * counted.gradient_bytes / (assumed.nvlink_gbs * 1e6)
@@ -148,7 +148,7 @@ def _all_reduce(gpus: int, counted: Counted, assumed: Assumed) -> float:
 
 
 def table(counted: Counted, assumed: Assumed, gpus: tuple[int, ...] = GPUS) -> str:
-    head = ("GPUs", "global batch", "rate", "computing", "penalty", "all-reduce left", "input", "step", "efficiency")
+    head = ("GPUs", "global batch", "rate", "computing", "penalty", "exposed all-reduce", "input", "step", "efficiency")
     lines = [f"| {' | '.join(head)} | {counted.epochs} epochs |", "|---|" + "---:|" * len(head)]
     for bf16 in (False, True):
         for number in gpus:
@@ -168,7 +168,7 @@ def parts(counted: Counted, assumed: Assumed) -> str:
     rows = [
         ("network, forward and backward", f"{counted.flop_image / 1e9:.1f} GFLOP per image", "counted"),
         ("penalty, with gradient", f"{counted.shares[1] / 1e9:.1f} GFLOP per step", "counted"),
-        *((f"its costliest share, {n} processes", f"{share / 1e9:.2f} GFLOP", "counted")
+        *((f"costliest share of the penalty, {n} processes", f"{share / 1e9:.2f} GFLOP", "counted")
           for n, share in counted.shares.items() if n > 1),
         ("gradients sent per process", f"{counted.gradient_bytes / 1e6:.1f} MB", "measured in torch's buckets"),
         ("decoding and augmenting", f"{counted.core:.0f} images/s per core", "measured: results/cpu-input.json"),
@@ -184,7 +184,7 @@ def parts(counted: Counted, assumed: Assumed) -> str:
 
 
 def measured(amp: str, batch: int) -> float:
-    """10^12 FLOPs per second of a step of the network and its penalty on the device at hand."""
+    """Return 10^12 FLOPs per second of a step of the network and its penalty on this machine's device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = ours(Case("IN1k-RISO50", batch, 224, amp, device.type == "cuda", None, 5), device)
     (seconds,) = interleave([step], 5, device)
@@ -197,7 +197,7 @@ def main() -> None:
     for field in fields(Assumed):
         option = "--" + field.name.replace("_", "-")
         parser.add_argument(option, type=type(field.default), default=field.default, help=f"(default: {field.default})")
-    parser.add_argument("--measure", action="store_true", help="measure the two speeds by timing a step here")
+    parser.add_argument("--measure", action="store_true", help="measure both speeds by timing a step on this machine")
     args = vars(parser.parse_args())
     if args.pop("measure"):
         batch = 64 if torch.cuda.is_available() else 8

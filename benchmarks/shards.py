@@ -1,11 +1,11 @@
-"""Measure the images per second from tar shards, against the image folder that they were written from.
+"""Compare the images per second from tar shards with the image folder that the shards were written from.
 
   python -m benchmarks.shards --cifar data/cifar10-jpg --imagenet data/ILSVRC2012
 
-Both options are folders with ``val/<class>/``, which are read as training images in one process and one thread.
+Both options name folders with ``val/<class>/``, which are read as training images in one process and one thread.
 "Bytes alone" reads the files without decoding. "From disk" evicts the contents of the files from the page cache
-before each run, but not their names and locations, which the system would also have to look up in a folder of a
-million files.
+before each run, but not their names and locations. In a folder of a million files, the system also has to look these
+up.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from isonet.data.random_streams import Windows, generator
 from isonet.data.shards.source import open_shards
 from isonet.data.shards.writer import make_plan, write_shards
 
-NAMES = {"cifar": ("CIFAR-10, 2 kB each", 32), "imagenet": ("ImageNet, 110 kB each", 224)}  # and pixels
+NAMES = {"cifar": ("CIFAR-10, 2 kB each", 32), "imagenet": ("ImageNet, 110 kB each", 224)}  # title and pixels
 
 
 def rows_of(kind: str, folder: Path, repeats: int) -> list[Row]:
@@ -43,7 +43,7 @@ def rows_of(kind: str, folder: Path, repeats: int) -> list[Row]:
         seconds = time.perf_counter() - start
         shards = sorted(out.glob("*.tar"))
         megabytes = sum(path.stat().st_size for path in shards) / 1e6
-        note = f"{megabytes / seconds:.0f} MB/s; {count:,} images in {len(shards)} shards of {megabytes:.1f} MB in all"
+        note = f"{megabytes / seconds:.0f} MB/s; {count:,} images, {megabytes:.1f} MB in all; shards: {len(shards)}"
         rows = [Row(f"{name}: written", None, count / seconds, None, None, "images/s", note)]
 
         shuffled = [source.paths[i] for i in torch.randperm(count).tolist()]
@@ -76,7 +76,7 @@ def _drain(loader: Loader) -> Callable[[], None]:
 
 
 def _from_disk(variants: Sequence[Callable[[], None]], files: Sequence[Path], repeats: int) -> list[float]:
-    """Median seconds of each variant; the variants run alternately, on files evicted from the page cache."""
+    """Return the median seconds of each variant. They run alternately, on files evicted from the page cache."""
     seconds: list[list[float]] = [[] for _ in variants]
     for _ in range(repeats):
         for times, variant in zip(seconds, variants, strict=True):

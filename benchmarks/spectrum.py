@@ -14,7 +14,7 @@ from benchmarks.step import CONFIGS, Case, ours
 from isonet import build_model, load_cfg
 from isonet.training.report import singular_values
 
-# Network, images in its training set
+# network, number of training images
 CASES = [
     (Case("digits_ISO20", 32, 8, "off", False, None, 20), 1437),
     (Case("cifar10_ISO56", 128, 32, "off", False, None, 5), 50_000),

@@ -2,7 +2,7 @@
 
 python -m benchmarks.step              the published formulation against this code, in float32 and, if supported, bf16
 python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's share of its step
-python -m benchmarks.step --profile    the time by operator, before and after
+python -m benchmarks.step --profile    the time by operator, of the published formulation and of this code
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def ours(case: Case, device: torch.device) -> Callable[[], tuple[float, ...]]:
 
 
 def make(case: Case, device: torch.device) -> tuple:
-    """The same network, optimizer and batch for both."""
+    """Return network, optimizer, batch and coefficient of the penalty. Both variants use the same ones."""
     torch.manual_seed(0)
     cfg = load_cfg(CONFIGS / f"{case.config}.yaml", ["ISON.DROPOUT", False])
     model = build_model(cfg).to(device).train()
@@ -90,7 +90,7 @@ def make(case: Case, device: torch.device) -> tuple:
 def compare(case: Case, repeats: int, device: torch.device) -> Row:
     variants = [baseline(case, device), ours(case, device)]
     differences = [0.0, 0.0]
-    for _ in range(3):  # the later steps see the updates of the earlier ones
+    for _ in range(3):  # the later steps include the updates of the earlier steps
         losses = variants[0](), variants[1]()
         check_equal(case.work, *losses, 1e-5 if case.amp == "off" else 0.05)
         now = (abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*losses, strict=True))
@@ -100,7 +100,7 @@ def compare(case: Case, repeats: int, device: torch.device) -> Row:
 
 
 def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection) -> None:
-    """Send the peak memory in MiB of a process that takes two steps, without that of the imports."""
+    """Take two steps, and send the peak memory of this process in MiB, without the memory of the imports."""
     device = torch.device("cpu")
     before = _high_water()
     step = {"baseline": baseline, "ours": ours}[variant](case, device)
@@ -110,7 +110,7 @@ def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection)
 
 
 def _high_water() -> float:
-    """Peak resident memory of this process in MiB, as reported by Linux."""
+    """Return the peak resident memory of this process in MiB, as reported by Linux."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -135,13 +135,18 @@ def _peak_on_gpu(variant: str, case: Case, device: torch.device) -> float:
 
 
 def peak_memory(case: Case, device: torch.device) -> Row:
-    """Peak memory: on a GPU torch's count, on the CPU the median of three processes, because fragmentation varies."""
+    """Measure the peak memory of a step.
+
+    On a GPU torch counts it. On the CPU it is the median of three processes, because fragmentation varies.
+    """
     if device.type == "cuda":
         before, now = (_peak_on_gpu(variant, case, device) for variant in ("baseline", "ours"))
     else:
         runs = [[_peak_of_process(variant, case) for variant in ("baseline", "ours")] for _ in range(3)]
         before, now = map(statistics.median, zip(*runs, strict=True))
-    return Row(f"peak memory, {case.work}", before, now, before / now, 1 / 0.8, "MiB", f"{now / before:.2f} of it")
+    return Row(
+        f"peak memory, {case.work}", before, now, before / now, 1 / 0.8, "MiB", f"{now / before:.2f} of the baseline"
+    )
 
 
 def resnet(case: Case, device: torch.device) -> Callable[[], float]:
@@ -172,7 +177,7 @@ def against_resnet(case: Case, repeats: int, device: torch.device) -> list[Row]:
     note = f"{100 * alone / seconds[1]:.1f} % of the step" + (", goal 5 %" if device.type == "cuda" else "")
     return [
         faster(f"ResNet-50 (torchvision) and R-ISONet-50, {case.work.partition(' ')[2]}", seconds, case.goal),
-        Row(f"of this the penalty of {case.config}", None, 1e3 * alone, None, None, "ms", note),
+        Row(f"penalty of {case.config}, part of this step", None, 1e3 * alone, None, None, "ms", note),
     ]
 
 
@@ -205,7 +210,7 @@ def main() -> None:
     rows = []
     for case in cases:
         if case.amp != "off" and not has_16_bit_arithmetic(device):
-            rows.append(Row(case.work, None, None, None, case.goal, "", "not run: no 16-bit arithmetic in this CPU"))
+            rows.append(Row(case.work, None, None, None, case.goal, "", "not run: this CPU has no 16-bit arithmetic"))
             continue
         rows.append(compare(case, args.repeats or (min(case.repeats, 5) if args.quick else case.repeats), device))
         print(f"{case.work}: {rows[-1].ratio:.2f}", file=sys.stderr)

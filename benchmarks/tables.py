@@ -1,4 +1,4 @@
-"""Print the tables of stored results, which benchmarks/README.md contains.
+"""Print the tables of benchmarks/README.md from stored results.
 
 python -m benchmarks.tables                      all of benchmarks/results/
 python -m benchmarks.tables outputs/bench/*.json
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def stored_table(file: Path) -> str:
-    """The rows of a JSON file written by a benchmark, as a Markdown table."""
+    """Return the rows of a JSON file written by a benchmark as a Markdown table."""
     return table([Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))["rows"]])
 
 

@@ -1,7 +1,7 @@
 """Run the Python blocks of docs/tour.md in order, and write the output of each block below it.
 
-python docs/run_tour.py            all blocks, including the training: about five minutes on two CPU cores
-python docs/run_tour.py --check    the quick blocks: exit code 1 if the output of one differs from the page
+python docs/run_tour.py            run all blocks, including the training: about five minutes on two CPU cores
+python docs/run_tour.py --check    run the quick blocks; exit with code 1 if an output differs from the page
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BLOCK = re.compile(r"```python( slow)?\n(.*?)```\n(?:\n```text\n(.*?)```\n)?", r
 
 
 def run(text: str, with_slow: bool) -> str:
-    """Return ``text`` with the new output below each block; slow blocks run only if ``with_slow``."""
+    """Return ``text`` with the new output below each block. Slow blocks run only if ``with_slow`` is True."""
     names: dict[str, object] = {}
 
     def updated(block: re.Match[str]) -> str:
@@ -34,7 +34,7 @@ def run(text: str, with_slow: bool) -> str:
 
 
 def main() -> int:
-    """Update the page, or check it; return the exit code."""
+    """Update or check the page, and return the exit code."""
     before = TOUR.read_text(encoding="utf-8")
     check = "--check" in sys.argv[1:]
     after = run(before, with_slow=not check)

@@ -2,7 +2,7 @@
 # torch 2.13.0 and 2.15.0: the gradient of clamp differs between the versions where its input equals the bound.
 #
 # With a number as the bound, the gradient of the input was 1 and is now 0. With a tensor as the bound, the input received the
-# whole gradient and the bound none; now each receives half, as in torch.maximum. threshold and hardtanh compute the same values
+# whole gradient and the bound none. Now each receives half, as in torch.maximum. threshold and hardtanh compute the same values
 # and did not change. An activation max(x, b) trains differently with each of them if many inputs equal the bound exactly.
 #
 # Output:

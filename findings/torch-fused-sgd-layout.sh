@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# torch 2.15.0 (also 2.11.0): on a CPU, SGD(fused=True) reads a gradient in the memory order of its parameter.
+# torch 2.15.0 (also 2.11.0): on a CPU, SGD(fused=True) uses the memory order of the parameter for the gradient.
 #
-# The parameter is channels_last; the gradient has the same shape and is contiguous. Both are dense and legal. The default SGD
-# gives the right weights. The fused one pairs the k-th number in the memory of the parameter with the k-th of the gradient, so
+# The parameter is channels_last; the gradient has the same shape and is contiguous. Both are dense and valid. The default SGD
+# computes the correct weights. The fused SGD pairs the k-th number in the parameter's memory with the k-th of the gradient, so
 # weights are updated with the gradients of other weights, without an error. Autograd itself produces gradients in the layout of
 # their parameters, but code that writes to .grad (manual clipping, hooks, averaging over processes) may not.
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.15.0 (also 2.11.0): copy.deepcopy and pickle of a torch.fx.GraphModule lose opposite halves of it.
+# torch 2.15.0 (also 2.11.0): copy.deepcopy drops plain attributes of a torch.fx.GraphModule, and pickle drops its class.
 #
 # The script copies a subclass of GraphModule with a method and a plain attribute. deepcopy keeps the class and drops the
 # attribute. pickle keeps the attribute and drops the class, and with it the method. A deepcopy of the unpickled module has

@@ -4,7 +4,7 @@
 # The function below is x^3 with a jvp rule as described in torch's documentation; at x = 2 its second derivative is 12.
 # Reverse over reverse, forward over reverse and reverse over forward give 12. Forward over forward gives 0, without an error
 # or a warning, because torch disables forward-mode differentiation while it runs the jvp rule of the function. The same
-# happens with a linear rule that only passes a tangent on, so every composition with such a function loses terms.
+# happens with a linear rule that only returns the tangent, so every composition with such a function loses terms.
 # jacfwd(jacfwd(f)), a common way to compute a Hessian, is affected as well.
 #
 # Output:

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # torchrun, torch 2.15.0: a node that joins a running elastic job ends the job.
 #
-# With --nnodes 1:2 and the c10d rendezvous one node starts, a second one joins. The documentation says that all workers
-# are then restarted as a group of two. They are not: the first launcher wrote its address into the store when the job
-# began, under the key of that round, and caches it. It does not write it again for the next round, in whose keys the
-# newcomer looks for it. Both launchers wait 60 seconds and end with exit code 1 and DistStoreError: the newcomer for
-# MASTER_ADDR, the first one for what the newcomer should have answered. Nothing of it depends on the script.
+# With --nnodes 1:2 and the c10d rendezvous, one node starts and a second node joins. The documentation says that torchrun
+# then restarts all workers as a group of two. It does not: the first launcher wrote its address into the store when the job
+# began, under the key of that round, and caches it. It does not write the address again for the next round, but the new
+# node looks for it under the key of the next round. Both launchers wait 60 seconds and end with exit code 1 and
+# DistStoreError: the new node waits for MASTER_ADDR, and the first launcher for the answer of the new node. The behaviour
+# does not depend on the script.
 #
 # With TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 the same two commands work: both workers start as ranks 0 and 1 of 2, and
 # TORCHELASTIC_RESTART_COUNT is still 0 on both.

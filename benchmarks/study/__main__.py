@@ -1,9 +1,9 @@
 """The CIFAR-10 study: train the missing runs, time the networks, write the tables of RESULTS.md.
 
 python -m benchmarks.study list               print every run: its command, and whether results/ has it
-python -m benchmarks.study run                train the missing runs one after another; resumes interrupted ones
+python -m benchmarks.study run                train the missing runs one after another, and resume interrupted ones
 python -m benchmarks.study run ISO20 RES20    train the runs of these configs only
-                                              (several commands at once share the work: one per core, OMP_NUM_THREADS=1)
+                                              (to share the work, start one command per core with OMP_NUM_THREADS=1)
 python -m benchmarks.study speed              time an epoch of each config, on an idle machine
 python -m benchmarks.study tables             write the tables and figures of RESULTS.md, and the figure of README.md
 """
@@ -32,14 +32,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     parser.add_argument("action", choices=("list", "run", "speed", "tables"))
-    parser.add_argument("configs", nargs="*", metavar="CONFIG", help="in configs/study/, e.g. ISO20 (default: all)")
+    parser.add_argument(
+        "configs", nargs="*", metavar="CONFIG", help="name of a file in configs/study/, e.g. ISO20 (default: all)"
+    )
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
     """Carry out ``args.action``."""
     if unknown := set(args.configs) - {row.config for row in ROWS}:
-        raise UserError(f"{', '.join(sorted(unknown))}: not in configs/study; see python -m benchmarks.study list")
+        raise UserError(f"configs/study has no {', '.join(sorted(unknown))}; see python -m benchmarks.study list")
     rows = [row for row in ROWS if not args.configs or row.config in args.configs]
     runs = in_order(rows)
     if args.action == "list":
@@ -61,7 +63,7 @@ def in_order(rows: Sequence[Row]) -> list[Run]:
 
 
 def train(runs: Sequence[Run]) -> None:
-    """Train each of ``runs``, except those that another process of the study trains or has finished meanwhile."""
+    """Train each of ``runs``, except runs that another process of the study trains or has finished."""
     for number, run in enumerate(runs, start=1):
         queue = run.folder().path.parent / "queue" / run.name
         queue.mkdir(parents=True, exist_ok=True)
@@ -90,13 +92,13 @@ def train_one(run: Run) -> None:
 
 
 def refuse_another_config(run: Run) -> None:
-    """Raise ``UserError`` if the folder of ``run`` holds a run with another config."""
+    """Raise ``UserError`` if the folder of ``run`` contains a run with another config."""
     file = run.folder().config
     if not file.exists():
         return
     then, now = flat(parse_cfg(file.read_text(encoding="utf-8"), str(file))), flat(run.cfg())
     if differing := [key for key in now if then[key] != now[key] and key not in stored.WITHOUT_EFFECT]:
-        raise UserError(f"{run.folder().path} holds a run with another {', '.join(differing)}: remove the folder")
+        raise UserError(f"{run.folder().path} contains a run with another {', '.join(differing)}: remove the folder")
 
 
 def refuse_changes() -> None:
@@ -104,7 +106,7 @@ def refuse_changes() -> None:
     command = ["git", "status", "--porcelain", "--", "isonet", "configs/study", "train.py"]
     try:
         status = subprocess.run(command, cwd=stored.REPO, capture_output=True, text=True, check=False)
-    except OSError:  # without git, results name no commit
+    except OSError:  # without git, the results do not name their commit
         return
     if changed := [line[3:] for line in status.stdout.splitlines()]:
         raise UserError(f"{', '.join(changed[:5])}: commit these changes first, because each result names its commit")

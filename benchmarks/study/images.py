@@ -1,7 +1,7 @@
-"""Write the images of the study: CIFAR-10 as JPEG of Pillow's default quality (75, colours at half the resolution).
+"""Write the images of the study: CIFAR-10 as JPEG with Pillow's default quality (75, colours at half the resolution).
 
-python -m benchmarks.study.images             download CIFAR-10 into data/ if needed, write data/cifar10-jpg/
-python -m benchmarks.study.images --root DIR  the same in DIR, for DATASET.ROOT DIR
+python -m benchmarks.study.images             download CIFAR-10 into data/ if needed, and write data/cifar10-jpg/
+python -m benchmarks.study.images --root DIR  use DIR instead of data/, for DATASET.ROOT DIR
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="python -m benchmarks.study.images", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--root", type=Path, default=Path("data"), metavar="DIR", help="of data sets (default: data)")
+    parser.add_argument(
+        "--root", type=Path, default=Path("data"), metavar="DIR", help="folder of the data sets (default: data)"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser.parse_args(argv)
 
@@ -34,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     """Write ``ROOT/cifar10-jpg/{train,val}/<class>/<number>.jpg``; val is the test set of CIFAR-10."""
     folder = args.root / NAME
     if folder.exists():
-        raise UserError(f"{folder} exists already: remove it to write it again")
+        raise UserError(f"{folder} already exists: remove it to write it again")
     unfinished = folder.with_name(f"{NAME}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     for split in ("train", "val"):

@@ -10,7 +10,7 @@ from isonet.plots import COLOURS, MARKERS, as_png, look, new_figure, plain_numbe
 
 
 def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
-    """Draw the norms of signal and gradient over the layers; return a PNG. Norms of 0 or None are left out."""
+    """Draw the norms of signal and gradient over the layers, and return a PNG. Norms of 0 or None are left out."""
     require_matplotlib("the norms")
     with style(10):
         figure = new_figure(1500, 650)
@@ -20,7 +20,7 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
             for number, (name, norms) in enumerate(variants.items()):
                 values = [value or math.nan for value in norms[key]]
                 every = len(values) // 12
-                # Where curves coincide, the first one is on top, and the markers stand apart
+                # Where curves coincide, the first curve is on top, and the markers do not overlap
                 first = number * every // len(variants)
                 axis.plot(values, **look(number), label=name, zorder=9 - number, markevery=(first, every))
             axis.set_yscale("log")
@@ -32,7 +32,10 @@ def norms_picture(variants: dict[str, dict[str, list[float | None]]]) -> bytes:
 
 
 def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, float]) -> bytes:
-    """Draw top-1 in percent against epochs and against minutes; return a PNG. ``seconds`` are those of one epoch."""
+    """Draw top-1 in percent against epochs and against minutes, and return a PNG.
+
+    seconds: the time of one epoch of each row.
+    """
     require_matplotlib("the curves")
     with style(10):
         figure = new_figure(1500, 800)
@@ -40,7 +43,7 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
         networks = list(dict.fromkeys(_network(name) for name in curves))
         drawn: list[str] = []
         for name, top1 in curves.items():
-            network = _network(name)  # determines the colour; its rows differ in marker and line
+            network = _network(name)  # determines the colour; rows of one network differ in marker and line
             number = drawn.count(network)
             drawn.append(network)
             look = {"color": COLOURS[networks.index(network)], "marker": MARKERS[number], "label": name,
@@ -57,10 +60,10 @@ def curves_picture(curves: Mapping[str, Sequence[float]], seconds: Mapping[str, 
 
 
 def vanilla_picture(top1: Mapping[str, Sequence[float]], gradients: Mapping[str, Sequence[float | None]]) -> bytes:
-    """Draw the figure of README.md; return a PNG.
+    """Draw the figure of README.md, and return a PNG.
 
     Left: top-1 in percent of a vanilla network against epochs, complete and without each part. Right: the norm of the
-    gradient over the layers of a very deep one at initialisation. A label stands beside each curve.
+    gradient over the layers of a very deep network at initialisation. Each curve has a label beside it.
     """
     require_matplotlib("the figure of README.md")
     with style(10.5):
@@ -74,7 +77,7 @@ def vanilla_picture(top1: Mapping[str, Sequence[float]], gradients: Mapping[str,
             _label(left, name, (len(values), values[-1]), (9, shift), COLOURS[number])
         left.set_title("ISONet-56 in three epochs of CIFAR-10", loc="left")
         left.set(xlabel="epoch", xlim=(0.85, 5.6), xticks=(1, 2, 3), ylabel="top-1, %", ylim=(0, 60))
-        lowest = min(gradients, key=lambda name: gradients[name][350] or math.inf)  # its label stands below it
+        lowest = min(gradients, key=lambda name: gradients[name][350] or math.inf)  # its label is below it
         for number, (name, norms) in enumerate(gradients.items()):
             colour = COLOURS[(0, 1, 4)[number]]  # black, not the colour of another part in the panel on the left
             right.plot([norm or math.nan for norm in norms], color=colour, linewidth=2)
@@ -91,5 +94,5 @@ def _label(axis: Any, text: str, point: tuple[float, float | None], offset: tupl
 
 
 def _network(name: str) -> str:
-    """The first word of a row's title, e.g. ISONet-20."""
+    """Return the first word of a row's title, e.g. ISONet-20."""
     return name.partition(" ")[0].rstrip(",")

@@ -30,7 +30,7 @@ class Run:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of ``train.py``."""
+        """The arguments of ``train.py``."""
         return ["--cfg", f"configs/study/{self.config}.yaml", "--output", self.name, *self.opts]
 
     @property
@@ -52,8 +52,8 @@ class Run:
 class Row:
     """A config of configs/study/, whose BASE_LR is the best of ``rates``.
 
-    ``rates`` are the base learning rates that run with seed 0, in addition to that of the config. ``seeds`` are those
-    of the runs at the rate of the config.
+    rates: the base learning rates that run with seed 0, in addition to the config's rate.
+    seeds: the seeds of the runs at the config's rate.
     """
 
     config: str
@@ -74,15 +74,15 @@ class Row:
         return self.cfg.SOLVER.BASE_LR
 
     def searched(self) -> list[Run]:
-        """One run with seed 0 at each rate, the lowest first."""
+        """Return one run with seed 0 at each rate, the lowest rate first."""
         return [Run(self.config, rate, 0) for rate in sorted({self.rate, *self.rates})]
 
     def repeated(self) -> list[Run]:
-        """One run with each seed at the rate of the config."""
+        """Return one run with each seed at the rate of the config."""
         return [Run(self.config, self.rate, seed) for seed in self.seeds]
 
     def finished(self) -> list[Stored]:
-        """The runs of ``repeated`` that are stored in results/."""
+        """Return the runs of ``repeated`` that are stored in results/."""
         return [run for run in (stored.read(run.name) for run in self.repeated()) if run]
 
     def runs(self) -> list[Run]:

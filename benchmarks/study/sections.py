@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from benchmarks.study.rows import Row
 
 SEEDS = (0, 1, 2)
-PARTS_RATES = (0.01, 0.02)  # for ISONet-20 without one of its parts, so that none runs at the best rate of another
+PARTS_RATES = (0.01, 0.02)  # for ISONet-20 without one of its parts, so that none runs at another network's best rate
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section; ``name`` is that of its markers in RESULTS.md."""
+    """A section of RESULTS.md. ``name`` is the name of its markers."""
 
     name: str
     rows: Sequence[Row]

@@ -1,9 +1,9 @@
 """The time of an epoch: steps and evaluation of each config, on an idle machine.
 
-It excludes compilation, which takes about 20 s once, and the input, for which an epoch waits half a second. All
-configs of one call are timed alternately so that they compare: timings minutes apart differ by up to 12 % on a shared
-machine. Each turn takes several steps in a row, as in training, because the first one finds the data of another
-network in the caches.
+The time excludes compilation, which takes about 20 s once, and waiting for the input, which takes half a second per
+epoch. All configs of one call are timed alternately so that they can be compared: on a shared machine, timings minutes
+apart differ by up to 12 %. Each turn takes several steps in a row, as in training, because the caches contain the data
+of another network before the first step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def measure(rows: Sequence[Row]) -> None:
 
 
 def read() -> dict[str, dict[str, Any]]:
-    """For each config, the seconds of a training step, of evaluating a batch and of an epoch, with time and machine."""
+    """Return, for each config, the seconds of a step, an evaluated batch and an epoch, with time and machine."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 

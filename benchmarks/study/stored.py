@@ -15,16 +15,16 @@ from isonet.files.storage import write_file
 from isonet.tools.summary import read_rows
 
 REPO = Path(__file__).resolve().parents[2]
-WITHOUT_EFFECT = {"DATASET.SHUFFLE_BUFFER"}  # its default has changed since the rows ran, which read no shards
+WITHOUT_EFFECT = {"DATASET.SHUFFLE_BUFFER"}  # its default has changed since the rows ran, but they read no shards
 RESULTS = REPO / "results"
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored run. ``metrics`` and ``timing`` have one row per epoch, as ``metrics.jsonl`` and ``timing.jsonl``.
+    """A stored run. ``metrics`` and ``timing`` have one row per epoch, like ``metrics.jsonl`` and ``timing.jsonl``.
 
-    ``diverged`` is the error message if a number became non-finite, and the rows are those of the epochs before; it is
-    empty for a finite run.
+    ``diverged`` is the error message if a number became non-finite, and empty otherwise. A diverged run has the rows of
+    the epochs before the error.
     """
 
     command: str
@@ -38,7 +38,7 @@ class Stored:
     def top1(self) -> float:
         """Top-1 in percent after the last epoch; NaN if the run diverged.
 
-        It is not that of the best epoch, which would be selected on the validation images.
+        The best epoch is not used, because it is selected on the validation images.
         """
         return math.nan if self.diverged else self.metrics[-1]["top1"]
 
@@ -46,13 +46,13 @@ class Stored:
 def collect(command: str, folder: RunFolder) -> Stored:
     """Read a finished run from its folder."""
     versions = json.loads(folder.versions.read_text(encoding="utf-8"))
-    kept = {**machine(), "commit": versions["commit"]}  # with the threads: their number changes the last bits
+    kept = {**machine(), "commit": versions["commit"]}  # contains the number of threads, which changes the last bits
     metrics, timing = (read_rows(file)[0] if file.exists() else [] for file in (folder.metrics, folder.timing))
     return Stored(command, folder.config.read_text(encoding="utf-8"), kept, metrics, timing, divergence(folder.log))
 
 
 def divergence(log: Path) -> str:
-    """The message in the last line of a log if the run ended because of a non-finite number, otherwise empty."""
+    """Return the message in the last line of a log if a non-finite number ended the run, otherwise an empty string."""
     last = log.read_text(encoding="utf-8").rstrip().rpartition("\n")[2] if log.exists() else ""
     match = re.fullmatch(r".*? NonFiniteError: ([^;]*).*", last)
     return match[1] if match else ""
@@ -74,6 +74,6 @@ def write(name: str, stored: Stored) -> Path:
 
 
 def read(name: str) -> Stored | None:
-    """Read the stored run with this name; None if there is none."""
+    """Return the stored run with this name, or None if there is none."""
     file = RESULTS / f"{name}.json"
     return Stored(**json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None

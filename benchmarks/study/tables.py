@@ -44,14 +44,14 @@ def write() -> None:
 
 
 def filled(page: str) -> str:
-    """Return ``page`` with the current table between each pair of markers; raises ``UserError`` for an unknown name."""
+    """Return ``page`` with the current table between each pair of markers. Raise ``UserError`` for an unknown name."""
     if unknown := {marker["name"] for marker in _TABLE.finditer(page)} - TABLES.keys():
-        raise UserError(f"{PAGE.name} names no table of the study: {', '.join(sorted(unknown))}; remove its markers")
+        raise UserError(f"{PAGE.name} names unknown tables: {', '.join(sorted(unknown))}; remove their markers")
     return _TABLE.sub(lambda marker: f"{marker[1]}{TABLES[marker['name']]()}\n{marker[3]}", page)
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
-    """One line per row: top-1 after the first and the middle epoch and at the end, the number of seeds, the minutes."""
+    """Return a table with one line per row: top-1 after the first, middle and last epoch, number of seeds, minutes."""
     seconds = speed.read()
     lines = [[row.title, f"`{row.config}`", *_accuracy(row, seconds.get(row.config, {}).get("epoch"))] for row in rows]
     head = ["network", "config", "base rate", "epochs", "after 1", "after half", "top-1 (seeds)", "minutes"]
@@ -59,7 +59,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
 
 
 def _accuracy(row: Row, seconds: float | None) -> list[str]:
-    """The cells of ``row``. ``seconds`` of one epoch, or None if they were not measured."""
+    """Return the cells of ``row``. seconds: the time of one epoch, or None if it was not measured."""
     runs, epochs = row.finished(), row.cfg.SOLVER.MAX_EPOCHS
     if not runs:
         return ["not run"] * 6
@@ -71,7 +71,7 @@ def _accuracy(row: Row, seconds: float | None) -> list[str]:
 
 
 def rate_table(rows: Sequence[Row]) -> str:
-    """One line per row with the top-1 of each learning rate; the best one in bold."""
+    """Return a table with one line per row: the top-1 of each learning rate, with the best top-1 in bold."""
     lines = []
     for row in rows:
         runs = {run.rate: stored.read(run.name) for run in row.searched()}
@@ -85,7 +85,7 @@ def rate_table(rows: Sequence[Row]) -> str:
 
 
 def paper_table() -> str:
-    """The accuracies that the authors report for their ImageNet networks."""
+    """Return the accuracies that the authors report for their ImageNet networks."""
     accuracies = {(entry.residual, entry.dropout, entry.depth): entry.top1 for entry in ZOO.values()}
     depths = sorted({depth for _, _, depth in accuracies})
     lines = [
@@ -97,7 +97,7 @@ def paper_table() -> str:
 
 
 def norms_table() -> str:
-    """The largest norm of any activation over the smallest, at initialisation."""
+    """Return the largest norm of any activation divided by the smallest norm, at initialisation."""
     norms = very_deep.read().get("norms")
     if not norms:
         return NOT_MEASURED
@@ -109,7 +109,7 @@ def norms_table() -> str:
 
 
 def memory_table() -> str:
-    """Memory and time of a training step at batch 32."""
+    """Return memory and time of a training step at batch 32."""
     memory = very_deep.read().get("memory")
     if not memory:
         return NOT_MEASURED
@@ -121,7 +121,7 @@ def memory_table() -> str:
 
 
 def steps_table() -> str:
-    """Means of the losses of the first training steps."""
+    """Return means of the losses of the first training steps."""
     losses, size = very_deep.read().get("steps"), very_deep.SHOWN
     if not losses:
         return NOT_MEASURED
@@ -134,7 +134,7 @@ def steps_table() -> str:
 
 
 def goals_table() -> str:
-    """All goals of the study."""
+    """Return the table of all goals of the study."""
     return markdown(["goal", "measured", ""], [list(line) for line in goals.goals()], left=3)
 
 
@@ -143,14 +143,14 @@ def mean_top1(runs: Sequence[Stored], epoch: int) -> float:
 
 
 def result(runs: Sequence[Stored]) -> str:
-    """Mean and standard deviation over the seeds after the last epoch, as text."""
+    """Return mean and standard deviation over the seeds after the last epoch as text."""
     top1 = [run.top1 for run in runs]
     spread = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
     return f"{statistics.mean(top1):.2f}{spread} ({len(top1)})"
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
-    """A Markdown table; the first ``left`` columns are aligned to the left, the others to the right."""
+    """Return a Markdown table. The first ``left`` columns are aligned to the left, the others to the right."""
     rule = ["---" if column < left else "---:" for column in range(len(head))]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *lines])
 

@@ -1,7 +1,7 @@
 """ISONet-1202 on CIFAR-10: norms over its layers at initialisation, memory of a training step, the first 300 steps.
 
 python -m benchmarks.study.very_deep              measure all three and write results/very-deep.json
-python -m benchmarks.study.very_deep norms        measure one of norms, memory and steps, and keep the others
+python -m benchmarks.study.very_deep norms        measure one of norms, memory and steps, and keep the other parts
 python -m benchmarks.study tables                 write their tables and figure
 """
 
@@ -37,7 +37,7 @@ from isonet.training.step import TrainStep
 
 FILE = RESULTS / "very-deep.json"
 CONFIG = CONFIGS / "ISO1202.yaml"
-VARIANTS = {  # of the network at initialisation
+VARIANTS = {  # variants of the network at initialisation
     "SReLU, delta": [],
     "SReLU, delta-orthogonal": ["ISON.DELTA_ORTHOGONAL", True],
     "SReLU, orthogonal": ["ISON.ORTHOGONAL_CONV", True],
@@ -51,7 +51,7 @@ CPU = torch.device("cpu")
 
 
 def norms(images: int = 16) -> dict[str, Any]:
-    """For each variant, the mean norm of each activation and of the gradient there, on validation images.
+    """Return, for each variant, the mean norm of each activation and of its gradient, on validation images.
 
     A norm is None if it is non-finite.
     """
@@ -69,7 +69,7 @@ def norms(images: int = 16) -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    """Peak resident memory in MiB of a process that takes two training steps, without and with recomputation."""
+    """Measure the peak memory in MiB of a process that takes two training steps, without and with recomputation."""
     result = {}
     for recompute in (False, True):
         command = [sys.executable, "-m", "benchmarks.study.very_deep", "two-steps", str(recompute)]
@@ -79,7 +79,7 @@ def memory() -> dict[str, Any]:
 
 
 def two_steps(recompute: str) -> None:
-    """Take two steps in a process of ``memory``; print its memory before the first step and its peak, in MiB."""
+    """Take two steps in a process of ``memory``, and print its memory before the first step and its peak, in MiB."""
     cfg = load_cfg(CONFIG, ["RUNTIME.CHECKPOINT_ACTIVATIONS", recompute])
     step = training_step(cfg)
     size = cfg.SOLVER.TRAIN_BATCH_SIZE
@@ -96,7 +96,7 @@ def _peak() -> float:
 
 
 def steps() -> dict[str, Any]:
-    """Cross entropy and penalty of each of the first training steps."""
+    """Return cross entropy and penalty of each of the first training steps."""
     cfg = load_cfg(CONFIG)
     step, loader = training_step(cfg), build_loader(cfg, "train")
     loader.set_epoch(1)
@@ -122,18 +122,18 @@ def training_step(cfg: CfgNode) -> TrainStep:
 
 
 def read() -> dict[str, Any]:
-    """The stored measurements; empty if there are none."""
+    """Return the stored measurements, or an empty dictionary if there are none."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
 
 
 def spread(norms: Sequence[float | None]) -> float:
-    """The largest norm over the smallest; infinite if any is 0 or non-finite."""
+    """Return the largest norm divided by the smallest, or infinity if any norm is 0 or non-finite."""
     finite = [norm for norm in norms if norm]
     return max(finite) / min(finite) if len(finite) == len(norms) else math.inf
 
 
 def means(values: Sequence[float]) -> list[float]:
-    """Means over ``SHOWN`` steps each."""
+    """Return the means over ``SHOWN`` steps each."""
     return [statistics.mean(values[start : start + SHOWN]) for start in range(0, len(values), SHOWN)]
 
 
@@ -155,7 +155,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Measure the parts and keep the others in the file."""
+    """Measure the parts, and keep the other parts in the file."""
     for part in args.parts or PARTS:
         how = {"command": f"python -m benchmarks.study.very_deep {part}", **machine(), "commit": versions()["commit"]}
         measured = {**how, **PARTS[part]()}
