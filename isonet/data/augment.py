@@ -1,4 +1,4 @@
-"""Transforms of one image by torchvision, and the random stream that each draws from."""
+"""Image transforms by torchvision, each with a random stream that depends only on the seed, the image and the epoch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,15 @@ from torchvision.transforms import v2
 from isonet.data.memory import CropFlip
 from isonet.data.random_streams import stream_seed
 
-EVAL_RESIZE = 256 / 224  # shorter side before the centre crop, over the crop
+EVAL_RESIZE = 256 / 224  # shorter side before the centre crop / side of the crop
 
 Transform = Callable[[Any], Image.Image | Tensor]
 
 
 class Augment:
-    """Applies ``transform`` to an image, drawing from a random stream that belongs to the image and the epoch.
+    """Applies ``transform`` to an image with random numbers that depend only on the seed, the image and the epoch.
 
-    transform: maps an image to a square one, PIL or uint8 (3, H, W).
+    transform: a function from an image to a square image, PIL or uint8 (3, H, W).
     """
 
     def __init__(self, transform: Transform, seed: int) -> None:
@@ -29,8 +29,8 @@ class Augment:
 
     def __call__(self, image: Image.Image | Tensor, epoch: int, index: int) -> Tensor:
         """The transformed image as uint8 (H, W, 3)."""
-        with torch.random.fork_rng(devices=[]):  # torchvision's transforms draw from the global generator
-            # Not torch.manual_seed, which would seed every GPU as well
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms use the global generator
+            # torch.manual_seed is not used, because it also seeds every GPU
             torch.default_generator.manual_seed(stream_seed(self.seed, "augment", epoch, index))
             square = self.transform(image)
         if isinstance(square, Tensor):
@@ -39,14 +39,15 @@ class Augment:
 
 
 def to_square(size: int) -> v2.Compose:
-    """Resize the shorter side and cut out the centre; leaves an image of the right size as it is."""
+    """Return a transform that resizes the shorter side and crops the centre. It keeps an image of the right size."""
     return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
 
 
 def image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Compose:
-    """Maps an image, PIL or tensor, to a square of ``size`` pixels. Interpolation is bilinear.
+    """Return the transform of an image, PIL or tensor, to a square of ``size`` pixels a side, with bilinear resizing.
 
-    small: of the CIFAR kind, resized to ``size`` as a whole. augment: None for evaluation.
+    small: whether the images are small, like CIFAR's: these are resized to ``size`` before any crop. augment: the crop
+    and flip of training images; None for evaluation.
     """
     flip = [v2.RandomHorizontalFlip()] if augment and augment.flip else []
     if small:
@@ -58,7 +59,10 @@ def image_transforms(size: int, small: bool, augment: CropFlip | None) -> v2.Com
 
 
 class _RandomResizedCrop(v2.RandomResizedCrop):
-    """Torchvision's, but resizes the crop of a tensor in HWC order, in which it was decoded: equal, and faster."""
+    """Like torchvision's ``RandomResizedCrop``, but resizes the crop in the HWC order in which the image was decoded.
+
+    The result is equal, and this is faster.
+    """
 
     def forward(self, image: Any) -> Any:
         if not isinstance(image, Tensor):

@@ -24,8 +24,8 @@ from isonet.shares import WHOLE, Share
 
 log = logging.getLogger("isonet")
 
-MEMORY_LIMIT = 4 << 30  # bytes of decoded images; workers read a larger set
-_WORTH_WORKERS = 200  # unlabelled images; fewer are read before worker processes have started
+MEMORY_LIMIT = 4 << 30  # bytes of decoded images; worker processes read the images of a larger data set
+_WORTH_WORKERS = 200  # unlabelled images; reading fewer takes less time than starting worker processes
 
 _STATISTICS = {  # mean and standard deviation per channel, of pixels in [0, 1]
     "digits": ((0.305, 0.305, 0.305), (0.376, 0.376, 0.376)),  # of the 1,437 training images
@@ -43,11 +43,12 @@ def build_loader(
 ) -> Loader:
     """Build the loader of ``split``, "train" (shuffled, augmented) or "val", for the data set of ``cfg``.
 
-    A batch has the config's images per GPU for all GPUs of a step (``global_batch``). ``share`` is this rank's part of
-    it, which lies on the first of its ``devices``. ``classes`` gives the order of the labels; by default the training
-    part of the set does. Raises ``DataError`` for a data set that is missing, unreadable or has more classes than
-    ``DATASET.NUM_CLASSES``; iterating raises it for an image that cannot be read, unless ``DATASET.ON_ERROR`` is skip:
-    then training replaces the image by the next one that can be read, and evaluation leaves it out.
+    A batch contains the config's number of images per GPU for all GPUs of a step (``global_batch``). ``share`` is this
+    rank's part of each batch, which is on the first of the rank's ``devices``. ``classes`` is the order of the labels,
+    by default the order in the training part of the data set. Raises ``DataError`` if the data set is missing, is
+    unreadable or has more classes than ``DATASET.NUM_CLASSES``. Iterating raises ``DataError`` for an image that cannot
+    be read, unless ``DATASET.ON_ERROR`` is skip. With skip, training replaces the image by the next one that can be
+    read, and evaluation leaves it out.
     """
     from isonet.data.augment import Augment, image_transforms, to_square
     from isonet.data.workers import SourceImages, WorkerLoader, decode_all
@@ -82,9 +83,9 @@ def read_batches(
 ) -> Iterator[tuple[Tensor, list[Path], list[ImageError]]]:
     """Yield images without labels in the order of ``paths``, preprocessed like the validation images of ``cfg``.
 
-    Each batch has its images, float32 (N, 3, H, W), normalised, on ``device``; the paths of these images; and the
-    errors of those that could not be read. Worker processes read the images if there are many. Raises ``DataError`` if
-    an image is not to blame for not being read.
+    Each batch is a tuple of the images, float32 (N, 3, H, W), normalised, on ``device``; the paths of these images; and
+    the errors of the images that could not be read. Worker processes read the images if there are many. Raises
+    ``DataError`` if reading fails for a reason that is not a fault of the image.
     """
     from isonet.data.augment import Augment, image_transforms
     from isonet.data.workers import ImageBatches, SourceImages
@@ -92,7 +93,7 @@ def read_batches(
     size = image_size(cfg)
     normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
     augment = Augment(image_transforms(size, uses_small_images(cfg), None), cfg.RUNTIME.SEED)
-    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # as decode_all has one decoder
+    as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # decode_all uses only Pillow
     images = SourceImages(FolderSource(paths, range(len(paths)), ()), augment, size, as_tensor)
     batches = EpochBatches(len(paths), batch_size, shuffle=False, seed=0)
     workers = num_workers(cfg) if len(paths) >= _WORTH_WORKERS else 0
@@ -104,7 +105,7 @@ def read_batches(
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
-    """The labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``."""
+    """Return the labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``."""
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
     shards = root / name / "shards" / split
     if cfg.RUNTIME.INPUT == "shards":
@@ -120,24 +121,24 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
 
 
 def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation per channel, of pixels in [0, 1]."""
+    """Return mean and standard deviation per channel, of pixels in [0, 1]."""
     kind = "digits" if cfg.DATASET.NAME == "digits" else "small" if uses_small_images(cfg) else "large"
     mean, std = _STATISTICS[kind]
     return tuple(cfg.DATASET.MEAN) or mean, tuple(cfg.DATASET.STD) or std
 
 
 def num_workers(cfg: CfgNode) -> int:
-    """Worker processes of this rank: DATASET.NUM_WORKERS, but together no more than the machine has CPU cores."""
+    """Return the number of this rank's workers: DATASET.NUM_WORKERS, or its share of the CPU cores if that is less."""
     return min(cfg.DATASET.NUM_WORKERS, max(1, usable_cores() // processes_here()))
 
 
 def usable_cores() -> int:
-    """CPU cores that this process may use: a scheduler may grant only some of the machine's."""
+    """Return the number of CPU cores that this process may use, which a scheduler may limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def kept_in_memory(cfg: CfgNode, num_images: int) -> bool:
-    """Whether the images are kept as bytes, 4 a pixel, instead of being read whenever they are needed."""
+    """Whether the images are kept in memory as bytes, 4 per pixel, instead of being read in each epoch."""
     if cfg.RUNTIME.INPUT in ("memory", "workers"):
         return cfg.RUNTIME.INPUT == "memory"
     return uses_small_images(cfg) and num_images * image_size(cfg) ** 2 * 4 <= MEMORY_LIMIT

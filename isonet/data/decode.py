@@ -1,8 +1,7 @@
-"""Decodes the bytes of one image file to RGB pixels, or raises an error that says what is wrong with it.
+"""Decodes the bytes of one image file to RGB pixels, or raises an error that describes the fault of the file.
 
-Pixels are as stored: the orientation in EXIF data is not applied, neither with Pillow's decoder nor with torchvision's.
-The published code reads images with torchvision's ImageFolder, which does not apply it either, in training and in
-evaluation alike.
+The orientation in EXIF data is not applied, neither with Pillow's decoder nor with torchvision's. The published code
+reads images with torchvision's ImageFolder, which does not apply it either, in training and in evaluation.
 """
 
 import contextlib
@@ -20,10 +19,10 @@ from torch import Tensor
 from isonet.data.faults import ImageError
 from isonet.errors import DataError, printable
 
-MAX_ASPECT = 1000  # of the longer side to the shorter one, which limits the size of a resized image
+MAX_ASPECT = 1000  # longer side / shorter side; this limits the size of a resized image
 
-# Pillow refuses 179 million pixels and more (half a gigabyte as RGB) and warns from half of that on. RGB has no
-# transparency to warn about
+# Pillow refuses images of 179 million pixels or more (half a gigabyte as RGB), and warns from half of that number on.
+# Images are converted to RGB, which has no transparency, so a warning about transparency is of no use
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarning)
 
@@ -32,50 +31,50 @@ _SYSTEM_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file. Raises ``ImageError``, or ``DataError`` if the file is not to blame."""
+    """Return the bytes of an image file. Raises ``ImageError``, or ``DataError`` if the fault is not in the file."""
     with _explained(path):
         return path.read_bytes()
 
 
 def decode_image(data: bytes, path: Path) -> Image.Image:
-    """Decode the bytes of the image file ``path`` to RGB, the first image if it holds several.
+    """Decode the bytes of the image file ``path`` to RGB. If the file contains several images, decode the first.
 
-    Raises ``ImageError``, or ``DataError`` if the file is not to blame.
+    Raises ``ImageError``, or ``DataError`` if the fault is not in the file.
     """
     with _explained(path), _open(data) as image:
         return to_rgb(image)
 
 
 def decode_tensor(data: bytes, path: Path) -> Tensor:
-    """Like ``decode_image``, as uint8 (3, H, W), JPEG decoded by torchvision, whatever the file's name."""
+    """Like ``decode_image``, but return uint8 (3, H, W), and decode JPEG with torchvision, whatever the file's name."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     with _explained(path), _open(data) as image:
-        if image.format in _JPEG and image.mode in ("L", "RGB"):  # not CMYK, which has several conventions
-            with contextlib.suppress(RuntimeError):  # Pillow decodes it, or says what is wrong
+        if image.format in _JPEG and image.mode in ("L", "RGB"):  # CMYK is left to Pillow: it has several conventions
+            with contextlib.suppress(RuntimeError):  # then Pillow decodes it, or raises an error with the reason
                 return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read the header of an image file, and refuse what should not be decoded."""
+    """Read the header of an image file, and refuse files that should not be decoded."""
     try:
         image = Image.open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise ValueError(f"{len(data):,} bytes of no kind that Pillow knows") from None
+        raise ValueError(f"{len(data):,} bytes of no format that Pillow knows") from None
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width} x {height} pixels are too thin to resize")
-    # A crash during a write leaves zeros in place of the end of a JPEG file, which decoders show as grey or noise
+    # A crash during a write can leave zeros in place of the end of a JPEG file. Decoders show them as grey or noise
     if image.format in _JPEG and data[-2:] == b"\0\0" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
         raise ValueError("it is truncated and filled up with zeros")
     return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB of 8 bits a channel; of 16 bits keep the upper 8, for grey as well, which Pillow clips at 255."""
+    """Convert to RGB, 8 bits per channel. Of 16 bits, keep the upper 8, also in grey, which Pillow clips at 255."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF's BitsPerSample: 12 is read as 16
+        bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF's BitsPerSample; Pillow opens 12 bits as 16
         return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError("its pixels are 32-bit numbers of unknown scale")
@@ -84,7 +83,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn every exception into an ``ImageError``, or into a ``DataError`` if the image is not to blame."""
+    """Turn every exception into an ``ImageError``, or into a ``DataError`` if the fault is not in the image."""
     try:
         yield
     except Exception as error:  # Pillow raises many kinds for a damaged file

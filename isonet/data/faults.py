@@ -1,4 +1,4 @@
-"""Images that cannot be read: the error that names one, and what a loader does about it."""
+"""The error for an image that cannot be read, and what a loader does about such images."""
 
 import logging
 from collections.abc import Sequence
@@ -9,34 +9,34 @@ from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
-WHOLE_BATCH = 8  # images; if all images of a larger batch are unreadable, the storage is to blame
-TRIES = 64  # images that are read for one that cannot be read, until the storage is to blame
-_LOGGED = 10  # unreadable images that a loader logs as it meets them
+WHOLE_BATCH = 8  # images; if all images of a batch of this size or more are unreadable, the storage is at fault
+TRIES = 64  # images that are read in place of an unreadable one before the storage is at fault
+_LOGGED = 10  # unreadable images that a loader logs when it reaches them
 
 OnError = Literal["stop", "leave out", "replace"]
 
 
 class ImageError(DataError):
-    """An image that cannot be read because of a fault of its own, so that a run can do without it.
+    """Raised if an image cannot be read because of a fault in the image itself, so that a run can continue without it.
 
-    path: its file. reason: what is wrong with it, without the path.
+    path: the image's file. reason: the fault, without the path.
     """
 
     def __init__(self, path: Path | str, reason: str) -> None:
         self.path, self.reason = str(path), printable(reason)
-        super().__init__(self.path, self.reason)  # the arguments with which pickle rebuilds it
+        super().__init__(self.path, self.reason)  # pickle rebuilds the error from these arguments
 
     def __str__(self) -> str:
         return (
             f"{printable(self.path)}: {self.reason}; repair or remove it, "
-            "or let the run do without such images with DATASET.ON_ERROR skip"
+            "or let the run continue without such images with DATASET.ON_ERROR skip"
         )
 
 
 class Unreadable:
-    """Raises the first error of an image or, unless ``on_error`` is "stop", records the image.
+    """Records images that cannot be read or, if ``on_error`` is "stop", raises the first error.
 
-    skipped: path and reason of each recorded image, however many epochs read it.
+    skipped: the reason for each recorded image, by its path. An image occurs once, however many epochs read it.
     """
 
     def __init__(self, on_error: OnError) -> None:
@@ -46,12 +46,12 @@ class Unreadable:
     def note(self, errors: Sequence[DataError], read: int, unread: int) -> None:
         """Record the errors of a batch that has ``read`` images and lacks ``unread``.
 
-        Raises ``DataError`` for an error that is not an image's own, and if the storage seems to have gone: not one
-        image of a batch of ``WHOLE_BATCH`` or more could be read, or no replacement for an image.
+        Raises ``DataError`` for an error whose cause is not in the image. Also raises it if the storage seems to be
+        gone: if a batch of ``WHOLE_BATCH`` or more images has none that can be read, or an image has no replacement.
         """
         for error in errors:
             if self.on_error == "stop" or not isinstance(error, ImageError):
-                raise DataError(str(error))  # a new one: in ``errors`` it would keep the loader alive, in a cycle
+                raise DataError(str(error))  # the old error would keep the loader alive, in a reference cycle
             if error.path not in self.skipped:
                 self.skipped[error.path] = error.reason
                 if len(self.skipped) <= _LOGGED:

@@ -1,4 +1,4 @@
-"""Lists image files, in class folders and others, and refuses what a plain listing would silently leave out."""
+"""Lists image files, in class folders and in others, and raises errors for files that a plain listing would ignore."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 @dataclass(frozen=True)
 class FolderSource(EncodedSource):
-    """Image files, such as those that ``image_folder`` lists."""
+    """Image files with labels. ``image_folder`` lists the files of class folders."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
@@ -31,9 +31,10 @@ class FolderSource(EncodedSource):
 def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -> FolderSource:
     """List the images of ``root/split/<class>/``, at any depth below the class folder, sorted by path.
 
-    A label is the position of its class in ``classes`` (those of a checkpoint, say), by default among the folders of
-    ``root/train`` or, if there is no such folder, of ``root/split``. Links are followed; hidden files and folders,
-    whose names begin with a dot, are ignored. Raises ``DataError`` for everything that leaves a doubt about the set.
+    A label is the position of the class in ``classes``, for example the classes of a checkpoint. By default, the
+    classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``. Links are followed.
+    Hidden files and folders, whose names begin with a dot, are ignored. Raises ``DataError`` for everything that leaves
+    a doubt about the data set.
     """
     folder = root / split
     names = _class_names(folder)
@@ -50,7 +51,7 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
 
 
 def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise ``DataError`` if ``folder`` has a class that is not one of ``classes``; warn if it lacks some of them."""
+    """Raise ``DataError`` if ``folder`` has a class that is not in ``classes``, and warn if it lacks some classes."""
     if unknown := sorted({*names} - {*classes}):
         raise DataError(f"{printable(folder / unknown[0])}: not one of the {len(classes)} classes of the training set")
     if missing := [name for name in classes if name not in {*names}]:
@@ -59,23 +60,23 @@ def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> N
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List the images at any depth below ``folder``, sorted by path; follows links, ignores hidden files and folders.
+    """List the images at any depth below ``folder``, sorted by path. Follow links, and ignore hidden files and folders.
 
-    Raises ``DataError`` if there are none, for a loop of links, and for what is neither a file nor a folder.
+    Raises ``DataError`` if there is no image, for a loop of links, and for what is neither a file nor a folder.
     """
     images = sorted(map(Path, _walk(str(folder), ())))
     if not images:
         raise DataError(
-            f"{printable(folder)}: has no image ({', '.join(IMG_EXTENSIONS)}); add images or remove the folder"
+            f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}); add images or remove the folder"
         )
     return images
 
 
 def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """List the files as they are named and the images below each folder, sorted by path; and what is wrong, in words.
+    """Return the paths of the files in ``places`` and of the images below its folders, and a message for each problem.
 
-    A file may have any name; below a folder, files with the extension of an image count, except hidden ones. Whether
-    a file can be read shows when it is read.
+    Files are in the given order, and the images below a folder are sorted by path. A file may have any name. Below a
+    folder, files with the extension of an image count, except hidden files. No file is opened here.
     """
     paths: list[Path] = []
     problems = []
@@ -85,7 +86,7 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
                 paths += images_below(place)
             elif os.path.isfile(place):
                 paths.append(place)
-            else:  # reading a pipe could wait for ever
+            else:  # reading a pipe can block forever
                 problems.append(f"{printable(place)}: no such file or folder, or a pipe, a socket or a device")
         except DataError as error:
             problems.append(str(error))
@@ -93,10 +94,10 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
 
 
 def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """The images below a folder. above: the real paths of the folders that lead to it."""
+    """Yield the images below a folder. above: the real paths of the folders that contain it."""
     here = os.path.realpath(folder)
     if here in above:
-        raise DataError(f"{printable(folder)}: is a link to a folder above it, an endless loop; remove it")
+        raise DataError(f"{printable(folder)} is a link to a folder above it, an endless loop; remove it")
     for entry in _entries(folder):
         if entry.is_dir():
             yield from _walk(entry.path, (*above, here))
@@ -107,27 +108,27 @@ def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
 def _class_names(folder: Path) -> list[str]:
     names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
     if not names:
-        raise DataError(f"{printable(folder)}: has no class folders; images belong at {printable(folder)}/<class>/")
+        raise DataError(f"{printable(folder)} has no class folders; images belong at {printable(folder)}/<class>/")
     return names
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """The files and folders in ``folder`` that are not hidden, and the broken links that are named like an image.
+    """Return the files and folders in ``folder`` that are not hidden, and the broken links with an image's extension.
 
-    Reading such a link fails like a damaged image. Raises ``DataError`` for anything else: a broken link may have been
-    a folder, and to ignore it might change the labels of other classes.
+    Reading such a link fails like reading a damaged image. Raises ``DataError`` for anything else: a broken link may
+    have been a folder, and ignoring it might change the labels of other classes.
     """
     try:
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]  # such as a Mac's ._1.jpg
+            entries = [entry for entry in scan if not entry.name.startswith(".")]  # such as ._1.jpg, by macOS
         for entry in entries:
             if entry.is_dir() or entry.is_file():
                 continue
             if os.path.exists(entry.path) or not _is_image(entry):
-                raise DataError(f"{printable(entry.path)}: is a broken link, a pipe, a socket or a device; remove it")
+                raise DataError(f"{printable(entry.path)} is a broken link, a pipe, a socket or a device; remove it")
     except OSError as error:
         raise DataError(
-            f"{printable(error.filename or folder)}: cannot be listed ({error.strerror}); check its name "
+            f"{printable(error.filename or folder)} cannot be listed ({error.strerror}); check its name "
             "(DATASET.ROOT, DATASET.NAME), its permissions and links, or remove it"
         ) from None
     return entries

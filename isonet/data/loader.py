@@ -1,4 +1,4 @@
-"""What all loaders have in common."""
+"""The base class of all loaders, and the normalisation of their images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Normalise:
-    """uint8 (N, H, W, 3), anywhere, to float32 (N, 3, H, W) on ``device``: ``(pixel / 255 - mean) / std``.
+    """Converts uint8 (N, H, W, 3) on any device to float32 (N, 3, H, W) on ``device``: ``(pixel / 255 - mean) / std``.
 
-    channels_last: leave the result in NHWC order in memory, which costs nothing.
+    channels_last: whether to leave the result in NHWC order in memory, which costs nothing.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device, channels_last: bool) -> None:
@@ -23,9 +23,9 @@ class Normalise:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        pixels = pixels.to(self.device, non_blocking=True)  # a quarter of what the floats would be
+        pixels = pixels.to(self.device, non_blocking=True)  # a quarter of the bytes of float32
         width = pixels.shape[2]
-        # A whole row at once: with 3 channels as the last axis a CPU would compute 3 numbers at a time
+        # Whole rows, because with 3 channels as the last axis a CPU computes only 3 numbers at a time
         rows = pixels.flatten(2).to(torch.float32)  # (N, H, 3 W)
         images = rows.div_(255).sub_(self.mean.repeat(width)).div_(self.std.repeat(width)).unflatten(2, (width, 3))
         return images.permute(0, 3, 1, 2).contiguous(memory_format=self.format)
@@ -35,12 +35,12 @@ class Normalise:
 class Loader:
     """Yields batches of (images, labels): float32 (N, 3, H, W), normalised, and int64 (N,), on ``normalise.device``.
 
-    Each rank gets its piece of every batch, which may be empty. In training the pieces of a batch have exactly
-    ``batches.batch_size`` images together (fewer in an incomplete last batch, without SOLVER.DROP_LAST); in
-    evaluation they lack the images that cannot be read, with DATASET.ON_ERROR skip.
+    Each rank yields its piece of every batch, which may be empty. In training, the pieces of a batch together have
+    exactly ``batches.batch_size`` images, or fewer in an incomplete last batch without SOLVER.DROP_LAST. In evaluation
+    with DATASET.ON_ERROR skip, the pieces lack the images that cannot be read.
 
-    classes: names of the labels. skipped: path and reason of the images that could not be read. taken: images of the
-    epoch's order, over all ranks, up to the batch that was yielded last.
+    classes: names of the labels. skipped: the reason for each image that could not be read, by its path. taken: the
+    number of images of the epoch's order, over all ranks, up to the batch that was yielded last.
     """
 
     classes: Sequence[str]
@@ -51,7 +51,7 @@ class Loader:
 
     @property
     def num_images(self) -> int:
-        """Images of the set."""
+        """The number of images of the data set."""
         return self.batches.num_images
 
     @property
@@ -60,16 +60,16 @@ class Loader:
         return self.batches.epoch_images
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
-        """Choose the epoch, from 1, whose order and augmentation come next.
+        """Set the epoch, counted from 1, which determines the order and the augmentation.
 
-        skip: images at the head of its order that were taken before an interruption. After a whole number of batches,
-        the batches to come are equal to the bit to those of an uninterrupted epoch.
+        skip: the number of images at the beginning of the epoch's order that were taken before an interruption. If they
+        make whole batches, the remaining batches are bit-identical to those batches of an uninterrupted epoch.
         """
         self.batches.set_epoch(epoch, skip)
         self.taken = skip
 
     def __len__(self) -> int:
-        """The number of batches of the epoch, from ``skip`` on: the same on all ranks."""
+        """The number of batches of the epoch after the first ``skip`` images, the same on all ranks."""
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,4 +1,4 @@
-"""Small images: decoded once, kept as bytes on the device, augmented there a batch at a time."""
+"""A loader of small images, which are decoded once, kept as bytes on the device, and augmented there in batches."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +21,10 @@ class CropFlip:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images of a source: uint8 (N, H, W, 3), with their labels, int64 (N,), positions in ``classes``.
+    """All images of a source: uint8 (N, H, W, 3). labels: int64 (N,), positions in ``classes``.
 
-    readable: bool (N,), false for a black image in place of an unreadable one, to be left out; None if all were read.
-    skipped: path and reason of the images that could not be read.
+    readable: bool (N,), False for each unreadable image, which is black and is left out; None if all images were read.
+    skipped: the reason for each image that could not be read, by its path.
     """
 
     images: Tensor
@@ -35,7 +35,7 @@ class Decoded:
 
 
 class MemoryLoader(Loader):
-    """A ``Loader`` of decoded images. The crop and flip of an image follow from seed, epoch and image number alone."""
+    """A ``Loader`` of decoded images. The crop and flip of an image depend only on seed, epoch and image number."""
 
     def __init__(self, decoded: Decoded, batches: EpochBatches, normalise: Normalise, augment: CropFlip | None) -> None:
         super().__init__(decoded.classes, batches, normalise, decoded.skipped)
@@ -47,7 +47,7 @@ class MemoryLoader(Loader):
         self.height, self.width = images.shape[1:3]
         p = augment.padding if augment else 0
         # Pad with black before the mean is subtracted, like torchvision's RandomCrop. A fourth channel makes each pixel
-        # one number of 4 bytes, which is moved in one go
+        # one number of 4 bytes, which is copied in one operation
         self.pixels = F.pad(images, (0, 1, p, p, p, p)).to(self.device).view(torch.int32).flatten()
         self.padded = self.height + 2 * p, self.width + 2 * p
 
@@ -62,7 +62,7 @@ class MemoryLoader(Loader):
             yield self.normalise(self._crop(index, crops[index])), self.labels[index]
 
     def _draw_crops(self) -> Tensor:
-        """The top, the left and the flip (0 or 1) of each image of the set: (N, 3) int64."""
+        """Return the top, the left and the flip (0 or 1) of each image of the data set: (N, 3) int64."""
         if self.augment is None:
             return torch.zeros(self.num_images, 3, dtype=torch.int64)
         rng = generator(self.batches.seed, "augment", self.batches.epoch)
@@ -71,7 +71,7 @@ class MemoryLoader(Loader):
         return torch.cat([corner, flip], dim=1)
 
     def _crop(self, index: Tensor, crops: Tensor) -> Tensor:
-        """Cut the rows of ``crops`` (n, 3) out of the images ``index`` (n,): uint8 (n, H, W, 3)."""
+        """Return the crops of the images ``index`` (n,) that ``crops`` (n, 3) describes: uint8 (n, H, W, 3)."""
         height, width = self.padded
         top, left, flip = crops[:, :, None].unbind(1)  # (n, 1)
         columns = torch.arange(self.width, device=self.device)

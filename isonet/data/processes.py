@@ -1,4 +1,4 @@
-"""Worker processes: they outlive the signals that stop a run, and the death of one is explained in one sentence."""
+"""Worker processes, which ignore the signals that stop a run, and errors that explain in one sentence why one died."""
 
 import contextlib
 import multiprocessing
@@ -33,7 +33,7 @@ _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 
 @contextlib.contextmanager
 def starting_workers() -> Iterator[None]:
-    """Start worker processes in this block: they begin with the stop signals blocked, and their deaths are explained.
+    """Block the stop signals in the worker processes that start in this block, and prepare to explain their deaths.
 
     This process receives the signals after the block.
     """
@@ -46,10 +46,10 @@ def starting_workers() -> Iterator[None]:
 
 
 def outlive_stop_signals(_: int) -> None:
-    """Initialise a worker: it ignores the signals that a terminal or a scheduler sends to every process of a run.
+    """Initialise a worker to ignore the signals that a terminal or a scheduler sends to every process of a run.
 
-    Only the main process acts on them, and it still needs batches. The worker obeys a SIGTERM of the main process
-    itself, which ends the workers that are left when it exits.
+    Only the main process acts on these signals, and it needs batches until it stops. A SIGTERM from the main process
+    ends the worker: when the main process exits, it sends SIGTERM to the workers that are left.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     sys.excepthook = _print_unless_disconnected
@@ -60,24 +60,24 @@ def outlive_stop_signals(_: int) -> None:
 
 
 def _wait_for_the_end() -> None:
-    """End this process, whatever its main thread waits for, when the main process sends SIGTERM."""
+    """Wait until the main process sends SIGTERM, then end this process, even if its main thread is blocked."""
     main = multiprocessing.parent_process()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != (main.pid if main else os.getppid()):
         pass
-    os._exit(0)  # as torch's own handler does: for any other exit code the main process would raise an error
+    os._exit(0)  # like torch's own handler: any other exit code raises an error in the main process
 
 
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print nothing if the main process has gone: the error that ended it is the one that counts."""
+    """Print an error, unless the main process is gone: then only the error that ended the main process counts."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)
 
 
 @contextlib.contextmanager
 def explain_dead_workers() -> Iterator[None]:
-    """Turn the error that torch raises, anywhere in the main thread, when a worker has died into a ``WorkerError``.
+    """Replace the error that torch raises when a worker has died by a ``WorkerError``.
 
-    May be nested; lets every other error pass.
+    Torch raises it anywhere in the main thread. Other errors do not change, and blocks may be nested.
     """
     try:
         yield
@@ -99,9 +99,9 @@ def explain_dead_workers() -> Iterator[None]:
 
 
 def _dead_worker() -> BaseProcess | None:
-    """A worker that ended by a signal or an error, at most a second from now: a batch may break off before."""
+    """Return a worker that ended by a signal or an error. Wait at most a second, as a batch may fail before it ends."""
     for _ in range(100):
-        with contextlib.suppress(RuntimeError):  # which torch raises when it notices the death
+        with contextlib.suppress(RuntimeError):  # torch raises it when it detects the death
             if dead := next((worker for worker in _workers if worker.exitcode), None):
                 return dead
             time.sleep(0.01)

@@ -1,5 +1,5 @@
-"""Sources of labelled images, which read one image at a time: arrays here, files in ``folders.py``, tar shards in
-``shards/source.py``."""
+"""Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``folders.py``
+of files, and ``shards/source.py`` of tar shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ class ImageSource:
     labels: Sequence[int] | np.ndarray
 
     def read(self, index: int) -> Image.Image:
-        """Read an image as RGB. Raises ``DataError``: an ``ImageError`` if the image itself is the reason."""
+        """Read an image as RGB. Raises ``ImageError`` if the image itself is the reason, otherwise ``DataError``."""
         raise NotImplementedError
 
     def read_tensor(self, index: int) -> Tensor:
-        """Read an image as uint8 (3, H, W), JPEG decoded by torchvision. Raises like ``read``."""
+        """Read an image as uint8 (3, H, W), JPEG with torchvision's decoder. Raises the same errors as ``read``."""
         return torch.from_numpy(np.array(self.read(index))).permute(2, 0, 1)
 
 
 class EncodedSource(ImageSource):
-    """Image files: a subclass says where the bytes of one are."""
+    """Image files. A subclass implements ``encoded``, which reads the bytes of one file."""
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
-        """The bytes of an image's file, and its path for messages."""
+        """Return the bytes of an image's file, and the file's path for messages."""
         raise NotImplementedError
 
     def read(self, index: int) -> Image.Image:
@@ -57,7 +57,7 @@ class ArraySource(ImageSource):
 
 
 def digits(split: str) -> ArraySource:
-    """The 8 x 8 handwritten digits that the package ships, as RGB."""
+    """The 8 x 8 handwritten digits that the package contains, as RGB."""
     with resources.files("isonet.data").joinpath("digits/digits.npz").open("rb") as file, np.load(file) as data:
         images, labels, val = data["images"], data["labels"], data["val"]
     rows = val if split == "val" else np.setdiff1d(np.arange(len(labels)), val)
@@ -67,13 +67,13 @@ def digits(split: str) -> ArraySource:
 
 
 def cifar(name: str, root: Path, split: str, download: bool) -> ArraySource:
-    """CIFAR10 or CIFAR100 through torchvision, which checks and unpacks the archive; ``DataError`` if that fails."""
+    """Load CIFAR10 or CIFAR100 with torchvision, which checks and unpacks the archive. Raises ``DataError``."""
     from torchvision.datasets import CIFAR10, CIFAR100
 
     dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
     try:
         data = dataset(str(root), train=split == "train", download=download)
-    except (OSError, RuntimeError) as error:  # no network, no space; no archive, or a damaged one
+    except (OSError, RuntimeError) as error:  # no network, disk full, or a missing or damaged archive
         raise DataError(
             f"{name} is missing or damaged under {root} ({error}): set DATASET.DOWNLOAD True, or download "
             f"{dataset.url} and unpack {dataset.filename} so that {root / dataset.base_folder} exists"

@@ -1,4 +1,4 @@
-"""Reads images in worker processes: large images as they are needed, small ones all at once."""
+"""Reads images in worker processes: large images when they are needed, small images all before the first epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,16 +18,17 @@ from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
 
-WORTH_WORKERS = 5000  # images; fewer are decoded before worker processes have started
+WORTH_WORKERS = 5000  # images; decoding fewer takes less time than starting worker processes
 
-Item = tuple[Tensor | None, int, int, list[DataError]]  # pixels, number of the image, the one read for it, errors
+Item = tuple[Tensor | None, int, int, list[DataError]]  # pixels, number asked for, number read, errors
 
 
 class ReadBatch(NamedTuple):
     """The images of a batch that could be read.
 
-    pixels: uint8 (n, H, W, 3). numbers: those of the images that were asked for, int64 (n,). read: the numbers of the
-    images read for them. errors: of all images that could not be read. unread: how many images are missing.
+    pixels: uint8 (n, H, W, 3). numbers: the numbers of the images that were asked for, int64 (n,). read: the numbers of
+    the images that were read for them. errors: the errors of all images that could not be read. unread: the number of
+    missing images.
     """
 
     pixels: Tensor
@@ -39,12 +40,12 @@ class ReadBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceImages(Dataset):
-    """Images of a source by (epoch, number), augmented: square, ``size`` pixels wide.
+    """Augmented images of a source, indexed by (epoch, number). Each image is a square of ``size`` pixels a side.
 
-    If an image cannot be read, it is missing or, with "replace", the next image that can be read takes its place, with
-    its own label, and augmented as the first image would have been; at most ``TRIES`` images are tried.
+    By default, an image that cannot be read is missing. With "replace", the next readable image takes its place, with
+    its own label and with the augmentation of the unreadable image. At most ``TRIES`` images are tried.
 
-    as_tensor: decode with torchvision.
+    as_tensor: whether to decode with torchvision.
     """
 
     source: ImageSource
@@ -69,7 +70,7 @@ class SourceImages(Dataset):
         return None, number, number, errors
 
     def collate(self, items: list[Item]) -> ReadBatch:
-        """Make a batch of the images that could be read, perhaps of none."""
+        """Make a batch of the images that could be read. The batch may be empty."""
         good = [item[:3] for item in items if item[0] is not None]
         errors = [error for item in items for error in item[3]]
         pixels, numbers = torch.empty(0, self.size, self.size, 3, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
@@ -80,7 +81,7 @@ class SourceImages(Dataset):
 
 
 class ImageBatches(DataLoader):
-    """Yields a ``ReadBatch`` for each of ``batches``; its workers outlive the signals that stop a run."""
+    """Yields a ``ReadBatch`` for each of ``batches``. The workers ignore the signals that stop a run."""
 
     def __init__(self, images: SourceImages, batches: EpochBatches, num_workers: int, **options: Any) -> None:
         super().__init__(
@@ -89,7 +90,7 @@ class ImageBatches(DataLoader):
             num_workers=num_workers,
             collate_fn=images.collate,
             worker_init_fn=outlive_stop_signals,
-            generator=torch.Generator(),  # else each epoch would draw a worker seed from the global generator
+            generator=torch.Generator(),  # without it, each epoch draws a worker seed from the global generator
             **options,
         )
 
@@ -101,7 +102,7 @@ class ImageBatches(DataLoader):
 
 
 class WorkerLoader(Loader):
-    """A ``Loader`` that reads and augments the images in worker processes, or in this one with ``num_workers`` 0."""
+    """A ``Loader`` that reads and augments images in worker processes, or in this process if ``num_workers`` is 0."""
 
     def __init__(self, images: SourceImages, batches: EpochBatches, normalise: Normalise, num_workers: int) -> None:
         self.unreadable = Unreadable(images.on_error)
@@ -113,7 +114,7 @@ class WorkerLoader(Loader):
     def __iter__(self) -> Iterator[Batch]:
         for number, batch in enumerate(self.reader, start=1):
             self.unreadable.note(batch.errors, len(batch.read), batch.unread)
-            self.taken = self.batches.taken(number)  # not what the workers have read ahead
+            self.taken = self.batches.taken(number)  # does not count what the workers have read ahead
             labels = self.labels[batch.read]
             if self.reader.pin_memory:  # or copying them would wait for the device
                 labels = labels.pin_memory()
@@ -121,7 +122,7 @@ class WorkerLoader(Loader):
 
 
 def decode_all(images: SourceImages, num_workers: int) -> Decoded:
-    """Decode every image of a source. Raises ``DataError`` like ``Unreadable``."""
+    """Decode every image of a source. Raises the same errors as ``Unreadable``."""
     source, size, count = images.source, images.size, len(images.source.labels)
     labels = torch.as_tensor(source.labels)
     if isinstance(source, ArraySource) and source.images.shape[1:3] == (size, size):

@@ -1,9 +1,9 @@
-"""The largest and the smallest singular value of a Jacobian, from products with vectors alone.
+"""The largest and the smallest singular value of a Jacobian, computed from products with vectors alone.
 
 Golub-Kahan-Lanczos bidiagonalisation: products with the Jacobian (forward mode) and with its transpose (a backward
 pass) build two orthonormal bases in which the Jacobian is bidiagonal. The extreme singular values of that small matrix
-approach those of the Jacobian from within. Each new direction is orthogonalised against all earlier ones, so that no
-singular value is found twice.
+approach the extreme singular values of the Jacobian from within. Each new direction is orthogonalised against all
+earlier ones, so that no singular value is counted twice.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ Product = Callable[[Tensor], Tensor]
 class Extremes:
     """Bounds on the extremes of the min(rows, columns) singular values after ``steps`` steps.
 
-    The true largest is at least ``largest``, the true smallest at most ``smallest``. Some singular value lies within
-    ``largest_error`` of ``largest``, and some within ``smallest_error`` of ``smallest``.
+    The largest singular value is at least ``largest``, and the smallest is at most ``smallest``. A singular value is
+    within ``largest_error`` of ``largest``, and one is within ``smallest_error`` of ``smallest``.
     """
 
     largest: float
@@ -33,9 +33,9 @@ class Extremes:
 
 
 def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Product, Product, int, int]:
-    """The products of flat vectors with the Jacobian of ``function`` at ``at`` and with its transpose.
+    """Return the products of flat vectors with the Jacobian of ``function`` at ``at`` and with its transpose.
 
-    Returns the two functions, and the Jacobian's numbers of columns and rows.
+    The result contains the two functions, and the numbers of columns and rows of the Jacobian.
     """
     at = at.detach()
     with torch.enable_grad():
@@ -58,12 +58,12 @@ def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Produ
 def extreme_singular_values(
     function: Callable[[Tensor], Tensor], at: Tensor, steps: int = 60, tolerance: float = 1e-3, name: str = ""
 ) -> Extremes:
-    """The extreme singular values of the Jacobian of ``function`` at ``at``; its input and output may have any shape.
+    """Return the extreme singular values of the Jacobian of ``function`` at ``at``.
 
-    Each step takes a product with the Jacobian and one with its transpose. The search ends after ``steps``, when both
-    errors are below ``tolerance`` times the largest value, or when the whole space is searched, and the values exact.
-    Raises ``NonFiniteError`` if a product is not finite; ``name``, by default the class of ``function``, is in the
-    message.
+    The input and output of ``function`` may have any shape. Each step computes a product with the Jacobian and a
+    product with its transpose. The search ends after ``steps`` steps, when both errors are below ``tolerance`` times
+    the largest value, or when the whole space is searched. In the last case the values are exact. Raises
+    ``NonFiniteError`` if a product is not finite. The message contains ``name``, by default the class of ``function``.
     """
     name = name or type(function).__name__
     product, transposed, columns, rows = jacobian_of(function, at)
@@ -92,7 +92,7 @@ def extreme_singular_values(
 
 
 def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extremes:
-    """The extremes of the bidiagonal matrix, whose next entry would be ``beyond``."""
+    """The extremes of the bidiagonal matrix. beyond: the next entry above its diagonal, which gives the errors."""
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
@@ -102,7 +102,7 @@ def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extre
 
 
 def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """``vector`` without its part in the span of ``basis``. Once is not enough in floating point, twice is."""
+    """Remove from ``vector`` its part in the span of ``basis``. Floating point needs two passes for that."""
     for _ in range(2):
         for other in basis:
             vector = vector - (other @ vector) * other
@@ -110,11 +110,11 @@ def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
 
 
 def _unit(vector: Tensor, name: str) -> tuple[Tensor, float]:
-    """The direction and the length of ``vector``, a product with the Jacobian of ``name``."""
+    """Return the direction and the length of ``vector``, a product with the Jacobian of ``name``."""
     length = vector.norm()
     if not length.isfinite():
         raise NonFiniteError(
-            f"{name}: its Jacobian is not finite, so it has no singular values; its weights, its multipliers or the "
-            "signal that reaches it are too large or nan"
+            f"{name}: the Jacobian is not finite, so it has no singular values; the weights, the multipliers or the "
+            "signal that reaches this part are too large or nan"
         )
     return vector / length.clamp(min=torch.finfo(vector.dtype).tiny), length.item()

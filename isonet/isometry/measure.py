@@ -23,7 +23,7 @@ _NEAR = 0.1  # singular values between 0.9 and 1.1 are near 1
 
 @dataclass(frozen=True)
 class LayerNorms:
-    """Means over the images for one activation: the norm of its output, and of the gradient of the loss there."""
+    """The norms of one activation's output and of the gradient of the loss there, as means over the images."""
 
     name: str
     forward: float
@@ -31,10 +31,10 @@ class LayerNorms:
 
 
 def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[LayerNorms]:
-    """The norms after each SReLU and ReLU of ``model``, in the order of computation.
+    """Return the norms after each SReLU and ReLU of ``model``, in the order of computation.
 
-    images: (N, 3, H, W). labels: (N,). The gradient is that of each image's own cross entropy. The mode of ``model``
-    and the gradients of its parameters do not change.
+    images: (N, 3, H, W). labels: (N,). The gradient of an image is the gradient of its own cross entropy. The mode of
+    ``model`` and the gradients of its parameters do not change.
     """
     names = {module: name for name, module in model.named_modules() if isinstance(module, SReLU | nn.ReLU)}
     outputs: list[tuple[str, Tensor]] = []
@@ -43,7 +43,7 @@ def signal_norms(model: nn.Module, images: Tensor, labels: Tensor) -> list[Layer
         outputs.append((names[module], output))
 
     with hooked(module.register_forward_hook(note) for module in names), torch.enable_grad():
-        loss = F.cross_entropy(model(images), labels, reduction="sum")  # of a mean, a gradient would depend on N
+        loss = F.cross_entropy(model(images), labels, reduction="sum")  # with a mean, the gradients depend on N
     gradients = torch.autograd.grad(loss, [output for _, output in outputs])
     return [
         LayerNorms(name, _mean_norm(output.detach()), _mean_norm(gradient))
@@ -56,11 +56,11 @@ def _mean_norm(batch: Tensor) -> float:
 
 
 def measure(model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, strided: str = PUBLISHED) -> dict[str, Any]:
-    """The report of ``model``, which is put in evaluation mode, on images (N, 3, H, W) with labels (N,).
+    """Put ``model`` in evaluation mode and return a report on it.
 
-    steps: at most, for the Jacobian of each stage at the first image. strided: the penalty of the network's training
-    (``isonet.ortho``). Raises ``NonFiniteError`` for weights or a Jacobian that are not finite. A terminal shows the
-    progress.
+    images: (N, 3, H, W). labels: (N,). steps: the maximum number of steps for the Jacobian of each stage at the first
+    image. strided: the definition of the penalty in the network's training (``isonet.ortho``). Raises
+    ``NonFiniteError`` if weights or a Jacobian are not finite. A terminal shows the progress.
     """
     model.eval()
     shifts = {name: layer.srelu_bias for name, layer in model.named_modules() if isinstance(layer, SReLU)}
@@ -77,14 +77,14 @@ def measure(model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, stri
 
 
 def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, Any]]:
-    """Singular values of each convolution on its feature map, and its part of the penalty (None: not included)."""
+    """Yield singular values of each convolution on its feature map, and its part of the penalty (None: left out)."""
     with torch.no_grad():
         penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
     for name, (height, width) in tqdm(feature_sizes(model, image).items(), "convolutions", disable=None):
         conv = model.get_submodule(name)
         assert isinstance(conv, nn.Conv2d | nn.ConvTranspose2d)
         if not conv.weight.isfinite().all():
-            raise NonFiniteError(f"{name}: its weights are not finite, so it has no singular values")
+            raise NonFiniteError(f"{name}: the weights are not finite, so there are no singular values")
         spectrum = conv_spectrum(conv, height, width)
         values, counts = spectrum.values, spectrum.counts
         near = counts[(values - 1).abs() <= _NEAR].sum() / counts.sum()
@@ -103,7 +103,7 @@ def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, 
 
 
 def _jacobians(model: ISONet, image: Tensor, steps: int) -> Iterator[dict[str, Any]]:
-    """The extremes of each stage at the signal that reaches it, and of the whole network."""
+    """Yield the extreme singular values of the Jacobian of each stage at its input, and of the whole network."""
     x = image
     for name, part in tqdm([*model.named_children(), ("whole", model)], "Jacobians", disable=None):
         at, called = (image, "the whole network") if part is model else (x, name)

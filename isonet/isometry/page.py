@@ -27,10 +27,10 @@ _PAGE = """<!doctype html>
 <title>{title}</title>
 <style>{style}</style>
 <h1>{title}</h1>
-<p>An <em>isometry</em> keeps lengths: a signal leaves each layer as long as it came in, and so does the gradient on its
-way back. Then neither grows nor fades over any number of layers, and the network trains without normalisation. This
-page measures how close {what} is to an isometry. A layer stretches each direction of its input by a factor, its
-<em>singular value</em>; an isometry has all of them at 1.</p>
+<p>An <em>isometry</em> keeps lengths: a signal has the same length before and after each layer, and so has the gradient
+in the backward pass. Then neither grows nor fades over any number of layers, and the network trains without
+normalisation. This page measures how close {what} is to an isometry. A layer stretches each direction of its input by a
+factor, a <em>singular value</em> of the layer. All singular values of an isometry are 1.</p>
 {body}
 """
 
@@ -46,24 +46,24 @@ _SECTIONS = (
     (
         "The signal forward, the gradient backward",
         plots.norms_by_layer,
-        """Length of the signal after each activation relative to the first one, and of the gradient of the loss
-        relative to the last one, as means over the images. Changes of width and resolution are included. A line that
-        falls or rises by many powers of ten indicates a network that does not train.""",
+        """The length of the signal after each activation, relative to the first activation, and the length of the
+        gradient of the loss, relative to the last activation, as means over the images. Changes of width and resolution
+        are included. A line that falls or rises by many powers of ten indicates a network that does not train.""",
     ),
     (
         "Whole stages",
         plots.jacobian_by_part,
         """Largest (filled) and smallest (hollow) singular value of the Jacobian of each stage at one image, activations
-        included. They are approached from within, so the true range may be wider; the table gives the uncertainty.
-        Pooling maps many directions to 0. Values below 1e-6 are drawn at 1e-6.""",
+        included. The computation approaches them from within, so the true range may be wider. The table gives the
+        uncertainty. Pooling maps many directions to 0. Values below 1e-6 are drawn at 1e-6.""",
     ),
     (
         "What SReLU and the residual branches have learned",
         plots.shifts_and_multipliers,
-        """SReLU passes values above its shift b and clips the others to b: the shift starts at -1, where little is
-        clipped, and SReLU with b = 0 is ReLU. The line is the median over channels, the band the middle nine tenths.
-        A residual multiplier s starts at 0 in R-ISONet, where the block is its shortcut; its size measures how much the
-        branch contributes.""",
+        """SReLU passes values above its shift b and clips the others to b. The shift starts at -1, where few values are
+        clipped. SReLU with b = 0 is ReLU. The line is the median over the channels, and the band contains the middle
+        nine tenths. A residual multiplier s starts at 0 in R-ISONet, where the block equals its shortcut. The magnitude
+        of s measures how much the branch contributes.""",
     ),
     (
         "The penalty, layer by layer",
@@ -76,7 +76,7 @@ _SECTIONS = (
 
 
 def page(reports: Reports) -> str:
-    """The page, with two tables and five figures. reports: by the network's name, as ``measure`` returns them."""
+    """The page, with two tables and five figures. reports: the result of ``measure`` for each network, by name."""
     names = html.escape(", ".join(reports))
     what = names if len(reports) == 1 else f"each of {names}"
     with style(9.0):

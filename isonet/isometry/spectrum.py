@@ -2,8 +2,9 @@
 
 With circular padding, a convolution of stride 1 does not mix the frequencies of the image: the 2-d Fourier transform of
 the kernel is a matrix K(f) of output by input channels at each frequency f, and the singular values of the operator are
-those of all these matrices (Sedghi, Gupta, Long 2019). A stride s folds s x s frequencies onto one: the matrix there
-consists of their K(f) side by side, divided by s. Zero padding, which networks use, differs only at the image border.
+the singular values of all these matrices (Sedghi, Gupta, Long 2019). A stride s folds s x s frequencies onto one: the
+matrix there consists of their K(f) side by side, divided by s. Zero padding, which networks use, differs only at the
+image border.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,12 @@ from isonet.hooks import hooked
 
 Conv2d = nn.Conv2d | nn.ConvTranspose2d
 
-_CHUNK = 1 << 22  # numbers that are decomposed at a time
+_CHUNK = 1 << 22  # matrix entries that are decomposed at a time
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of one operator: ``values`` (n,), each of which occurs ``counts`` (n,) times."""
+    """The singular values of one operator. Each of ``values`` (n,) occurs ``counts`` (n,) times."""
 
     values: Tensor
     counts: Tensor
@@ -50,13 +51,13 @@ class Spectrum:
 def conv_spectrum(
     conv: Conv2d, height: int, width: int, dtype: torch.dtype = torch.float64, grid: int | None = None
 ) -> Spectrum:
-    """The singular values of ``conv`` on feature maps of ``height`` x ``width`` pixels with circular padding.
+    """Return the singular values of ``conv`` on feature maps of ``height`` x ``width`` pixels with circular padding.
 
-    A transposed convolution has the singular values of its adjoint: give the size of the maps that it returns, which
-    the adjoint reads. Sizes that the stride does not divide are rounded up. The computation runs on the device of the
-    weights; the result is on the CPU.
+    A transposed convolution has the singular values of its adjoint, so give the size of its output, which is the input
+    of the adjoint. Sizes that the stride does not divide are rounded up. The computation runs on the device of the
+    weights, and the result is on the CPU.
 
-    grid: compute at most ``grid`` x ``grid`` of the output's frequencies, as if there were no others.
+    grid: the maximum number of the output's frequencies along each axis. The others are ignored.
     """
     strides, dilation = shape_of(conv).stride, shape_of(conv).dilation
     weight = conv.weight.to(dtype).unflatten(0, (conv.groups, -1))  # (groups, out / groups, in / groups, kh, kw)
@@ -65,7 +66,7 @@ def conv_spectrum(
     out, in_ = weight.shape[1:3]
     if max(weight.shape[3:]) == 1:  # the same at every frequency
         values = torch.linalg.svdvals(weight[..., 0, 0])
-        lost = min(out, in_ * strides[0] * strides[1]) - values.shape[1]  # what only folded frequencies could fill
+        lost = min(out, in_ * strides[0] * strides[1]) - values.shape[1]  # with a stride, these values are 0
         values = torch.cat([values, values.new_zeros(len(values), lost)], dim=1).flatten().cpu()
         return Spectrum(values, torch.full_like(values, down * across, dtype=torch.int64))
 
@@ -88,7 +89,7 @@ def _spread(count: int, grid: int | None) -> Tensor:
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
-    """Singular values of a batch of matrices. A QR decomposition first makes long ones small, which is much faster."""
+    """The singular values of a batch of matrices. A QR decomposition first makes long matrices small, for speed."""
     tall = matrices if matrices.shape[-2] >= matrices.shape[-1] else matrices.mH
     if tall.shape[-2] >= 2 * tall.shape[-1]:
         tall = torch.linalg.qr(tall, mode="r").R
@@ -98,7 +99,7 @@ def _singular_values(matrices: Tensor) -> Tensor:
 def _matrices(
     weight: Tensor, frequencies: Tensor, size: Sequence[int], strides: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """At each of the output's ``frequencies`` (n, 2): output by folded input channels, (n, groups, out, in * s * s)."""
+    """Return matrices of output by folded input channels at ``frequencies`` (n, 2): (n, groups, out, in * s * s)."""
     folds = torch.cartesian_prod(*(torch.arange(s) for s in strides)).to(weight.device)
     outputs = torch.tensor([n // s for n, s in zip(size, strides, strict=True)], device=weight.device)
     inputs = frequencies[:, None] + folds * outputs  # (n, s * s, 2): the input frequencies that are folded onto each
@@ -113,8 +114,8 @@ def _matrices(
 def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: int = 8) -> tuple[float, float]:
     """The smallest and the largest singular value of all convolutions of ``model``, estimated on a coarse grid.
 
-    sizes: of the feature maps that the convolutions read (``feature_sizes``). Computes at most ``grid`` x ``grid`` of
-    each output's frequencies, in float32. The true range is at least as wide; for smooth kernels it is hardly wider.
+    sizes: the result of ``feature_sizes``. grid: the maximum number of frequencies of an output along each axis. The
+    computation is in float32. The true range is at least as wide. For smooth kernels it is hardly wider.
     """
     spectra = []
     for name, (height, width) in sizes.items():
@@ -125,9 +126,9 @@ def network_extremes(model: nn.Module, sizes: dict[str, tuple[int, int]], grid: 
 
 
 def feature_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Height and width of the feature map that each 2-d convolution of ``model`` reads for ``images`` (N, C, H, W).
+    """Return the height and width of the input of each 2-d convolution of ``model`` for ``images`` (N, C, H, W).
 
-    For a transposed convolution it is the map that it returns, as in ``conv_spectrum``.
+    For a transposed convolution, return the size of the output, as ``conv_spectrum`` needs it.
     """
     names: dict[nn.Module, str] = {conv: name for name, conv in named_convs(model) if isinstance(conv, Conv2d)}
     sizes: dict[str, tuple[int, int]] = {}

@@ -1,4 +1,4 @@
-"""Everything that draws: one style, one palette, one way to a PNG.
+"""The style, the palette and the PNG output that all figures share.
 
 ``runs`` draws metrics and sweeps, ``isometry`` the figures of the isometry report.
 matplotlib is an optional dependency, so only the functions that draw import it.
@@ -24,7 +24,7 @@ Row = dict[str, float]
 
 
 def have_matplotlib() -> bool:
-    """Whether matplotlib is installed. Loads its renderer, so that the first figure takes no longer than the next."""
+    """Whether matplotlib is installed. Loads its renderer, so that the first figure takes no longer than later ones."""
     try:
         import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
@@ -43,7 +43,7 @@ def require_matplotlib(what: str) -> None:
 def style(size: float) -> Iterator[None]:
     """Apply the common style, with text of ``size`` points, to figures that are made and drawn within the block.
 
-    Mathematical text is off: a ``$`` in the name of a run is a ``$``.
+    Mathematical text is off, so a ``$`` in the name of a run is drawn as a ``$``.
     """
     import matplotlib
 
@@ -52,7 +52,7 @@ def style(size: float) -> Iterator[None]:
         "font.size": size, "axes.titlesize": size, "axes.labelsize": size, "axes.titlelocation": "left",
         "legend.fontsize": small, "xtick.labelsize": small, "ytick.labelsize": small, "text.parse_math": False,
         "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "lines.linewidth": 1.4, "lines.markersize": 4,
-        # inches around a panel, because tick labels extend beyond what is measured
+        # inches around a panel, because tick labels extend beyond the measured area
         "figure.constrained_layout.w_pad": 0.1, "figure.constrained_layout.h_pad": 0.1, "axes.spines.top": False,
         "axes.spines.right": False, "legend.framealpha": 0.8, "legend.edgecolor": "none",
     }  # fmt: skip
@@ -61,7 +61,7 @@ def style(size: float) -> Iterator[None]:
 
 
 def new_figure(width: int, height: int) -> Any:
-    """An empty ``matplotlib.figure.Figure`` that leaves room for all text; ``width`` and ``height`` in pixels."""
+    """Return an empty ``matplotlib.figure.Figure`` that leaves room for all text. width, height: its size in pixels."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, layout="constrained")
@@ -77,12 +77,12 @@ def as_png(figure: Any) -> bytes:
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and marker of line ``number``. The first 42 differ, the first six in a greyscale print too."""
+    """Return the colour and marker of line ``number``. The first 42 differ, and the first six differ in greyscale."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
 
 def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], columns: int) -> None:
-    """A legend under all panels."""
+    """Add a legend under all panels."""
     blanks = [" "] * len(names)  # matplotlib leaves out a name that starts with an underscore
     legend = figure.legend(handles, blanks, loc="outside lower center", ncols=columns)
     for text, name in zip(legend.get_texts(), names, strict=True):
@@ -90,7 +90,7 @@ def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], colu
 
 
 def log_scale(axis: Any, low: float, high: float) -> None:
-    """Make the y axis logarithmic, for values from ``low`` to ``high``: ticks at 1, 2 and 5 within two decades."""
+    """Make the y axis logarithmic for values from ``low`` to ``high``, with ticks at 1, 2 and 5 within two decades."""
     from matplotlib.ticker import LogLocator
 
     axis.set_yscale("log")
@@ -107,7 +107,7 @@ def plain_numbers(axis: Any) -> None:
 
 
 def short(number: float) -> str:
-    """The shortest text that reads back as ``number``: 1e-4, 0.02, 3e6."""
+    """Return the shortest text that reads back as ``number``: 1e-4, 0.02, 3e6."""
     plain = repr(float(number)).removesuffix(".0")
     powers = f"{Decimal(plain).normalize():e}".replace("e+", "e")
-    return min(plain, powers, key=len)  # of two equally long ones the first
+    return min(plain, powers, key=len)  # if the lengths are equal, the plain form

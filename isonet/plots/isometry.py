@@ -1,4 +1,4 @@
-"""The figures of the isometry report. Reports come by the network's name, as ``isonet.isometry`` measures them."""
+"""The figures of the isometry report. ``Reports`` maps a network to the result of ``isonet.isometry.measure``."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ from isonet.plots import log_scale, look, new_figure
 Reports = dict[str, dict[str, Any]]
 
 _WIDTH = 1200  # pixels
-_MOST_NAMES = 28  # of layers along the x axis
+_MOST_NAMES = 28  # layer names along the x axis
 
 
 def spectrum_by_layer(reports: Reports) -> Any:
-    """A panel per network: the range of each convolution's singular values, thick between the quartiles."""
+    """Draw a panel per network: the range of each convolution's singular values, thick between the quartiles."""
     figure, axes = _panels(540, len(reports))
     for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
         convs, colour = report["convs"], look(number)["color"]
@@ -30,7 +30,7 @@ def spectrum_by_layer(reports: Reports) -> Any:
 
 
 def norms_by_layer(reports: Reports) -> Any:
-    """Length of the signal relative to the first layer's, and of the gradient relative to the last layer's."""
+    """Draw the signal's length relative to the first layer, and the gradient's length relative to the last layer."""
     figure, (forward, backward) = _panels(450, 2)
     for number, (name, report) in enumerate(reports.items()):
         signal = report["signal"]
@@ -48,7 +48,7 @@ def norms_by_layer(reports: Reports) -> Any:
 
 
 def jacobian_by_part(reports: Reports) -> Any:
-    """The largest (filled) and the smallest (hollow) singular value of each part's Jacobian."""
+    """Draw the largest (filled) and the smallest (hollow) singular value of each part's Jacobian."""
     figure, (axis,) = _panels(480)
     parts = list(dict.fromkeys(row["part"] for report in reports.values() for row in report["jacobian"]))
     for number, (name, report) in enumerate(reports.items()):
@@ -66,7 +66,7 @@ def jacobian_by_part(reports: Reports) -> Any:
 
 
 def shifts_and_multipliers(reports: Reports) -> Any:
-    """Median and middle nine tenths of each SReLU's shifts, and each block's multiplier. None if there are neither."""
+    """Median and middle nine tenths of each SReLU's shifts, and each block's multiplier. None if there are none."""
     labels = {"shifts": "SReLU's shift b", "multipliers": "residual multiplier s"}
     labels = {key: label for key, label in labels.items() if any(report[key] for report in reports.values())}
     if not labels:
@@ -81,7 +81,7 @@ def shifts_and_multipliers(reports: Reports) -> Any:
 
 
 def penalty_by_layer(reports: Reports) -> Any:
-    """The penalty of each convolution that counts; values below a millionth of the largest are drawn there."""
+    """Draw the penalty of each convolution that has one. Values below a millionth of the largest are raised to that."""
     largest = max((conv["penalty"] or 0 for report in reports.values() for conv in report["convs"]), default=0)
     floor = 1e-6 * largest or 1e-6
     penalties = {
@@ -97,7 +97,7 @@ def penalty_by_layer(reports: Reports) -> Any:
 
 
 def _panels(height: int, count: int = 1) -> tuple[Any, Sequence[Any]]:
-    """A figure and its panels, one above the other, each ``height`` pixels high."""
+    """Return a figure and its panels, one above the other, each ``height`` pixels high."""
     figure = new_figure(_WIDTH, height * count)
     return figure, figure.subplots(count, 1, squeeze=False)[:, 0]
 
@@ -110,9 +110,9 @@ def _log_around_1(axis: Any, label: str, low: float, high: float) -> None:
 
 
 def _lines_by_layer(axis: Any, label: str, networks: Mapping[str, Mapping[str, float | list[float]]]) -> None:
-    """A line per network, at the median of the values of each layer, in a band of their middle nine tenths.
+    """Draw a line per network at the median of the values of each layer, in a band of the middle nine tenths.
 
-    The layers of the deepest network come first, so that equal layers share a place.
+    The layers of the deepest network are first, so that equal layers have the same place.
     """
     layers = list(dict.fromkeys(itertools.chain(*sorted(networks.values(), key=len, reverse=True))))
     for number, (name, values) in enumerate(networks.items()):
@@ -127,14 +127,14 @@ def _lines_by_layer(axis: Any, label: str, networks: Mapping[str, Mapping[str, f
 
 
 def _name_layers(axis: Any, names: Sequence[str]) -> None:
-    """As many names as can be read, without the part that repeats."""
+    """Write as many layer names as are legible along the x axis, without the repeated ``.f``."""
     places = range(0, len(names), -(-len(names) // _MOST_NAMES))
     axis.set_xticks(places, [names[i].replace(".f.", ".") for i in places], rotation=90, fontsize=7)
     axis.set_xlim(-0.7, len(names) - 0.3)
 
 
 def _add_legend(axis: Any) -> None:
-    """Above the panel, if there are several networks."""
+    """Add a legend above the panel if there are several networks."""
     names = axis.get_legend_handles_labels()[1]
     if len(names) > 1:
         axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(4, len(names)))

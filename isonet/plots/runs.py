@@ -14,7 +14,7 @@ _TEXT = 11.0  # points
 
 @dataclass(frozen=True)
 class Panel:
-    """One quantity against the epochs, with its keys in ``metrics.jsonl``: of training, and of validation if any."""
+    """One quantity against the epochs. training, validation: the keys in ``metrics.jsonl``; validation may be empty."""
 
     label: str
     training: str
@@ -24,7 +24,7 @@ class Panel:
 
     @property
     def lines(self) -> list[tuple[str, str]]:
-        """Key and line style of each curve, the one on top last."""
+        """The key and line style of each curve. The last curve is on top."""
         return [(self.training, "--"), (self.validation, "-")] if self.validation else [(self.training, "-")]
 
 
@@ -39,10 +39,10 @@ SHOWN = ("cross_entropy", "penalty", "top1", "learning_rate")
 
 
 def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) -> bytes:
-    """A PNG of one or more runs: a panel for each of ``keys``, a colour and marker for each run.
+    """Draw a PNG of one or more runs, with a panel for each of ``keys`` and a colour and marker for each run.
 
-    Training is dashed, validation solid. runs: rows of metrics by the run's name. keys: of ``PANELS``, one or four.
-    More than 42 runs share colours and markers.
+    Training is dashed, and validation is solid. With more than 42 runs, colours and markers repeat. runs: the rows of
+    metrics by the run's name. keys: one or four keys of ``PANELS``.
     """
     with style(_TEXT):
         figure = new_figure(1600, 1000)
@@ -51,7 +51,7 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
         for axis, key in zip(figure.subplots(*shape, squeeze=False).flat, keys, strict=True):
             panel = PANELS[key]
             for number, rows in enumerate(runs.values()):
-                first = min(number * every // len(runs), len(rows) - 1)  # keeps the markers of equal curves apart
+                first = min(number * every // len(runs), len(rows) - 1)  # separates the markers of equal curves
                 for column, dash in panel.lines:
                     line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": (first, every)}
                     axis.plot(_values(rows, "epoch"), _values(rows, column), **line, **look(number))
@@ -61,12 +61,12 @@ def draw_runs(runs: Mapping[str, Sequence[Row]], keys: Sequence[str] = SHOWN) ->
 
 
 def _values(rows: Sequence[Row], key: str) -> list[float]:
-    """The column ``key``, with nan, which is not drawn, in rows that lack it."""
+    """Return the column ``key``. Rows that lack it have nan, which is not drawn."""
     return [row.get(key, math.nan) for row in rows]
 
 
 def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:
-    """Whole epochs from left to right; upwards the quantity, logarithmic if it may be and spans a decade."""
+    """Scale the axes: whole epochs on x; the quantity on y, logarithmic if it may be and spans a decade."""
     from matplotlib.ticker import MaxNLocator
 
     last = max(rows[-1]["epoch"] for rows in runs)
@@ -89,7 +89,7 @@ def _add_legend(figure: Any, names: list[str], dashes: bool) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **look(number)) for number in range(len(names))]
-    names = [name[-_LONGEST_NAME:] for name in names]  # the ends tell them apart
+    names = [name[-_LONGEST_NAME:] for name in names]  # the ends distinguish runs
     if dashes:
         names += ["training", "validation"]
         handles += [Line2D([], [], color="#666666", linestyle=dash) for dash in ("--", "-")]
@@ -100,8 +100,8 @@ def _add_legend(figure: Any, names: list[str], dashes: bool) -> None:
 class Point:
     """One run of a sweep.
 
-    values: of the keys that vary. best_top1, last_top1: in percent, None before the first epoch and for a failed run.
-    state: drawn in place of a missing accuracy. failed: the run diverged or failed.
+    values: the values of the keys that vary. best_top1, last_top1: accuracies in percent; None before the first epoch
+    and for a failed run. state: the text in place of a missing accuracy. failed: whether the run diverged or failed.
     """
 
     values: dict[str, Any]
@@ -112,10 +112,10 @@ class Point:
 
 
 def draw_sweep(keys: Sequence[str], points: Sequence[Point]) -> bytes:
-    """A PNG of a sweep over ``keys``, whose values stand at equal distances.
+    """Draw a PNG of a sweep over ``keys``, whose values are at equal distances.
 
-    One key: best and last top-1 against its value. Two keys: a map of the best top-1, with numbers. More: a panel for
-    each key with the best top-1 of all runs, and a line through the best run of each value.
+    One key: best and last top-1 against its value. Two keys: a map of the best top-1, with numbers. More keys: a panel
+    for each key with the best top-1 of all runs, and a line through the best run of each value.
     """
     with style(_TEXT):
         figure = new_figure(1600, 1000)
@@ -156,7 +156,7 @@ def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None
 
 
 def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None:
-    """The first key from left to right, the second upwards."""
+    """Draw the map, with the first key from left to right and the second key upwards."""
     columns, rows = (_different([point.values[key] for point in points]) for key in keys)
     axis = figure.subplots()
     axis.grid(False)
@@ -185,7 +185,7 @@ def _label(axis: Any, key: str, values: Sequence[Any]) -> None:
 
 
 def _different(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers in increasing order, others as they come."""
+    """Return each value once: numbers in increasing order, other values in the given order."""
     once = [value for number, value in enumerate(values) if value not in values[:number]]
     return sorted(once) if all(type(value) in (int, float) for value in once) else once
 

@@ -32,28 +32,28 @@ def isometrize(
     skip: Skip = (),
     check: bool = True,
 ) -> tuple[nn.Module, IsometrizedReport]:
-    """Return a copy of ``model`` that keeps the length of its signals, and a report of what differs.
+    """Return a copy of ``model`` that keeps the length of its signals, and a report of the changes.
 
-    example: a batch of at least one image that the network takes. A copy of the network runs on it a few times, to
-    record what each layer reads.
-    normalisation: None removes the norms whose output only SReLUs read, and keeps those that another activation (SiLU,
-    GELU, attention) reads; if no activation becomes SReLU, nothing changes, with an ``UnchangedNetworkWarning``. True
-    keeps all norms. False removes all norms of feature maps.
-    srelu: replace every call of a ReLU or ReLU6, module or function, by an ``SReLU`` of its own.
+    example: a batch of at least one image for the network. A copy of the network runs on it a few times, to record the
+    inputs of each layer.
+    normalisation: which norms to remove. None removes the norms that only SReLUs use, and keeps the norms that another
+    activation (SiLU, GELU, attention) uses; if no activation becomes SReLU, nothing changes, and an
+    ``UnchangedNetworkWarning`` is given. True keeps all norms. False removes all norms of feature maps.
+    srelu: whether to replace every call of a ReLU or ReLU6, module or function, by a separate ``SReLU``.
     also: further kinds of activations to replace, such as ``(nn.SiLU, nn.GELU)``.
-    delta: initialise convolutions like ``delta_init_``, which overwrites trained weights. None initialises all but
-    those that a remaining norm reads: a norm divides by the deviation of each channel, and delta leaves channels empty.
-    True initialises all, False none.
-    multiplier: initial value of a learned scalar on each residual branch; None adds no scalars.
-    skip: modules that stay as they are, with all modules below them: names, or a predicate of name and module.
-    check: measure whether the result can learn (``report.health``, see ``isonet.surgery.report``). If it cannot, try
-    other arguments: the first that help are in a ``DeadNetworkWarning`` and in ``report.advised``.
+    delta: which convolutions to initialise like ``delta_init_``, which overwrites trained weights. None initialises all
+    except the convolutions that a remaining norm uses, because a norm divides by the deviation of each channel, and
+    delta leaves channels empty. True initialises all, False none.
+    multiplier: the initial value of a learned scalar on each residual branch; None adds no scalars.
+    skip: modules to leave unchanged, with all modules below them: names, or a predicate of name and module.
+    check: whether to measure if the result can learn (``report.health``, see ``isonet.surgery.report``). If it cannot,
+    other arguments are tried. The first that help are in a ``DeadNetworkWarning`` and in ``report.advised``.
 
-    SReLU's shift replaces the bias of a removed norm. A convolution without a bias gets one, of 0, only where no SReLU
-    follows. If any activation or norm is replaced, no module of the copy works in place.
+    SReLU's shift replaces the bias of a removed norm. A convolution without a bias receives a bias of 0 only where no
+    SReLU follows. If any activation or norm is replaced, no module of the copy works in place.
 
-    Raises ``ModelError`` for a network that does not run on ``example``, or that cannot learn with any arguments (with
-    ``check``), and ``ValueError`` for layers that the method does not define (``named_convs``) or that an
+    Raises ``ModelError`` if the network does not run on ``example`` or, with ``check``, cannot learn with any
+    arguments. Raises ``ValueError`` for layers that the method does not define (``named_convs``) or that an
     initialisation cannot write to (``initialised_convs``).
     """
     names = skip if callable(skip) else (skip,) if isinstance(skip, str) else tuple(skip)
@@ -83,11 +83,11 @@ class _Arguments:
     skip: Skip = ()
 
     def given(self) -> dict[str, Any]:
-        """Those that differ from the defaults."""
+        """The arguments that differ from the defaults."""
         return {key.name: getattr(self, key.name) for key in fields(self) if getattr(self, key.name) != key.default}
 
     def __str__(self) -> str:
-        """The call, as a user would write it."""
+        """The call of ``isometrize`` with these arguments, as Python code."""
         given = self.given()
         if self.also:
             kinds = [f"{'nn.' * (getattr(nn, kind.__name__, 0) is kind)}{kind.__name__}" for kind in self.also]
@@ -114,10 +114,10 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
     if not same(expected, run(new, example)):
         raise ModelError(
             "the network returns something else once torch.fx separates its calls and nothing works in place, or it "
-            "returns something else at each run; srelu=False with multiplier=None leaves its calls as they are"
+            "returns something else at each run; srelu=False with multiplier=None leaves its calls unchanged"
         )
     for name in sorted(left_out):
-        if not name or name.rpartition(".")[0] not in left_out:  # the topmost stand for those below them
+        if not name or name.rpartition(".")[0] not in left_out:  # modules below a skipped module are not listed
             report.leave(name, new.get_submodule(name), "skipped")
     seen = watch(new, example)
     replacing = Replacing(new, seen, left_out, report)
@@ -132,7 +132,7 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
             new.get_parameter(f"{name}.scale").fill_(asked.multiplier)
         for name, why in unread.items():
             if any(named_convs(new.get_submodule(name))):
-                report.left.setdefault(name, f"residual branches were not looked for: {why}")
+                report.left.setdefault(name, f"residual branches were not searched: {why}")
     replacing.weights(asked.delta)
     for module in new.modules():
         module.training = modes.get(module, model.training)
@@ -141,7 +141,7 @@ def _change(model: nn.Module, example: Tensor, asked: _Arguments) -> tuple[nn.Mo
 
 def _why_unchanged(model: nn.Module, asked: _Arguments) -> str:
     other = replace(asked, srelu=True, also=(*asked.also, *_other_kinds(model)))
-    hint = "also=(...) names kinds to replace" if other == asked else f"{other} replaces those that it has"
+    hint = "also=(...) names kinds to replace" if other == asked else f"{other} replaces the activations that it has"
     return (
         f"isometrize changed nothing, because no activation of the network becomes SReLU: {hint}; "
         "normalisation=False and delta=True have an effect without SReLU"
@@ -149,7 +149,7 @@ def _why_unchanged(model: nn.Module, asked: _Arguments) -> str:
 
 
 def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Arguments, report: IsometrizedReport) -> str:
-    """Enter the health of ``new`` in ``report``; returns advice if it is dead, and raises if no arguments help."""
+    """Record the health of ``new`` in ``report``. Return advice if it is dead, and raise if no arguments help."""
     try:
         report.health = measure_health(new, example)
     except ModelError as error:
@@ -164,12 +164,12 @@ def _examine(model: nn.Module, new: nn.Module, example: Tensor, asked: _Argument
                 return f"{asked} gives a network that cannot learn: {report.health.reason}. {other} gives one that can"
     raise ModelError(
         f"{asked} gives a network that cannot learn, and so do other arguments: {report.health.reason}; "
-        "check=False returns it all the same, and measure_health tells whether the original network can learn"
+        "check=False returns it nevertheless, and measure_health reports whether the original network can learn"
     )
 
 
 def _alternatives(new: nn.Module, asked: _Arguments) -> list[_Arguments]:
-    """Arguments to advise, from the smallest difference to what keeps most of the original."""
+    """Return arguments to advise, from the smallest difference to the arguments that keep most of the original."""
     others = (
         replace(asked, normalisation=None, delta=None),
         replace(asked, normalisation=None, delta=None, also=(*asked.also, *_other_kinds(new))),
@@ -181,6 +181,6 @@ def _alternatives(new: nn.Module, asked: _Arguments) -> list[_Arguments]:
 
 
 def _other_kinds(model: nn.Module) -> Kinds:
-    """The kinds of activations in ``model`` that ``also`` could replace."""
+    """Return the kinds of activations in ``model`` that ``also`` could replace."""
     kinds = {type(module) for module in model.modules()}
     return tuple(kind for kind in FUNCTIONS if kind not in RELUS and kind in kinds)

@@ -18,7 +18,7 @@ _NO_SRELU = "no activation becomes SReLU"
 
 
 class Copied(nn.Identity):
-    """Replaces a norm whose output the network overwrites: the layer before the norm may need its own output."""
+    """Replaces a norm whose output the network overwrites, because the layer before it may need its own output."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.clone()
@@ -28,7 +28,8 @@ class Copied(nn.Identity):
 class Replacing:
     """Changes ``model`` in place, except for the modules that are named in ``left_out``.
 
-    seen: what the layers of ``model`` read. report: gets what changes and what stays, with the reason.
+    seen: the result of ``watch`` for ``model``. report: the report to which the changes, and the modules that stay with
+    the reason, are added.
     """
 
     model: nn.Module
@@ -39,7 +40,7 @@ class Replacing:
     def activations(self, kinds: Kinds, unread: dict[str, str]) -> None:
         """Replace each module of ``kinds`` by an ``SReLU`` if the number of its channels is known.
 
-        unread: modules whose forward ``torch.fx`` cannot read, with the reason.
+        unread: the modules whose forward ``torch.fx`` cannot trace, by name, with the reason.
         """
         for name, module in list(self.model.named_modules()):
             if name in self.left_out:
@@ -57,7 +58,7 @@ class Replacing:
                 why = unread.get(name.rpartition(".")[0], "the module is shared")
                 self.report.leave(name, module, f"called with {widths} channels; {why}")
             elif name in self.seen.written_over:
-                self.report.leave(name, module, "its output, which SReLU would need, is written over")
+                self.report.leave(name, module, "its output, which SReLU needs, is written over")
             else:
                 ((channels, dim),) = where
                 exchange(self.model, module, SReLU(channels, dim=dim).to(calls[0].like))
@@ -70,7 +71,7 @@ class Replacing:
     def norms(self, normalisation: bool | None) -> None:
         """Replace norms of feature maps by the identity, and give their convolutions a bias where no SReLU follows.
 
-        normalisation: as in ``isometrize``.
+        normalisation: see ``isometrize``.
         """
         modules = {name: module for name, module in self.model.named_modules() if name not in self.left_out}
         norms = [name for name, module in modules.items() if isinstance(module, NORMS)]
@@ -79,7 +80,7 @@ class Replacing:
         for name in norms:
             calls = self.seen.calls[name]
             if not calls or any(len(call.shape) < 3 for call in calls):
-                self.report.leave(name, modules[name], "it reads no feature map, or holds other modules")
+                self.report.leave(name, modules[name], "its input is no feature map, or it contains other modules")
         for name, why in self._needed(norms).items() if normalisation is None else ():
             self.report.leave(name, modules[name], why)
         for name in norms:
@@ -95,20 +96,20 @@ class Replacing:
                 self.report.biases_added.append(source)
 
     def _needed(self, norms: list[str]) -> dict[str, str]:
-        """The norms that stay by default, with the reason: an activation reads them and does not become SReLU."""
+        """Return the norms that stay by default, with the reason: an activation that uses them becomes no SReLU."""
         srelus = self.report.activations.keys()
         if not srelus:
             return dict.fromkeys(norms, _NO_SRELU)
         others = {name: sorted(self.seen.readers[name] - srelus) for name in norms}
-        needed = {name: f"read by {readers[0]}, which is no SReLU" for name, readers in others.items() if readers}
-        if needed:  # a norm before the head is removed only if all norms are
-            needed |= {name: "no activation reads it" for name in norms if not self.seen.readers[name]}
+        needed = {name: f"used by {readers[0]}, which is no SReLU" for name, readers in others.items() if readers}
+        if needed:  # a norm before the head is removed only if all norms are removed
+            needed |= {name: "no activation uses it" for name in norms if not self.seen.readers[name]}
         return needed
 
     def weights(self, delta: bool | None) -> None:
-        """Write the delta initialisation, and enter which convolutions it and the penalty include.
+        """Write the delta initialisation, and record which convolutions it and the penalty include.
 
-        delta: as in ``isometrize``.
+        delta: see ``isometrize``.
         """
         report = self.report
         norms = {name for name, module in self.model.named_modules() if isinstance(module, NORMS)}
@@ -116,7 +117,7 @@ class Replacing:
         for name, conv in named_convs(self.model):
             if name in self.left_out:
                 continue
-            images = "makes 3 channels" if conv.transposed else "reads 3 channels"
+            images = "3 output channels" if conv.transposed else "3 input channels"
             special = "a 7x7 stem" if is_7x7_stem(conv) else images
             readers = sorted(self.seen.readers[name] & norms)
             if delta is False:
@@ -124,7 +125,7 @@ class Replacing:
             elif is_7x7_stem(conv):
                 report.not_initialised[name] = special
             elif delta is None and (readers or not self.seen.calls[name]):
-                report.not_initialised[name] = f"read by a norm that stays, {readers[0]}" if readers else _NOT_REACHED
+                report.not_initialised[name] = f"used by a norm that stays, {readers[0]}" if readers else _NOT_REACHED
             else:
                 delta_init_(conv)
                 report.initialised.append(name)

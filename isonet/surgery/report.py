@@ -1,16 +1,16 @@
-"""What ``isometrize`` reports: what changed in a network, what stayed, and whether the result can learn.
+"""The report of ``isometrize``: what changed in a network, what stayed, and whether the result can learn.
 
-The last is measured before training: two or three forward passes, one backward pass, no labels.
+Whether it can learn is measured before training: two or three forward passes, one backward pass, no labels.
 
-Take images ``X``, outputs ``f(X)`` and a random direction ``T`` in the space of the outputs, with norm 1 and with mean
+Let ``X`` be images, ``f(X)`` outputs and ``T`` a random direction in the output space, with norm 1 and with mean
 0 over the images. The sensitivity is ``s = ||g||`` with ``g = d <T, f(X)> / d theta``. Then ``s**2 = T^t K T``, where
 ``K`` is the neural tangent kernel: a step of gradient descent with rate r moves the outputs of different images apart
 by ``r s**2``. An output that is the same for all images does not count, because a bias alone can learn it. The gradient
-norm of a single layer is no criterion: it is small wherever a residual multiplier starts at 0, in networks that learn
-well, too.
+norm of a single layer is no criterion: it is small wherever a residual multiplier starts at 0, also in networks that
+learn well.
 
 A network is dead if ``s`` is below ``TOO_WEAK`` or above ``TOO_STRONG``, or if a step with rate 0.01 along ``g``
-changes the outputs by more than ``TOO_FAR``. docs/isometrize.md has the survey behind these limits.
+changes the outputs by more than ``TOO_FAR``. docs/isometrize.md describes the survey behind these limits.
 """
 
 import copy
@@ -31,16 +31,16 @@ TOO_WEAK = 0.2
 TOO_STRONG = 1e19  # the largest norm whose square fits in float32 is 1.8e19
 TOO_FAR = 1e6
 _RATE = 0.01
-_SHOWN = 4  # names listed of each kind
+_SHOWN = 4  # names that are listed for each kind
 
 
 @dataclass(frozen=True)
 class Health:
     """Whether a network can learn.
 
-    sensitivity: norm of the gradient that separates images, ``s`` above.
-    change: norm of the change of the outputs in one step.
-    contrast: standard deviation over the images of the output of each convolution and linear layer, in the order of
+    sensitivity: the norm ``s`` of the gradient that separates images (see above).
+    change: the norm of the change of the outputs in one step.
+    contrast: the standard deviation over the images of the output of each convolution and linear layer, in the order of
     computation.
     """
 
@@ -50,10 +50,10 @@ class Health:
 
     @property
     def reason(self) -> str:
-        """Why the network is dead; empty if it is alive."""
+        """The reason why the network is dead, or an empty string if it is alive."""
         if self.sensitivity < TOO_WEAK:
             return f"its outputs hardly depend on the image: sensitivity {self.sensitivity:.1e}, below {TOO_WEAK}"
-        if not self.sensitivity <= TOO_STRONG:  # nan, too
+        if not self.sensitivity <= TOO_STRONG:  # true for nan, too
             return f"its gradients explode: sensitivity {self.sensitivity:.1e}, above {TOO_STRONG:.0e}"
         if not self.change <= TOO_FAR:
             return f"its outputs explode: a step of rate {_RATE} changes them by {self.change:.1e}, over {TOO_FAR:.0e}"
@@ -72,7 +72,7 @@ class DeadNetworkWarning(UserWarning):
 
 
 class UnchangedNetworkWarning(UserWarning):
-    """No activation of the network becomes SReLU, so ``isometrize`` returns it as it is."""
+    """No activation of the network becomes SReLU, so ``isometrize`` returns it unchanged."""
 
 
 @dataclass
@@ -80,12 +80,12 @@ class IsometrizedReport:
     """What ``isometrize`` did to a network, by the names of its modules.
 
     activations: modules that are SReLU now, with their former class. norms_removed: modules that are the identity now,
-    with their former class. biases_added: convolutions that got a bias. multipliers: ``ResMultiplier`` modules, one for
-    each residual branch. rewired: modules that became a ``torch.fx.GraphModule``. initialised, penalised: convolutions
-    that the initialisation and the penalty include. not_initialised, not_penalised: the others, with the reason. left:
-    activations, norms and sums that stay, with the reason. unchanged: why the network stays as it is; empty if it
-    changed. health: whether the network can learn; None if that was not measured. not_measured: the reason. advised:
-    arguments of ``isometrize`` that give a network that can learn.
+    with their former class. biases_added: convolutions with a new bias. multipliers: ``ResMultiplier`` modules, one
+    for each residual branch. rewired: modules that became a ``torch.fx.GraphModule``. initialised, penalised:
+    convolutions that the initialisation and the penalty include. not_initialised, not_penalised: the other
+    convolutions, with the reason. left: activations, norms and sums that stay, with the reason. unchanged: the reason
+    why the network is unchanged; empty if it changed. health: whether the network can learn; None if that was not
+    measured. not_measured: the reason. advised: arguments of ``isometrize`` that give a network that can learn.
     """
 
     activations: dict[str, str] = field(default_factory=dict)
@@ -104,21 +104,21 @@ class IsometrizedReport:
     advised: dict[str, Any] = field(default_factory=dict)
 
     def leave(self, name: str, module: nn.Module, why: str) -> None:
-        """Enter that a module stays, unless a reason was entered before."""
+        """Record that a module stays, with the reason, unless a reason is recorded already."""
         self.left.setdefault(name, f"{type(module).__name__}: {why}")
 
     def __str__(self) -> str:
         lines = [
             _line("activations are SReLU now", self.activations),
             _line("norms removed", self.norms_removed),
-            _line("convolutions got a bias", self.biases_added),
-            _line("residual branches got a multiplier", self.multipliers),
+            _line("convolutions received a bias", self.biases_added),
+            _line("residual branches received a multiplier", self.multipliers),
             _line("modules rewired by torch.fx, their parameters' names kept", self.rewired),
             _line("convolutions start as the identity", self.initialised),
             _line("convolutions keep their weights", self.not_initialised),
             _line("convolutions count in the penalty", self.penalised),
             _line("convolutions do not count in the penalty", self.not_penalised),
-            _line("left as it was", self.left),
+            _line("left unchanged", self.left),
             *([] if self.activations else ["no activation is SReLU: also=(...) names further kinds to replace"]),
             str(self.health or f"health not measured: {self.not_measured}"),
         ]
@@ -133,12 +133,12 @@ def _line(what: str, names: Iterable[str]) -> str:
 
 
 def measure_health(model: nn.Module, example: Tensor) -> Health:
-    """The health of ``model`` on the first eight images of ``example``, which ``eight_images`` fills up.
+    """Return the health of ``model`` on the first eight images of ``example``, which ``eight_images`` fills up.
 
-    Neither argument changes, and no random number comes from torch's global generator. A copy of the network runs in
-    evaluation mode, so without dropout, but its batch and instance norms use the statistics of the images, as in
-    training. If the weight of the last layer is 0, it gets random values, because otherwise no other layer would have a
-    gradient. Raises ``ModelError`` if the network does not run like this, or if no parameter gets a gradient.
+    The call changes neither argument and takes no random number from torch's global generator. A copy of the network
+    runs in evaluation mode, so without dropout, but its batch and instance norms use the statistics of the images, as
+    in training. If the weight of the last layer is 0, random values replace it, because otherwise no other layer has a
+    gradient. Raises ``ModelError`` if the network does not run like this, or if no parameter receives a gradient.
     """
     probe = copy.deepcopy(model).eval()
     for module in probe.modules():
@@ -173,7 +173,7 @@ def measure_health(model: nn.Module, example: Tensor) -> Health:
 
 
 def _fill_zeros(layer: Any) -> bool:
-    """Give ``layer`` random weights if they are 0; returns whether they were."""
+    """Give ``layer`` random weights if its weights are 0, and return whether they were 0."""
     if layer.weight.any() or not layer.weight.is_floating_point():
         return False
     values = torch.randn(layer.weight.shape, generator=torch.Generator().manual_seed(2))
@@ -183,7 +183,7 @@ def _fill_zeros(layer: Any) -> bool:
 
 
 def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter], images: int) -> list[tuple[nn.Parameter, Tensor]]:
-    """Each parameter with its part of ``g``, if it has one."""
+    """Return each parameter that has a part of ``g``, with that part."""
     generator, directions = torch.Generator().manual_seed(1), []
     for output in outputs:
         direction = torch.randn(output.shape, generator=generator)
@@ -196,7 +196,7 @@ def _gradients(outputs: list[Tensor], parameters: list[nn.Parameter], images: in
         raise ModelError(f"the backward pass fails ({str(error).splitlines()[0]:.200})") from error
     gradients = [(p, gradient) for p, gradient in zip(parameters, all_gradients, strict=False) if gradient is not None]
     if not gradients:
-        raise ModelError("no parameter gets a gradient")
+        raise ModelError("no parameter receives a gradient")
     return gradients
 
 

@@ -1,9 +1,9 @@
-"""Gives every call of an activation a module of its own, and every residual branch a multiplier.
+"""Makes every call of an activation a separate module, and gives every residual branch a multiplier.
 
-A module may call one ``nn.ReLU`` several times, or ``F.relu``, so the parameters of a call have no place. ``torch.fx``
-reads the module's own ``forward``, with its children as black boxes. Where calls have to be told apart, a
-``GraphModule`` that computes the same with more children replaces the module. All other modules stay the same objects,
-and the names of parameters do not change.
+A module may call the same ``nn.ReLU`` several times, or call ``F.relu``. Such a call is not a separate module, so no
+module can hold its parameters. ``torch.fx`` traces the module's own ``forward``, with its children as leaf modules. If
+the calls need separate modules, a ``GraphModule`` with the same computation and more submodules replaces the module.
+All other modules stay the same objects, and the names of parameters do not change.
 """
 
 import copy
@@ -25,29 +25,30 @@ _PRODUCTS = (operator.mul, torch.mul, torch.Tensor.mul)
 
 
 class UntraceableError(Exception):
-    """A forward that ``torch.fx`` cannot read; the message says why."""
+    """Raised if ``torch.fx`` cannot trace a module's forward. The message gives the reason."""
 
 
 def rewire(
     model: nn.Module, kinds: Kinds, scaled: bool, left_out: Collection[str], report: IsometrizedReport
 ) -> tuple[nn.Module, dict[str, str]]:
-    """Change ``model`` in place; returns it, or the module that replaces it, and the modules that cannot be read.
+    """Rewire ``model`` in place. Return the model (or its replacement), and a dictionary from the name of each module
+    that cannot be traced to the reason.
 
-    kinds: each call of one of these activations becomes a child of its own, out of place: the first keeps its name
-    ``relu``, the next are ``relu_2``, ``relu_3``. scaled: put a ``ResMultiplier`` of 1 on each residual branch.
-    left_out: names of modules that stay as they are. report: gets what was rewired and multiplied, and the sums that
-    are left. The modules that ``torch.fx`` cannot read come by name, with the reason.
+    kinds: activation classes; each call of one becomes a separate submodule that is not in place: the first keeps its
+    name ``relu``, the next are ``relu_2``, ``relu_3``. scaled: whether to add a ``ResMultiplier`` of 1 to each residual
+    branch. left_out: names of modules to leave unchanged. report: the report that receives the rewired modules, the
+    multipliers, and the sums that are left.
     """
     names = [name for name, _ in model.named_modules() if name not in left_out]
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, kinds) and name and name not in left_out:  # every name has an activation of its own
+        if isinstance(module, kinds) and name and name not in left_out:  # each name has a separate activation
             model.set_submodule(name, copy.deepcopy(module))
     unread: dict[str, str] = {}
     for name in reversed(names):  # children before their parents
         owner = model.get_submodule(name)
         forward = getattr(type(owner), "forward", None)  # a ScriptModule has none
         if getattr(forward, "__module__", "").startswith("torch.nn."):
-            continue  # torch's own layers call one function, and a Sequential each child once
+            continue  # torch's layers call one function, and a Sequential calls each child once
         children = {key for key, _ in owner.named_modules() if _join(name, key) not in left_out}
         try:
             draft = _Draft(owner)
@@ -67,7 +68,7 @@ def rewire(
 
 
 def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever ``old`` is in ``model``; returns the model, which is ``new`` if it was ``old``."""
+    """Replace ``old`` by ``new`` in ``model``. Return the model, which is ``new`` if the model itself was ``old``."""
     new.training = old.training
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if module is old and name:
@@ -76,19 +77,19 @@ def exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
 
 
 def own_graph(owner: nn.Module) -> fx.Graph:
-    """The calls of ``owner``'s own forward, its children as black boxes. Raises ``UntraceableError``."""
+    """Trace ``owner``'s own forward, with its children as leaf modules. Raises ``UntraceableError``."""
     if owner._forward_hooks or owner._forward_pre_hooks:
         raise UntraceableError("it has hooks")
     before, graphs = owner.training, []
     try:
         for owner.training in (True, False):
             graphs.append(_OwnForward().trace(owner))
-    except Exception as error:  # code of other people may raise anything when it is called with proxies
-        raise UntraceableError(f"torch.fx cannot read its forward ({first_line(error)})") from None
+    except Exception as error:  # other people's code may raise anything when it is called with proxies
+        raise UntraceableError(f"torch.fx cannot trace its forward ({first_line(error)})") from None
     finally:
         owner.training = before
     if graphs[0].python_code("self").src != graphs[1].python_code("self").src:
-        raise UntraceableError("its forward in training differs from that in evaluation")
+        raise UntraceableError("its forward differs between training and evaluation")
     return graphs[1]
 
 
@@ -98,14 +99,14 @@ class _OwnForward(fx.Tracer):
 
 
 class _Draft:
-    """The graph of ``owner`` while it changes, and the children that it needs beyond those of ``owner``."""
+    """The graph of ``owner`` while it changes, and the modules to add to ``owner`` for it."""
 
     def __init__(self, owner: nn.Module) -> None:
         self.owner, self.graph = owner, own_graph(owner)
         self.additions: dict[str, nn.Module] = {}
 
     def separate(self, kinds: Kinds, children: Collection[str]) -> None:
-        """Let each call of an activation be a call of a module of its own, but for modules outside ``children``."""
+        """Make each call of an activation a call of a separate module, except for modules outside ``children``."""
         called: set[str] = set()
         for node in list(self.graph.nodes):
             if node.op == "call_module" and isinstance(module := self.owner.get_submodule(node.target), kinds):
@@ -123,7 +124,7 @@ class _Draft:
                 node.args, node.kwargs = (x,), {}
 
     def multiply(self) -> dict[str, str]:
-        """Put a multiplier on each residual branch; returns the other sums of convolutions, with the reason.
+        """Add a multiplier to each residual branch, and return the other sums of convolutions, with the reason.
 
         The branch is the term that passes through more convolutions.
         """
@@ -145,7 +146,7 @@ class _Draft:
         return faults
 
     def finished(self) -> nn.Module:
-        """``owner`` if nothing was added, else the ``GraphModule`` that replaces it."""
+        """Return ``owner`` if nothing was added, else the ``GraphModule`` that replaces it."""
         if not self.additions:
             return self.owner
         changed = Rewired(self.owner, self.graph, type(self.owner).__name__)
@@ -156,7 +157,7 @@ class _Draft:
         return changed
 
     def _add(self, wanted: str, module: nn.Module) -> str:
-        """Make ``module`` a child of ``owner``; returns its name, ``wanted`` or the next free one like it."""
+        """Make ``module`` a child of ``owner``, and return its name: ``wanted``, or the next free name like it."""
         name, number = wanted, 1
         while hasattr(self.owner, name):
             number += 1
@@ -183,13 +184,13 @@ class Rewired(fx.GraphModule):
 
 
 def _unpickled(class_name: str, build: Callable[..., fx.GraphModule], arguments: tuple[Any, ...]) -> Rewired:
-    """The ``GraphModule`` that ``build``, torch's own function, unpickles, as ``Rewired``."""
+    """Return, as ``Rewired``, the ``GraphModule`` that torch's own function ``build`` unpickles."""
     plain = build(*arguments)
     return Rewired(plain, plain.graph, class_name)
 
 
 def _missing(new: nn.Module, old: nn.Module) -> dict[str, Any]:
-    """The attributes of ``old`` that ``new`` lacks."""
+    """Return the attributes of ``old`` that ``new`` lacks."""
     return {key: value for key, value in vars(old).items() if key not in vars(new)}
 
 
@@ -198,14 +199,14 @@ def _join(owner: str, name: str) -> str:
 
 
 def function_of(node: fx.Node) -> object:
-    """The function or method of ``torch.Tensor`` that ``node`` calls; None if it calls none."""
+    """Return the function or method of ``torch.Tensor`` that ``node`` calls, or None if it calls none."""
     if node.op == "call_method":
         return getattr(torch.Tensor, str(node.target), None)
     return node.target if node.op == "call_function" else None
 
 
 def no_residual_branch(owner: nn.Module, branch: fx.Node, shortcut: fx.Node) -> str:
-    """Why ``branch`` is not a residual branch in the sum with ``shortcut``; empty if it is one.
+    """Return why ``branch`` is not a residual branch in the sum with ``shortcut``, or an empty string if it is one.
 
     The shortcut must be the input of the branch, or a projection of that input.
     """
@@ -213,7 +214,7 @@ def no_residual_branch(owner: nn.Module, branch: fx.Node, shortcut: fx.Node) -> 
     own, projection = _convs(owner, through - past), _convs(owner, past - through)
     projects = past & through and projection <= 1 < own and not _convs(owner, past & through)
     if not own or not (past <= through or projects):
-        return "a sum that is no residual block's"
+        return "a sum outside of a residual block"
     for scale in (other for other in through - past if other.op == "get_attr"):
         if any(function_of(user) in _PRODUCTS for user in scale.users):
             return f"a residual branch that has a scale, {scale.target}"
@@ -221,7 +222,7 @@ def no_residual_branch(owner: nn.Module, branch: fx.Node, shortcut: fx.Node) -> 
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
-    """``node`` and everything that it is computed from."""
+    """Return ``node`` and all nodes on which it depends."""
     ancestors: set[fx.Node] = set()
     pending = [node]
     while pending:

@@ -15,11 +15,11 @@ _GRID = 8  # random values along each side of a random image
 
 
 class ModelError(UserError, ValueError):
-    """A network that cannot be made isometric as asked."""
+    """Raised for a network that cannot be made isometric with the given arguments."""
 
 
 def run(model: Callable[[Tensor], Any], example: Tensor) -> Any:
-    """Call ``model`` on a copy of ``example``. Raises ``ModelError`` if the network raises anything."""
+    """Call ``model`` on a copy of ``example``. Raises ``ModelError`` if the network raises an error."""
     try:
         return model(example.clone())
     except Exception as error:
@@ -32,10 +32,10 @@ def first_line(error: Exception) -> str:
 
 
 def eight_images(example: Tensor) -> Tensor:
-    """The first eight images of ``example``, filled up with random ones of the same mean and standard deviation.
+    """The first eight images of ``example``, filled up with random images of the same mean and standard deviation.
 
-    Equal images count as one, and a constant image has deviation 1. The random images are smooth, like photographs:
-    average pooling removes white noise, so a network that can learn photographs would look dead.
+    Equal images count as one, and a constant image has deviation 1. The random images are smooth, like photographs.
+    With white noise, which average pooling removes, the check would report networks that can learn photographs as dead.
     """
     if not example.is_floating_point():
         return example[:_IMAGES]

@@ -1,4 +1,4 @@
-"""What counts as an activation or a norm, and what each layer of a network reads, recorded while the network runs."""
+"""The classes of activations and norms, and a record of the inputs and users of each layer while a network runs."""
 
 import copy
 from collections import defaultdict
@@ -24,11 +24,11 @@ BATCH_STATISTICS: Kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.Sy
 NORMS: Kinds = (*BATCH_STATISTICS, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 DROPOUTS: Kinds = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 RELUS: Kinds = (nn.ReLU, nn.ReLU6)  # replaced by default: below the cap of 6 both are max(x, 0)
-GATES: Kinds = (nn.Sigmoid, nn.Hardsigmoid)  # their output weighs a signal that bypasses them
+GATES: Kinds = (nn.Sigmoid, nn.Hardsigmoid)  # their output multiplies a signal that bypasses them
 NOT_POINTWISE: Kinds = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 
 ATTENTION = (F.softmax, torch.softmax, Tensor.softmax, F.scaled_dot_product_attention)
-FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # that compute what the module computes
+FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # functions with the module's result
     nn.ReLU: (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
     nn.ReLU6: (F.relu6,),
     nn.LeakyReLU: (F.leaky_relu,),
@@ -37,7 +37,7 @@ FUNCTIONS: dict[type[nn.Module], tuple[Callable[..., Any], ...]] = {  # that com
     nn.GELU: (F.gelu,),
     nn.Hardswish: (F.hardswish,),
 }
-_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the channels of the output are those of the input
+_PASSES_ON = (*NORMS, *DROPOUTS, nn.Identity)  # the output has the channels of the input
 
 
 def is_activation(module: nn.Module) -> bool:
@@ -46,7 +46,7 @@ def is_activation(module: nn.Module) -> bool:
 
 
 def kind_of(function: object, kinds: Iterable[type[nn.Module]] = FUNCTIONS) -> type[nn.Module] | None:
-    """The first of ``kinds`` that computes what ``function`` computes, None if there is none."""
+    """Return the first of ``kinds`` that computes what ``function`` computes, or None if there is none."""
     return next((kind for kind in kinds if any(function is each for each in FUNCTIONS.get(kind, ()))), None)
 
 
@@ -54,8 +54,8 @@ def kind_of(function: object, kinds: Iterable[type[nn.Module]] = FUNCTIONS) -> t
 class Call:
     """One call of a module.
 
-    shape: of the input. dim: of its channels: the last one after a linear layer, else the second. source: the module
-    that computed the input, "" if unknown. like: (0,), of the input's type and device.
+    shape: the shape of the input. dim: the dimension of its channels: the last after a linear layer, else the second.
+    source: the module that computed the input, "" if unknown. like: a tensor (0,) of the input's type and device.
     """
 
     shape: tuple[int, ...]
@@ -66,11 +66,12 @@ class Call:
 
 @dataclass
 class Seen:
-    """What was recorded, by the names of modules.
+    """What ``watch`` records, by the names of modules.
 
-    calls: of modules without children. functions: kinds of activations that a module calls as functions. readers: for a
-    norm, the activations that its output reaches before any other activation, whatever layers lie between; for a
-    convolution, the norms or activations that its output reaches first. A function is listed as ``owner.function()``.
+    calls: the calls of modules without children. functions: the kinds of activations that a module calls as functions.
+    readers: for a norm, the activations that its output reaches before any other activation, whatever layers are in
+    between; for a convolution, the norms or activations that its output reaches first. A function is listed as
+    ``owner.function()``.
     written_over: modules whose output, or a view of it, is changed in place after the call.
     """
 
@@ -86,20 +87,20 @@ def watch(model: nn.Module, example: Tensor) -> Seen:
     run(_Watch(probe.eval(), seen), example)
     with torch.random.fork_rng(list({parameter.device for parameter in probe.parameters() if parameter.is_cuda})):
         torch.manual_seed(0)
-        with suppress(ModelError):  # some networks want labels in training
+        with suppress(ModelError):  # some networks need labels in training
             run(_Watch(probe.train(), seen), eight_images(example))
     return seen
 
 
 class _Watch(TorchFunctionMode):
-    """Calls ``model`` once, and records in ``seen`` what its layers read."""
+    """Calls ``model`` once, and records the inputs and users of its layers in ``seen``."""
 
     def __init__(self, model: nn.Module, seen: Seen) -> None:
         super().__init__()
         self.model, self.seen = model, seen
         self.modules = dict(model.named_modules())
         self.stack: list[tuple[str, nn.Module]] = [("", model)]  # modules that are being called, the innermost last
-        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, and the one that made its channels
+        self.made_by: dict[int, tuple[str, str]] = {}  # id of a tensor -> module, and the module of its channels
         self.unread: dict[int, frozenset[str]] = {}  # id of a tensor -> convolutions and norms that await a reader
         self.outputs: list[tuple[str, Tensor, int]] = []  # module, its output, in-place changes of it so far
         self.kept: list[Tensor] = []  # an id belongs to a tensor only as long as the tensor exists
@@ -120,7 +121,7 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name, module = self.stack[-1]
         kind, unread = kind_of(func), self._unread_in((args, kwargs))
-        outside = kind and not isinstance(module, kind)  # not the function inside of the module of this kind
+        outside = kind and not isinstance(module, kind)  # the call is not inside a module of this kind
         if kind and outside:
             self.seen.functions[name].add(kind.__name__)
         if outside or any(func is each for each in ATTENTION):
@@ -135,7 +136,7 @@ class _Watch(TorchFunctionMode):
             source, layer = self.made_by.get(id(x), ("", ""))
             dim = -1 if isinstance(self.modules[layer], nn.Linear) and x.ndim > 2 else 1
             self.seen.calls[name].append(Call(tuple(x.shape), dim, source, x.new_empty(0)))
-        elif isinstance(module, NORMS):  # a norm with an activation inside also reads the convolution
+        elif isinstance(module, NORMS):  # a norm that contains an activation also uses the convolution
             self._read(self._unread_in(inputs), name)
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -163,7 +164,7 @@ class _Watch(TorchFunctionMode):
             self.kept.append(x)
 
     def _read(self, unread: Iterable[str], reader: str) -> frozenset[str]:
-        """Enter ``reader`` for all of ``unread``; returns the empty set, which is what remains unread."""
+        """Record ``reader`` for all of ``unread``, and return the empty set, because nothing remains unread."""
         for name in unread:
             self.seen.readers[name].add(reader)
         return frozenset()

@@ -1,1 +1,1 @@
-"""What a user does besides training: one module for each command, ``python -m isonet.tools.NAME``."""
+"""The commands besides training: each module is a command, ``python -m isonet.tools.NAME``."""

@@ -1,4 +1,4 @@
-"""What all scripts share: their options, and what can be checked before torch is imported, which takes seconds."""
+"""The options that all scripts share, and the checks before torch is imported, which takes seconds."""
 
 import argparse
 import difflib
@@ -20,18 +20,18 @@ from isonet.published import PREFIX, published
 
 GPUS_HELP = (
     "ids of the GPUs to use, e.g. --gpus 0,1; the weights are on the first (default: all visible GPUs, else the CPU); "
-    "under torchrun each process takes one of them"
+    "under torchrun each process uses one of them"
 )
 
 _CIFAR_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # torchvision's names
-_NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse takes -1e-3 and -1,-0.5 for options
+_NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse treats -1e-3 and -1,-0.5 as options
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes overrides before, between and after options; a mistake is one line and exit code 2."""
+    """Accepts overrides before, between and after options. A mistake is one line and exit code 2."""
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse ``argv``; what begins like a negative number, such as -1e-3, is a value, not an option."""
+        """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option."""
         return self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
 
     def error(self, message: str) -> NoReturn:
@@ -71,14 +71,14 @@ def make_parser(
 
 
 def positive(text: str) -> int:
-    """Return ``text`` as a number of things: the type of an option."""
+    """Return ``text`` as an integer of at least 1. This is the type of an option."""
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
     return number
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split ``words`` before the first one that looks like a config key: other arguments, and overrides."""
+    """Split ``words`` before the first word that looks like a config key: other arguments, and overrides."""
     nodes, leaves = ({name.partition(".")[0] for name in KEYS if ("." in name) == nested} for nested in (True, False))
     key = re.compile(rf"(?:{'|'.join(nodes)})\.\w+|{'|'.join(leaves)}")
     first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
@@ -86,20 +86,20 @@ def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def check_gpu_ids(gpus: str | None) -> None:
-    """Raise ``DeviceError`` if ``--gpus`` is given and is no list of ids; whether these exist only torch knows."""
+    """Raise ``DeviceError`` if ``--gpus`` is given and is not a list of ids. Only torch can check that they exist."""
     if gpus is not None:
         parse_gpu_ids(gpus)
 
 
 def read_network(cfg_path: str, opts: Sequence[Any]) -> CfgNode:
-    """Return the config of a file with overrides. Raises ``ConfigError`` also if no network has its depth."""
+    """Return the config of a file with overrides. Raises ``ConfigError`` also if there is no network of its depth."""
     cfg = load_cfg(cfg_path, opts)
     stage_depths(cfg.ISON.DEPTH, cfg.ISON.TRANS_FUN, imagenet=not uses_small_images(cfg))
     return cfg
 
 
 def look_for_checkpoint(cfg: CfgNode | None, ckpt: str) -> None:
-    """Raise ``UserError`` if there is no checkpoint ``ckpt``, nor a published one after ``zoo:``."""
+    """Raise ``UserError`` if there is no checkpoint ``ckpt`` or, after ``zoo:``, no published checkpoint."""
     if ckpt.startswith(PREFIX):
         published(ckpt)
     else:
@@ -119,7 +119,7 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
     """Raise ``DataError`` if the folder of one of the ``splits`` is missing.
 
-    What is in it, and data sets in shards or to be downloaded, are left to the loader.
+    The loader checks the content of the folder, and data sets that are in shards or to be downloaded.
     """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
     if name == "digits" or cfg.DATASET.DOWNLOAD or cfg.RUNTIME.INPUT == "shards":
@@ -135,6 +135,6 @@ def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:
-    """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, has no folder."""
+    """Raise ``UserError`` if the folder of ``file``, which ``option`` asks to write at the end, does not exist."""
     if file and not os.path.isdir(os.path.dirname(file) or "."):
         raise UserError(f"{option} {file}: there is no such folder; make it first")

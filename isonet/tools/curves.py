@@ -1,4 +1,4 @@
-"""Compare runs: their curves in a picture, and their figures in a table."""
+"""Compare runs: draw their curves in a picture, and print their figures in a table."""
 
 import argparse
 import itertools
@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The runs and the options."""
+    """Return the runs and the options."""
     parser = tool_parser("curves", __doc__, EXAMPLES)
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="the folder of a run, or its name below OUTPUT_DIR")
@@ -31,7 +31,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="OUTPUT_DIR of the runs that are given by name (default: %(default)s)")  # fmt: skip
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
     if args.output.suffix != ".png":
-        parser.error(f"--output is a .png file, got {args.output}")
+        parser.error(f"--output must be a .png file, got {args.output}")
     return args
 
 
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     for name, folder in zip(short_names([folder.path for folder in folders]), folders, strict=True):
         rows, invalid = read_rows(folder.metrics)
         if not rows:
-            raise UserError(f"{folder.metrics}: has no finished epoch yet")
+            raise UserError(f"{folder.metrics} has no finished epoch yet")
         if invalid:
             print(f"{printable(folder.metrics)}: {invalid} invalid or incomplete lines are ignored", flush=True)
         runs[name] = rows
@@ -54,9 +54,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def find_run(name: str, output_dir: Path) -> RunFolder:
-    """The run at the path ``name``, or of that name in ``output_dir`` or in the folder of one of its data sets.
+    """Return the run at the path ``name``, or the run of that name in ``output_dir`` or in the folder of a data set.
 
-    Raises ``UserError`` if there is none, or if it is the name of several runs.
+    Raises ``UserError`` if there is no such run, or if several runs have this name.
     """
     places = [Path(name), output_dir / name, *(parent / name for parent in sorted(output_dir.glob("*/")))]
     found = [place for place in places if RunFolder(place).metrics.is_file()]
@@ -70,7 +70,7 @@ def find_run(name: str, output_dir: Path) -> RunFolder:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to make them differ. Raises ``UserError`` for equal paths."""
+    """Return the last parts of the paths, as many as make them distinct. Raises ``UserError`` for equal paths."""
     paths = [folder.absolute() for folder in folders]
     if len(set(paths)) < len(paths):
         raise UserError(f"{max(paths, key=paths.count)} is named twice")

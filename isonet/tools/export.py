@@ -1,7 +1,7 @@
 """Export the network of a checkpoint for other programs: as ONNX, as a torch program, or its weights as safetensors.
 
-The network takes any number of float32 images (N, 3, H, W), normalised as "images" in the metadata of the file says,
-and returns logits (N, classes). The file is checked: it must give the same logits as the network for random images.
+The network takes any number of float32 images (N, 3, H, W), normalised as "images" in the file's metadata describes,
+and returns logits (N, classes). The file must pass a check: it gives the network's logits for random images.
 """
 
 import argparse
@@ -25,12 +25,12 @@ EXAMPLES = """\
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ("safetensors",)}
-OPSETS = range(18, 24)  # those that torch's exporter writes without converting
+OPSETS = range(18, 24)  # the operator sets that torch's exporter writes without conversion
 TOLERANCE = 1e-4  # another order of summation changes float32 by far less
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options."""
+    """Return the options."""
     help_of_gpus = "accepted for symmetry with test.py, e.g. --gpus 0; ignored, because the export needs no GPU"
     parser = make_parser(__doc__, EXAMPLES, cfg_required=False, gpus_help=help_of_gpus, tool="export")
     add = parser.add_argument
@@ -41,12 +41,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
     add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help="largest difference that the check allows, "
-        "as a part of the largest logit (default: %(default)s)")  # fmt: skip
+        "as a fraction of the largest logit (default: %(default)s)")  # fmt: skip
     return parser.parse(sys.argv[1:] if argv is None else argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write the file, check it, and print how well it agrees with the network."""
+    """Export the network, check the result, and print how well it agrees with the network."""
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
@@ -57,14 +57,14 @@ def main(args: argparse.Namespace) -> None:
     log_to_terminal()
     trained = load_trained(args.ckpt, args.cfg, args.opts)
     classes = class_names(trained, args.classes)
-    in_zoo = args.ckpt.startswith(PREFIX)  # whose files are in a cache
+    in_zoo = args.ckpt.startswith(PREFIX)  # its files are in a cache
     stem = args.ckpt.removeprefix(PREFIX) if in_zoo else trained.path.with_suffix("")
     output = Path(args.output or f"{stem}{SUFFIXES[args.format]}")
     look_for_folder_of("--output", str(output))
     if output.is_dir() or (output.exists() and output.samefile(trained.path)):
-        raise UserError(f"--output {output}: is a folder, or the checkpoint itself; name another file")
+        raise UserError(f"--output {output} is a folder, or the checkpoint itself; name another file")
     with contextlib.ExitStack() as silence:
-        if not args.debug:  # the exporters write about their own steps
+        if not args.debug:  # the exporters log their own steps
             silence.enter_context(warnings.catch_warnings(action="ignore"))
             logging.disable(logging.WARNING)
             silence.callback(logging.disable, logging.NOTSET)

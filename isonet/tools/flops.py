@@ -2,9 +2,9 @@
 
 The network runs on a batch of no images: every operator reports its shapes and computes nothing, and hooks count the
 convolutions and the linear layer. A FLOP is a multiplication or an addition, so FLOPs = 2 x MACs. The backward pass of
-a layer takes two products of the forward pass's size; that of the first layer takes one, since images need no gradient.
-``torch.utils.flop_counter`` gives the same numbers (tests/tools/test_flops.py), but importing what it uses takes longer
-than ``import torch``.
+a layer computes two products of the forward pass's size. The first layer computes only one of them, because images need
+no gradient. ``torch.utils.flop_counter`` gives the same numbers (tests/tools/test_flops.py), but the imports that it
+needs take longer than ``import torch``.
 """
 
 import json
@@ -30,7 +30,7 @@ from isonet.tools.summary import text_table
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the network, for one image. shape: channels, height and width of its output, or classes."""
+    """One part of the network per image. shape: the output shape, (channels, height, width), or (classes,)."""
 
     name: str
     shape: list[int]
@@ -41,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FlopCount:
-    """The counts of a config. ``macs``: of one image, forward. Steps: forward and backward."""
+    """The counts of a config. macs: the forward pass of one image. The counts of a step: forward and backward pass."""
 
     input: list[int]
     params: int
@@ -53,15 +53,15 @@ class FlopCount:
     penalty_macs_published: int  # as a padded convolution of each kernel with itself
     batch_size: int
     network_step_macs: int  # one training step on one GPU's batch, without the penalty
-    penalty_step_macs: int  # of the penalty in that step; 0 if its coefficient is 0
-    penalty_share: float  # of the two together
+    penalty_step_macs: int  # the penalty in that step; 0 if its coefficient is 0
+    penalty_share: float  # penalty_step_macs as a fraction of both together
 
 
 def count_flops(cfg: CfgNode) -> FlopCount:
     """Count the network of ``cfg`` and its penalty. Raises ``ConfigError`` if there is no such network."""
-    with torch.device("meta"):  # draws no weights
+    with torch.device("meta"):  # no weights are drawn
         model = assemble(cfg)
-    # Memory that is never touched; Module.to_empty would do as well, but imports sympy
+    # No code accesses this memory; Module.to_empty has the same effect, but imports sympy
     memory = {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in model.state_dict().items()}
     model.load_state_dict(memory, assign=True)
     stages, stem_macs = _count_stages(model.eval(), image_size(cfg))
@@ -108,7 +108,7 @@ def format_table(count: FlopCount) -> str:
 
 
 def write_count(count: FlopCount, folder: Path) -> None:
-    """Write ``flops.json`` and the table ``flops.txt`` to ``folder``, which is made if it is missing."""
+    """Write ``flops.json`` and the table ``flops.txt`` to ``folder``, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "flops.json", json.dumps(asdict(count), indent=2) + "\n")
     write_file(folder / "flops.txt", format_table(count) + "\n")
@@ -116,7 +116,7 @@ def write_count(count: FlopCount, folder: Path) -> None:
 
 def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
     """Return the parts of ``model`` for images of ``size`` pixels a side, and the MACs of its first convolution."""
-    shapes: dict[nn.Module, list[int]] = {}  # of each output, without the batch
+    shapes: dict[nn.Module, list[int]] = {}  # the shape of each output, without the batch
     macs: dict[nn.Module, int] = {}
 
     def count(module: nn.Module, _inputs: Any, output: Tensor) -> None:
@@ -135,7 +135,7 @@ def _count_stages(model: ISONet, size: int) -> tuple[list[Stage], int]:
 
 
 def _macs_at_points(grams: Grams) -> tuple[int, int]:
-    """Return the MACs of one kernel's penalty, and of its gradient, at points: all our networks' kernels have them."""
+    """Return the MACs of one kernel's penalty and of its gradient at points, which all kernels of our networks have."""
     value, gradient = grams.points().macs(grams.rows, grams.columns)
     return grams.conv.groups * value, grams.conv.groups * gradient
 
@@ -145,13 +145,13 @@ def _macs_by_offset(grams: Grams) -> int:
     axes = zip(grams.conv.kernel, grams.conv.step, strict=True)
     # Pairs of taps whose distance is an offset that counts, on all axes
     pairs = math.prod(sum(k - abs(d) for d in range(1 - k, k) if d % step == 0) for k, step in axes)
-    # Opposite offsets are one; at offset zero each tap meets itself
+    # Opposite offsets count as one; at offset zero, each tap forms a pair with itself
     half = (pairs + math.prod(grams.conv.kernel)) // 2
     return half * grams.conv.groups * grams.rows**2 * grams.columns
 
 
 def _published_macs(grams: Grams) -> int:
-    """Return the MACs of the published penalty: the kernel in a convolution with itself, padded by k - 1."""
+    """Return the MACs of the published penalty: a convolution of the kernel with itself, padded by k - 1."""
     channels = grams.conv.out_channels, grams.conv.in_channels
     positions = math.prod((2 * k - 2) // s + 1 for k, s in zip(grams.conv.kernel, grams.conv.stride, strict=True))
     return positions * math.prod(grams.conv.kernel) * min(channels) ** 2 * max(channels)

@@ -1,4 +1,4 @@
-"""The files that ``export`` writes: how each is made from a network, and how it is run to check it."""
+"""The file formats of ``export``: how a network is written in each of them, and how a file runs for its check."""
 
 import io
 import json
@@ -28,12 +28,13 @@ def export(
 ) -> tuple[float, float]:
     """Write the network to ``output``, after a check that the content gives the network's logits for random images.
 
-    classes: their names. form: one of ``FORMATS``. opset: of an ONNX file. tolerance: the largest difference of a logit
-    that the check allows, as a part of the largest logit.
-    Returns the largest difference, and the largest logit of the network. Raises ``UserError`` if the check fails.
+    classes: the class names. form: one of ``FORMATS``. opset: the operator set of an ONNX file. tolerance: the largest
+    difference of a logit that the check allows, as a fraction of the largest logit.
+
+    Return the largest difference, and the largest logit of the network. Raises ``UserError`` if the check fails.
     """
     size = image_size(trained.cfg)
-    example = torch.zeros(2, 3, size, size)  # torch would take a batch of one for a constant
+    example = torch.zeros(2, 3, size, size)  # torch treats a batch size of 1 as a constant
     generator = torch.Generator().manual_seed(0)
     batches = [torch.randn(count, 3, size, size, generator=generator) for count in _CHECKED_BATCHES]
     with torch.no_grad():
@@ -42,9 +43,9 @@ def export(
     difference, largest = (logits - expected).abs().max().item(), expected.abs().max().item()
     if not math.isfinite(largest):
         raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so no file can be checked")
-    if not difference <= tolerance * largest:  # nor may it be NaN
+    if not difference <= tolerance * largest:  # NaN fails, too
         raise UserError(
-            f"{output}: is not written, because its logits would differ from those of the network by {difference:.1e}, "
+            f"{output} was not written: its logits differ from those of the network by {difference:.1e}, "
             f"more than the allowed {tolerance * largest:.1e} (--tolerance {tolerance:g} of the largest logit)"
         )
     write_file(output, content)
@@ -52,7 +53,7 @@ def export(
 
 
 def metadata(trained: Trained, classes: list[str]) -> dict[str, str]:
-    """What a file carries beside its network: the config as YAML, and as JSON the class names and the preprocessing."""
+    """Return a file's metadata: the config as YAML, and the class names and the preprocessing as JSON."""
     size, (mean, std) = image_size(trained.cfg), statistics(trained.cfg)
     resize = size if uses_small_images(trained.cfg) else round(size * EVAL_RESIZE)  # the shorter side, before the crop
     images = {"resize": resize, "crop": size, "mean": list(mean), "std": list(std)}

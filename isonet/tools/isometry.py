@@ -1,7 +1,7 @@
 """Measure how far networks are from isometries: a page in HTML with pictures, and the numbers as JSON.
 
-Without --ckpt the network of the config is measured as initialised. Images are the first ones of the validation part
-of the config's data set.
+Without --ckpt, the network of the config is measured as initialised. The images are the first ones of the validation
+part of the config's data set.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ CONFIGS = (".yaml", ".yml")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; ``compare`` holds the networks to compare, and ``opts`` the overrides."""
+    """Return the options. ``compare`` contains the networks to compare, and ``opts`` the overrides."""
     parser = make_parser(__doc__, EXAMPLES, cfg_required=False, tool="isometry")
     one_or_more = parser.add_mutually_exclusive_group()
     one_or_more.add_argument("--ckpt", metavar="CKPT", help="a checkpoint, a run folder, or the name of a run of --cfg")
     one_or_more.add_argument("--compare", nargs="+", default=[], metavar="[NAME=]NETWORK",
-        help="networks: configs (.yaml, as initialised) and checkpoints, each with a name of your own")  # fmt: skip
+        help="networks: configs (.yaml, as initialised) and checkpoints, each with an optional name")  # fmt: skip
     add = parser.add_argument
-    add("--images", type=positive, default=8, metavar="N", help="images for the norms (default: 8)")
-    add("--steps", type=positive, default=60, metavar="N", help="limit on the steps for each Jacobian (default: 60)")
+    add("--images", type=positive, default=8, metavar="N", help="number of images for the norms (default: 8)")
+    add("--steps", type=positive, default=60, metavar="N", help="maximum of the steps for each Jacobian (default: 60)")
     add("--output", type=Path, default=Path("outputs/isometry"), metavar="DIR", help="(default: %(default)s)")
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.compare, overrides = split_overrides(args.compare)
@@ -77,9 +77,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]:
-    """The config file or checkpoint of each network that ``args`` asks for, by its name in the report.
+    """Return the config file or checkpoint of each network that ``args`` asks for, by its name in the report.
 
-    NAME=NETWORK gives a name, unless a file, or a run of ``cfg``, has all of that text for its own name.
+    NAME=NETWORK gives a name, unless a file or a run of ``cfg`` has the whole text as its name.
     """
     if not args.compare:
         return {args.ckpt or Path(args.cfg).stem: args.ckpt or args.cfg}
@@ -87,7 +87,7 @@ def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]
     for text in args.compare:
         name, _, network = text.partition("=")
         with contextlib.suppress(UserError):
-            find_checkpoint(cfg, text)  # takes any file
+            find_checkpoint(cfg, text)  # accepts any file
             name = network = text
         if name in networks:
             raise UserError(f"--compare: two networks are called {name}; give each a name by NAME=NETWORK")
@@ -96,9 +96,9 @@ def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]
 
 
 def measure_network(network: str, args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """Measure one network; returns the numbers of ``isonet.isometry.measure``, and where they come from.
+    """Measure one network, and return the numbers of ``isonet.isometry.measure`` and their source.
 
-    network: a config file, for the network as initialised, or a checkpoint, whose config ``--cfg`` replaces if given.
+    network: a config file, for the network as initialised, or a checkpoint. ``--cfg``, if given, replaces its config.
     """
     from isonet.data import build_loader
     from isonet.isometry.measure import measure

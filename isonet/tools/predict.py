@@ -1,6 +1,6 @@
 """Predict the classes of images with the network of a checkpoint.
 
-Images are prepared as for evaluation. An image that cannot be read is reported on standard error; the others are
+Images are prepared as for evaluation. If an image cannot be read, standard error reports it, the other images are
 predicted, and the exit code is 2.
 """
 
@@ -42,17 +42,17 @@ Prediction = tuple[Path, list[tuple[int, float]]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; ``images`` and ``opts`` hold the images and the overrides."""
+    """Return the options. ``images`` contains the images, and ``opts`` the overrides."""
     parser = tool_parser("predict", __doc__, EXAMPLES)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE|FOLDER|-", help="files; folders, with all images below; -: paths on "
         "standard input, one a line. KEY VALUE pairs may follow, e.g. photos/ RUNTIME.DECODER torch")  # fmt: skip
     add("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, a run folder (its best.pt), the name of a "
         "run of --cfg, or zoo: and a published checkpoint")  # fmt: skip
-    add("--cfg", metavar="FILE", help="the config, for a checkpoint that carries none (or another than its own)")
+    add("--cfg", metavar="FILE", help="the config, if the checkpoint has none or another one is wanted")
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
-    add("--format", choices=FORMATS, default="table", help="of the output; JSON names files exactly (default: table)")
-    add("--top", type=positive, default=5, metavar="K", help="how many classes of each image (default: 5)")
+    add("--format", choices=FORMATS, default="table", help="output format; only json has exact names (default: table)")
+    add("--top", type=positive, default=5, metavar="K", help="number of classes for each image (default: 5)")
     add("--batch-size", type=positive, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
     args = parser.parse(sys.argv[1:] if argv is None else argv)
@@ -65,7 +65,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Predict and print."""
     if is_launched():
-        raise UserError("one process predicts, on all GPUs that --gpus names: start it without torchrun")
+        raise UserError("one process predicts on all GPUs of --gpus: start it without torchrun")
     look_for_network(args)
     from isonet.data.folders import find_images
     from isonet.tools.trained import class_names, load_trained
@@ -92,9 +92,9 @@ def main(args: argparse.Namespace) -> None:
 def predict(
     trained: Trained, paths: Sequence[Path], devices: list[torch.device], top: int, batch_size: int, unread: list[str]
 ) -> Iterator[Prediction]:
-    """Yield the prediction of each image in the order of ``paths``; those that cannot be read go to ``unread``.
+    """Yield the prediction of each image in the order of ``paths``, and append unreadable paths to ``unread``.
 
-    top: how many classes. batch_size: images on all devices together.
+    top: the number of classes for each image. batch_size: the number of images on all devices together.
     """
     import torch
 
@@ -119,7 +119,7 @@ def predict(
 
 
 def _places(arguments: list[str]) -> Iterator[str]:
-    """The arguments, with the lines of standard input in the place of ``-``; names need not be UTF-8."""
+    """Yield the arguments, with the lines of standard input in place of ``-``. Names need not be UTF-8."""
     for argument in arguments:
         if argument != "-":
             yield argument
@@ -135,7 +135,7 @@ def rows(predictions: Iterable[Prediction], classes: Sequence[str]) -> Iterator[
 
 
 def print_table(predictions: Iterable[Prediction], classes: Sequence[str], paths: Sequence[Path]) -> None:
-    """Print columns for people, a line for each class of an image."""
+    """Print aligned columns, with a line for each class of an image."""
     width = max(len(printable(path)) for path in ["image", *paths])
     name_width = max(len(printable(name)) for name in ["class", *classes])
     if paths:
@@ -145,7 +145,7 @@ def print_table(predictions: Iterable[Prediction], classes: Sequence[str], paths
 
 
 def print_json(predictions: Iterable[Prediction], classes: Sequence[str], _paths: Sequence[Path]) -> None:
-    """Print one list, with an object on a line for each image."""
+    """Print one JSON list, with a line for the object of each image."""
     before = "["
     for path, top in predictions:
         answers = [{"label": label, "class": classes[label], "probability": probability} for label, probability in top]

@@ -1,8 +1,8 @@
-"""Write an image folder as tar shards, index the tar shards of others, or check shards.
+"""Write an image folder as tar shards, index tar shards that were written elsewhere, or check shards.
 
-write: the images of FOLDER/{train,val}/<class>/ go to FOLDER/shards/{train,val}/; run it again after an interruption.
-index: FOLDER holds *.tar in webdataset's format, itself or in {train,val}/: images .jpg, .jpeg, .png or .webp, each
-with a label in .cls, or in .json under label or cls.
+write: store the images of FOLDER/{train,val}/<class>/ in FOLDER/shards/{train,val}/. Run again if interrupted.
+index: index the *.tar, in webdataset's format, in FOLDER or in FOLDER/{train,val}/: images .jpg, .jpeg, .png or .webp,
+each with a label in .cls, or in .json under label or cls.
 RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 """
 
@@ -25,7 +25,7 @@ SPLITS = ("train", "val")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command and its options."""
+    """Return the command and its options."""
     lines = argparse.RawDescriptionHelpFormatter
     parser = Parser("python -m isonet.tools.shards", description=__doc__, epilog=EXAMPLES, formatter_class=lines)
     commands = parser.add_subparsers(dest="command", required=True, metavar="write|index|verify")
@@ -33,21 +33,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     def command(name: str, purpose: str, folder: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=purpose, epilog=EXAMPLES, formatter_class=lines)
         added.add_argument("folder", type=Path, metavar="FOLDER", help=folder)
-        added.add_argument("--debug", action="store_true", help="show where an error arose")
+        added.add_argument("--debug", action="store_true", help="print the traceback of an error")
         return added
 
-    write = command("write", "write an image folder as shards", "the folder that holds {train,val}/<class>/")
+    write = command("write", "write an image folder as shards", "the folder that contains {train,val}/<class>/")
     write.add_argument("--split", choices=SPLITS, help="write only this part (default: both, if they exist)")
     write.add_argument("--output", type=Path, metavar="DIR", help="put {train,val}/ here (default: FOLDER/shards)")
     write.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
     write.add_argument("--seed", type=int, default=0, help="seed of the order of the training images (default: 0)")
-    write.add_argument("--overwrite", action="store_true", help="write all shards anew, whatever exists")
-    tars = "a folder of *.tar, or one with shards/ or {train,val}/ of them"
-    index = command("index", "index shards that were written elsewhere, or by a former version", tars)
+    write.add_argument("--overwrite", action="store_true", help="write all shards again, even existing ones")
+    tars = "a folder of *.tar, or a folder with shards/ or {train,val}/ that contain them"
+    index = command("index", "index shards that were written elsewhere, or by an earlier version", tars)
     index.add_argument(
         "--classes", type=Path, metavar="FILE",
         help="the names of the classes, one a line in the order of the labels (default: classes.txt beside the shards, "
-        "else the names in a former index, else the numbers)",
+        "else the names in an existing index, else the numbers)",
     )  # fmt: skip
     command("verify", "compare shards with their checksums and their index", tars)
     args = parser.parse_args(sys.argv[1:] if argv is None else argv)
@@ -57,7 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Run the command, and import only what it needs: --help needs no torch."""
+    """Run the command. It imports only what it needs, so --help needs no torch."""
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 
@@ -67,13 +67,13 @@ def _write(args: argparse.Namespace) -> None:
 
     splits = [args.split] if args.split else [s for s in SPLITS if (args.folder / s).is_dir()]
     if not splits:
-        raise DataError(f"{printable(args.folder)}: has neither train/ nor val/, with a folder for each class")
+        raise DataError(f"{printable(args.folder)} has neither train/ nor val/, with a folder for each class")
     plans = []
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
         plan = make_plan(image_folder(args.folder, split), root, split == "train", args.seed, args.images_per_shard)
         if not args.overwrite:
-            check_plan(plan, out)  # all of them before anything is written
+            check_plan(plan, out)  # check all of them before anything is written
         plans.append((plan, out))
     for plan, out in plans:
         print(f"{out}: {write_shards(plan, out, args.overwrite)}", flush=True)
@@ -109,7 +109,7 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _places(folder: Path) -> list[Path]:
-    """The folders of shards that ``folder`` stands for."""
+    """Return the folders of shards in ``folder``."""
     folder = folder / "shards" if (folder / "shards").is_dir() else folder
     return [folder / split for split in SPLITS if (folder / split).is_dir()] or [folder]
 

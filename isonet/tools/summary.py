@@ -15,22 +15,22 @@ from isonet.plots import Row
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in figures, None for those that its files do not give. Accuracies are in percent."""
+    """The figures of a run. A figure that the run's files do not give is None. Accuracies are in percent."""
 
     epochs: int = 0
     best_top1: float | None = None
     best_epoch: int | None = None
     last_top1: float | None = None
-    cross_entropy: float | None = None  # of training, in the last epoch
-    penalty: float | None = None  # likewise
+    cross_entropy: float | None = None  # training, last epoch
+    penalty: float | None = None  # training, last epoch
     images_per_second: float | None = None  # median of the epochs
-    seconds: float | None = None  # of all epochs, training and validation
+    seconds: float | None = None  # sum over all epochs, training and validation
 
 
 def read_rows(file: Path) -> tuple[list[Row], int]:
-    """The rows of ``metrics.jsonl`` or ``timing.jsonl`` in the order of epochs, and the number of invalid lines.
+    """Return the rows of ``metrics.jsonl`` or ``timing.jsonl`` in the order of epochs, and the number of invalid lines.
 
-    A kill leaves a part of a line at the end. If an epoch has two rows, the later one counts.
+    A kill leaves an incomplete line at the end. If an epoch has two rows, the later row counts.
     """
     rows = [_row(line) for line in file.read_bytes().splitlines()]
     by_epoch = {row["epoch"]: row for row in rows if row}
@@ -38,7 +38,7 @@ def read_rows(file: Path) -> tuple[list[Row], int]:
 
 
 def _row(line: bytes) -> Row | None:
-    """The numbers of a line, or None if it is invalid."""
+    """Return the numbers of a line, or None if it is invalid."""
     try:
         found = json.loads(line)
         if type(found["epoch"]) is not int or not 0 < found["epoch"] < 2**53:
@@ -50,7 +50,7 @@ def _row(line: bytes) -> Row | None:
 
 
 def summary_of(folder: RunFolder) -> Summary:
-    """The figures of the run in ``folder``, all of them None or 0 if there is no run."""
+    """Return the summary of the run in ``folder``. All values are None or 0 if the folder has no run."""
     rows, timing = (read_rows(file)[0] if file.is_file() else [] for file in (folder.metrics, folder.timing))
     best = max((row for row in rows if "top1" in row), key=lambda row: row["top1"], default=None)
     speeds = [row["images_per_second"] for row in timing if "images_per_second" in row]
@@ -68,7 +68,7 @@ def summary_of(folder: RunFolder) -> Summary:
 
 
 def divergence(folder: RunFolder) -> str:
-    """The message of the ``NonFiniteError`` that ended the run in ``folder``, by the last line of its log, or ""."""
+    """Return the message of the ``NonFiniteError`` that ended the run, from the last line of its log, or ""."""
     lines = folder.log.read_text("utf-8", "replace").splitlines() if folder.log.is_file() else []
     return lines[-1].partition(" NonFiniteError: ")[2] if lines else ""
 
@@ -77,7 +77,7 @@ COLUMNS = ("epochs", "best top-1 (epoch)", "last top-1", "cross entropy", "penal
 
 
 def cells(summary: Summary) -> list[str]:
-    """The figures as text, one for each of ``COLUMNS``."""
+    """Return the figures as text, one for each of ``COLUMNS``."""
     best = "-" if summary.best_top1 is None else f"{summary.best_top1:.2f} ({summary.best_epoch})"
     figures = [
         (summary.last_top1, ".2f"), (summary.cross_entropy, ".4f"), (summary.penalty, ".4g"),
@@ -87,7 +87,7 @@ def cells(summary: Summary) -> list[str]:
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[Any]], left: int = 1) -> str:
-    """Lines of aligned columns: the first ``left`` and those without a header to the left, the others to the right."""
+    """Lines of aligned columns: the first ``left`` and columns without header to the left, others to the right."""
     lines = [list(header), *([printable(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     sides = ["<" if number < left or not name else ">" for number, name in enumerate(header)]

@@ -1,6 +1,6 @@
 """The network of a checkpoint, with its weights, for ``predict``, ``export`` and ``isometry``, and its evaluation.
 
-``test.py`` is ``evaluate_on_ranks`` and ``report``.
+``test.py`` calls ``evaluate_on_ranks`` and ``report``.
 """
 
 import json
@@ -36,7 +36,7 @@ log = logging.getLogger("isonet")
 
 @dataclass(frozen=True)
 class Trained:
-    """path, classes, epoch: of the checkpoint. model: in evaluation mode, in float32 on the CPU."""
+    """A network with its weights, in evaluation mode, in float32 on the CPU. path, classes, epoch: the checkpoint's."""
 
     path: Path
     cfg: CfgNode
@@ -49,9 +49,9 @@ def load_trained(ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (
     """Build the network of a checkpoint and load its weights.
 
     ckpt: a file, a run folder, the name of a run of the config, or ``zoo:`` and a published checkpoint.
-    cfg_path: a config file; None for the config that the checkpoint carries.
-    opts: ``KEY VALUE`` pairs, merged on top of the config.
-    world: the ranks that all load it; only rank 0 reads the file.
+    cfg_path: a config file; None for the config in the checkpoint.
+    opts: ``KEY VALUE`` pairs, which override the config.
+    world: the ranks, which all load the network; only rank 0 reads the file.
 
     Raises ``UserError`` if any of these is missing or wrong.
     """
@@ -78,8 +78,8 @@ def _warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
 def class_names(trained: Trained, file: str | None = None) -> list[str]:
     """Return a name for each output of the network.
 
-    file: a text file with the name of a class on each line; None for the names in the checkpoint, with the numbers of
-    further classes. Raises ``UserError`` for names of another number of classes.
+    file: a text file with one class name per line; None for the names in the checkpoint, and numbers for further
+    classes. Raises ``UserError`` if the number of names differs from the number of classes.
     """
     count = trained.cfg.DATASET.NUM_CLASSES
     if file is None:
@@ -90,14 +90,14 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
     if len(names) != count or not all(names):
         empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
         raise UserError(
-            f"{file or trained.path}: names {len(names)} classes{empty}; --classes takes a file with a line for each "
+            f"{file or trained.path} names {len(names)} classes{empty}; --classes takes a file with a line for each "
             f"of the {count} classes of the network (DATASET.NUM_CLASSES)"
         )
     return names
 
 
 def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Amp]:
-    """Return the network on ``devices``, and the precision to run it in, as its config says."""
+    """Return the network on ``devices``, and the precision of its config."""
     runtime = trained.cfg.RUNTIME
     set_precision(runtime.DETERMINISTIC, runtime.TF32)
     forward = place(trained.model, devices, runtime.CHANNELS_LAST, runtime.COMPILE)
@@ -107,9 +107,9 @@ def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Am
 def evaluate_on_ranks(
     ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
 ) -> tuple[Evaluation, Path]:
-    """Evaluate a checkpoint on the validation images of its data set; returns the figures and the checkpoint's file.
+    """Evaluate a checkpoint on the validation images of its data set. Return the figures and the checkpoint's file.
 
-    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: those of this rank.
+    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: the devices of this rank.
 
     Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
     the output of the network is non-finite.

@@ -211,7 +211,7 @@ def test_norms_and_weights_stay_if_an_activation_that_stays_uses_them():
     new, report = isometrize(net, torch.randn(2, 8, 6, 6))
     assert sorted(report.norms_removed) == ["1", "10"]
     assert sorted(report.initialised) == ["0", "9"]
-    assert "read by 8" in report.left["4"]  # through a convolution and a norm
+    assert "used by 8" in report.left["4"]  # through a convolution and a norm
     assert "no activation" in report.left["12"]
     assert {name: why.split()[-1] for name, why in report.not_initialised.items()} == {"3": "4", "6": "7"}
     assert torch.equal(new[6].weight, net[6].weight)

@@ -1,1 +1,1 @@
-"""Images in tar shards, in the format of the webdataset library: indexed, read by offset, written, checked."""
+"""Images in tar shards, in the format of the webdataset library: the index, reading by offset, writing and checking."""

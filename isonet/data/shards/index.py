@@ -1,8 +1,8 @@
-"""The index of a folder of tar shards: where each image lies, and its label.
+"""The index of a folder of tar shards: the location and the label of each image.
 
-A folder holds ``*.tar``, and beside them ``index.json`` (classes and shards), ``index.bin`` (``ROW`` for each image,
-shard after shard) and ``SHA256SUMS`` of all these files. ``index.json`` is written last: a folder that has it is
-complete.
+A folder contains the shards, ``*.tar``, and beside them ``index.json`` (classes and shards), ``index.bin`` (``ROW`` for
+each image, shard after shard) and ``SHA256SUMS`` of all these files. ``index.json`` is written last, so a folder that
+contains it is complete.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from isonet.files.storage import write_file
 log = logging.getLogger("isonet")
 
 INDEX, ROWS, SUMS, PLAN, CLASSES = "index.json", "index.bin", "SHA256SUMS", "plan.json", "classes.txt"
-FORMAT = "isonet shards 2"  # a former version, 1, had no offsets
+FORMAT = "isonet shards 2"  # version 1 had no offsets
 TOOL = "python -m isonet.tools.shards"
 
-SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # of a file in the folder itself, not hidden
+SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # a file in the folder itself, not hidden
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """classes: names of the labels. rows: ``ROW`` (N,). source, options: what the shards were written from, and how."""
+    """The classes and shards of a folder, and the location of each image.
+
+    classes: names of the labels. rows: ``ROW`` (N,). source: a digest of the image files that the shards were written
+    from. options: the options of the writer, in words.
+    """
 
     classes: Sequence[str]
     shards: Sequence[Shard]
@@ -62,7 +66,7 @@ class ShardIndex:
         text = json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
         files = {ROWS: self.rows.tobytes(), INDEX: text.encode()}
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-        (folder / INDEX).unlink(missing_ok=True)  # a former index does not describe the new rows
+        (folder / INDEX).unlink(missing_ok=True)  # an earlier index does not describe the new rows
         write_file(folder / ROWS, files[ROWS])
         write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
         write_file(folder / INDEX, files[INDEX])
@@ -70,7 +74,7 @@ class ShardIndex:
 
 
 def read_sums(folder: Path) -> dict[str, str]:
-    """The checksum of each file that ``SHA256SUMS`` lists; empty if there is no such file."""
+    """Return the checksum of each file that ``SHA256SUMS`` lists, or an empty dictionary if there is no such file."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
@@ -79,7 +83,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """The content of ``index.json``, in any format, or of ``plan.json``; empty if it is not readable."""
+    """Return the content of ``index.json``, in any format, or of ``plan.json``. It is empty for an unreadable file."""
     try:
         head = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -90,52 +94,53 @@ def read_head(path: Path) -> dict[str, Any]:
 def check_complete(folder: Path) -> None:
     """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
     if (folder / PLAN).exists():
-        raise DataError(f"{printable(folder)}: its shards are not complete; continue with {TOOL} write FOLDER")
+        raise DataError(f"{printable(folder)}: the shards are not complete; continue with {TOOL} write FOLDER")
 
 
 def read_index(folder: Path) -> ShardIndex:
     """Read the index of a folder of shards.
 
-    Raises ``DataError``, with the command that helps, if the folder is incomplete, has no index or a damaged one.
+    Raises ``DataError`` if the folder is incomplete, or if its index is missing or damaged. The message gives the
+    command that helps.
     """
     if not (folder / INDEX).exists():
         check_complete(folder)
         raise DataError(
-            f"{printable(folder)}: there are no shards, or they have no index; {TOOL} write FOLDER makes shards, "
-            f"{TOOL} index FOLDER the index of those that are there"
+            f"{printable(folder)}: there are no shards, or they have no index; {TOOL} write FOLDER writes shards, "
+            f"{TOOL} index FOLDER indexes existing ones"
         )
     try:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if head["format"] != FORMAT:
-            raise ValueError(f"its format is {head['format']!a:.60}, not '{FORMAT}'")
+            raise ValueError(f"the format is {head['format']!a:.60}, not '{FORMAT}'")
         return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), ROW))
     except OSError as error:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"{printable(folder / INDEX)}: is no index of shards ({printable(error)})"
-        raise DataError(f"{what}; make it anew with {TOOL} index FOLDER") from None
+        what = f"{printable(folder / INDEX)} is no index of shards ({printable(error)})"
+        raise DataError(f"{what}; rebuild it with {TOOL} index FOLDER") from None
 
 
 def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
-    """The index, if all of it makes sense: its names and numbers come from files, and are used to open and read others.
+    """Return the index if its names and numbers are valid. They are read from files, and used to open and read others.
 
-    Raises ``ValueError`` otherwise.
+    Raises ``ValueError`` if they are not valid.
     """
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
     counts = [count for shard in shards for count in (shard.images, shard.bytes)]
     if not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
-        raise ValueError("a name is not that of a shard")
+        raise ValueError("a name is not a valid name of a shard")
     if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
         raise ValueError("a size is not a number")
     classes = head["classes"]
     if not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
-        raise ValueError("the names of its classes are not text, or not different")
+        raise ValueError("the class names are not text, or not distinct")
     if not len(rows) or len(rows) != sum(shard.images for shard in shards):
         raise ValueError(f"{ROWS} has {len(rows)} images, {INDEX} {sum(shard.images for shard in shards)}")
     ends = np.repeat([shard.bytes for shard in shards], [shard.images for shard in shards])
     inside = (rows["offset"] >= 512) & (rows["offset"] + rows["size"] <= ends) & (rows["label"] < len(classes))
     if not inside.all():
-        raise ValueError(f"an image of {ROWS} lies outside its shard, or its label is not a class")
+        raise ValueError(f"an image of {ROWS} is outside its shard, or its label is not a class")
     return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))
 
 
@@ -147,10 +152,10 @@ def make_index(
 ) -> ShardIndex:
     """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
 
-    classes: names of the labels; by default the lines of ``classes.txt``, else the names in a former index, else the
-    numbers. marks: ``source`` and ``options`` of the index; by default those of a former index. sums: known checksums,
-    beside those that ``SHA256SUMS`` lists. Logs warnings about odd samples. Raises ``DataError`` for shards that cannot
-    be used.
+    classes: names of the labels; by default the lines of ``classes.txt``, else the names in an existing index, else the
+    numbers. marks: ``source`` and ``options`` of the index; by default the values in an existing index. sums: checksums
+    that are known in addition to ``SHA256SUMS``. Logs warnings about odd samples. Raises ``DataError`` if the shards
+    cannot be used.
     """
     if marks is None:
         check_complete(folder)
@@ -167,20 +172,20 @@ def make_index(
         log.warning("%s: %d samples %s; e.g. %s", printable(folder), len(samples), odd, printable(samples[0]))
     table = np.concatenate(rows)
     if not len(table):
-        raise DataError(f"{printable(folder)}: no sample of its shards has both an image and a label")
+        raise DataError(f"{printable(folder)}: no sample of the shards has both an image and a label")
     needed = int(table["label"].max()) + 1
     if classes is None:
         listed = read_classes(folder / CLASSES) if (folder / CLASSES).exists() else head.get("classes")
         classes = listed or [str(label) for label in range(needed)]
     if len(classes) < needed:
-        raise DataError(f"{printable(folder)}: has the label {needed - 1}, but there are only {len(classes)} classes")
+        raise DataError(f"{printable(folder)} has the label {needed - 1}, but there are only {len(classes)} classes")
     index = ShardIndex(classes, shards, table, **marks)
     index.save(folder, sums)
     return index
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards in ``folder``, sorted by name. Raises ``DataError`` if there are none."""
+    """Return the shards in ``folder``, sorted by name. Raises ``DataError`` if there is no shard."""
     shards = [file for file in sorted(folder.iterdir()) if SHARD_NAME.fullmatch(file.name)]
     if not shards:
         raise DataError(f"{printable(folder)}: there are no shards (*.tar; unpack compressed ones with gunzip)")
@@ -188,7 +193,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def read_classes(path: Path) -> list[str]:
-    """The names in a file, one a line, in the order of the labels. Raises ``DataError``."""
+    """Return the names in a file, one per line, in the order of the labels. Raises ``DataError``."""
     names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
     if not all(names) or len(set(names)) < len(names):
         line = next(n for n, name in enumerate(names) if not name or name in names[:n])
@@ -197,32 +202,32 @@ def read_classes(path: Path) -> list[str]:
 
 
 def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
-    """What is wrong with the files in a folder of shards, in words: compares them with ``SHA256SUMS`` and the index."""
+    """Compare the files in a folder of shards with ``SHA256SUMS`` and the index, and yield a message for each fault."""
     sums, end = read_sums(folder), 0
     for shard in progress(index.shards, f"checking {folder}"):
         path, start, end = folder / shard.name, end, end + shard.images
         try:
             if sha256_of(path) != sums.get(shard.name):
-                yield f"{path}: its SHA-256 is not that of {SUMS}"
+                yield f"{path}: SHA-256 does not match {SUMS}"
             elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
-                yield f"{path}: its images or labels are not those of {INDEX}"
+                yield f"{path}: images or labels do not match {INDEX}"
         except (OSError, DataError) as error:
             yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
     names = {shard.name for shard in index.shards}
-    yield from (f"{path}: is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
+    yield from (f"{path} is not in {INDEX}" for path in shard_files(folder) if path.name not in names)
     for name in (ROWS, INDEX):
         if sha256_of(folder / name) != sums.get(name):
-            yield f"{folder / name}: its SHA-256 is not that of {SUMS}"
+            yield f"{folder / name}: SHA-256 does not match {SUMS}"
     if (folder / CLASSES).exists() and read_classes(folder / CLASSES) != list(index.classes):
-        yield f"{folder / CLASSES}: its classes are not those of {INDEX}"
+        yield f"{folder / CLASSES}: classes do not match {INDEX}"
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. Raises ``OSError``."""
+    """Return the SHA-256 of a file, in hexadecimal. Raises ``OSError``."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def progress(items: Iterable, what: str) -> tqdm:
-    """Iterate with a progress bar; in a file, where each state of it is a line, it moves once a minute."""
+    """Iterate with a progress bar, which is updated only once a minute if standard error is not a terminal."""
     return tqdm(items, desc=what, unit="shard", mininterval=0.1 if sys.stderr.isatty() else 60.0)

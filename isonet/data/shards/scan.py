@@ -1,8 +1,8 @@
-"""Reads what a tar shard holds, whoever wrote it.
+"""Lists the images and labels in a tar shard of any origin.
 
-Members of a shard with the same key, the part of the name up to the first dot of its base name, are one sample, as the
-webdataset library defines it. The image is the member with the extension of one, such as ``jpg`` or ``webp``; its
-label is the number in the member ``cls``, or the number under ``label`` or ``cls`` in the member ``json``.
+The key of a member is its name up to the first dot of the base name. Members of a shard with the same key are one
+sample, as in the webdataset library. The image is the member with an image's extension, such as ``jpg`` or ``webp``.
+The label is the number in the member ``cls``, or the number under ``label`` or ``cls`` in the member ``json``.
 """
 
 import json
@@ -20,28 +20,28 @@ import numpy as np
 from isonet.data.folders import IMG_EXTENSIONS
 from isonet.errors import DataError, printable
 
-ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # of an image's bytes in its shard
+ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # an image's bytes in its shard, and its label
 MAX_LABEL = 1_000_000
 
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extensions, as webdataset splits them
 _METADATA = re.compile(r"__[^/]*__($|/)")  # members that webdataset ignores
 
-# What is odd about samples, for a warning with their number and an example
+# Reasons why samples are odd, for a warning with the number of samples and an example
 _INCOMPLETE = (
-    f"are ignored, without an image ({', '.join(IMG_EXTENSIONS)}) or without a label (a number in .cls, or under label "
+    f"are ignored: they lack an image ({', '.join(IMG_EXTENSIONS)}) or a label (a number in .cls, or under label "
     "or cls in .json)"
 )
 _MERGED = (
-    "have several images, and only the first is used: names are split at their first dot, so that photo.v1.jpg and "
-    "photo.v2.jpg are one sample; rename the files if they are to be two"
+    "have several images, and only the first is used: names are split at the first dot, so photo.v1.jpg and "
+    "photo.v2.jpg are one sample; rename the files to make them two samples"
 )
 
 Part = tuple[int, int]  # offset and size of a member's bytes
-Oddities = defaultdict[str, list[str]]  # the samples that are odd in each way
+Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are odd
 
 
 def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
-    """The images of a shard, in its order: ``ROW`` (N,). Raises ``DataError`` for what is no whole tar file."""
+    """Return the images of a shard in its order: ``ROW`` (N,). Raises ``DataError`` if it is not a whole tar file."""
     rows = []
     try:
         with path.open("rb") as file:
@@ -62,23 +62,23 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, str, Part]]:
-    """Key, extension, and place of each member of a tar file that is a plain file, with an extension."""
+    """Yield key, extension and ``Part`` of each member of a tar file that is a plain file with an extension."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         at = 0
         while (member := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined]  # else all of them stay in memory
+            archive.members.clear()  # type: ignore[attr-defined]  # otherwise all members stay in memory
             if member.size < 0 or archive.offset <= at:
                 raise tarfile.ReadError(f"the header of {member.name} makes no sense")
             at = archive.offset
             split = _NAME.fullmatch(member.name)
             if split and member.isreg() and not member.issparse() and not _METADATA.match(member.name):
                 yield split[1], split[2].lower(), (member.offset_data, member.size)
-        if os.pread(file.fileno(), 512, archive.offset).strip(b"\0"):  # where tarfile stops without an error
+        if os.pread(file.fileno(), 512, archive.offset).strip(b"\0"):  # tarfile stops here without an error
             raise tarfile.ReadError(f"there is no header at byte {archive.offset:,}")
 
 
 def _row(file: BinaryIO, parts: dict[str, Part], sample: str, oddities: Oddities) -> tuple[int, int, int] | None:
-    """Offset, size and label of a sample's image; None if it has no image or no label."""
+    """Return offset, size and label of a sample's image, or None if the sample has no image or no label."""
     images = [extension for extension in parts if f".{extension}".endswith(IMG_EXTENSIONS)]
     images.sort(key=lambda extension: "." in extension)  # photo.jpg before photo.v1.jpg
     if len(images) > 1:

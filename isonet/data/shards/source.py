@@ -21,7 +21,7 @@ MAX_OPEN = 64  # shards that a process keeps open
 
 
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
-    """The images of a folder of shards, with the labels of ``classes`` or, by default, of its index."""
+    """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
     index = read_index(folder)
     classes = index.classes if classes is None else classes
     check_known(folder, index.classes, classes)
@@ -31,7 +31,7 @@ def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSour
 class ShardSource(EncodedSource):
     """Images of the shards in ``folder``, in the order of ``index``. labels: int64 (N,), positions in ``classes``.
 
-    A read that finds other bytes than the index promises raises ``DataError``, which no DATASET.ON_ERROR ignores.
+    Reading raises ``DataError`` if the bytes do not match the index. DATASET.ON_ERROR does not ignore this error.
     """
 
     def __init__(self, folder: Path, index: ShardIndex, classes: Sequence[str]) -> None:
@@ -50,7 +50,7 @@ class ShardSource(EncodedSource):
         try:
             descriptor = self._descriptor(path)
             data = os.pread(descriptor, 512 + size, offset - 512)
-            header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises for what is no header
+            header = tarfile.TarInfo.frombuf(data[:512], "utf-8", "surrogateescape")  # raises if it is no header
             if header.size != size or len(data) < 512 + size or os.fstat(descriptor).st_size != shard.bytes:
                 raise ValueError(f"it is not the file that was indexed, which has image {index} at byte {offset:,}")
         except (OSError, tarfile.TarError, ValueError) as error:
@@ -61,7 +61,7 @@ class ShardSource(EncodedSource):
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 
     def _descriptor(self, path: Path) -> int:
-        """A file descriptor of a shard. A forked process may use it as well: ``os.pread`` moves no common position."""
+        """Return a file descriptor of a shard. A forked process may use it too: ``os.pread`` changes no position."""
         descriptor = self._open.pop(path, None)
         if descriptor is None:
             if len(self._open) >= MAX_OPEN:
@@ -71,7 +71,7 @@ class ShardSource(EncodedSource):
         return descriptor
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}}  # a copy, such as that of a spawned process, opens its own
+        return {**self.__dict__, "_open": {}}  # a copy, e.g. in a spawned process, opens its own files
 
     def __del__(self) -> None:
         for descriptor in self.__dict__.get("_open", {}).values():

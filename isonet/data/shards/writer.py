@@ -1,10 +1,10 @@
-"""Writes an image folder as tar shards: a kill costs one shard at most, and the bytes come out the same.
+"""Writes an image folder as tar shards. A kill costs at most one shard, and does not change the bytes of the result.
 
-Shards are written one after the other, each whole under its name or not at all. ``plan.json`` describes from the start
-what all of them will hold; the index takes its place at the end.
+Shards are written one after the other, and each is complete or does not exist. From the start, ``plan.json`` describes
+the content of all shards. At the end, the index replaces it.
 
-A shard has for each image ``NUMBER-NAME.EXT``, the bytes of its file, and ``NUMBER-NAME.cls``, its label in decimal.
-Numbers count from 0 through all shards; NAME is made of the file's path, for people.
+For each image, a shard contains ``NUMBER-NAME.EXT``, the bytes of the image's file, and ``NUMBER-NAME.cls``, the label
+in decimal. Numbers count from 0 through all shards. NAME is derived from the file's path, to be readable.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, make_i
 from isonet.errors import DataError, printable
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 
-_THREADS = 16  # files read at a time: a network file system is slow for one request after another
+_THREADS = 16  # files read at a time, because a network file system is slow for one request after another
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to write: ``images``, paths below ``root`` with labels in the order of their numbers.
+    """The shards to write. images: paths below ``root``, with labels, in the order of their numbers.
 
-    marks: ``source``, a digest of the images, and ``options``, in words: existing shards must have the same ones.
+    marks: ``source``, a digest of the images, and ``options``, in words. Existing shards must have the same marks.
     """
 
     root: Path
@@ -45,7 +45,8 @@ class Plan:
 def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_shard: int) -> Plan:
     """Plan the shards of a split.
 
-    root: its folder. shuffle: number the images in a random order, so that a shard has images of all classes.
+    root: the folder of the split. shuffle: whether to number the images in a random order, so that a shard has images
+    of all classes. per_shard: the number of images in a shard.
     """
     count = len(source.paths)
     order = torch.randperm(count, generator=generator(seed, "write shards")) if shuffle else torch.arange(count)
@@ -60,10 +61,10 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
 
 
 def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
-    """Write those shards of ``plan`` that ``folder`` lacks, and their index.
+    """Write the shards of ``plan`` that ``folder`` lacks, and the index of all shards.
 
-    overwrite: start anew whatever exists. Raises ``DataError`` rather than mix two plans (see ``check_plan``), and
-    ``OSError`` if an image cannot be read or a shard not be written.
+    overwrite: whether to delete existing shards first. Raises ``DataError`` rather than mix two plans (see
+    ``check_plan``), and ``OSError`` if an image cannot be read or a shard cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
@@ -84,20 +85,20 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
 
 
 def check_plan(plan: Plan, folder: Path) -> bool:
-    """Whether ``folder`` has shards, all or some, of this plan. Raises ``DataError`` if it has shards of another."""
+    """Whether ``folder`` has some or all shards of this plan. Raises ``DataError`` if it has shards of another plan."""
     marks = read_head(folder / INDEX) or read_head(folder / PLAN)
     if not marks and not any(folder.glob("*.tar")):
         return False
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(
-            f"{printable(folder)}: has shards of other images, by name, size or time, or with other options "
+            f"{printable(folder)} has shards of other images, by name, size or time, or with other options "
             f"({printable(marks.get('options', '?'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
         )
     return True
 
 
 def _pack(plan: Plan, start: int, pool: ThreadPoolExecutor) -> bytes:
-    """A shard, from image number ``start`` on, as bytes, which depend on the images alone, not on the time."""
+    """Return the shard from image number ``start`` on. Its bytes depend only on the images, not on the time."""
     images = plan.images[start : start + plan.per_shard]
     contents = pool.map(Path.read_bytes, [path for path, _ in images])
     file = io.BytesIO()

@@ -1,9 +1,9 @@
 """Train a network with every combination of the values of some config keys, and compare the runs.
 
-A value with commas is several values. Each combination is trained, one after another, in
-OUTPUT_DIR/DATASET.NAME/NAME-KEY=VALUE.../, and tables and a picture of all are in OUTPUT_DIR/DATASET.NAME/NAME/. The
-same command resumes a sweep that was stopped or killed; it repeats neither finished runs nor those that diverged.
-Lists are separated by semicolons: SOLVER.LR_MILESTONES "[30,60];[40,80]".
+Commas separate the values of a key. Each combination is trained, one after another, in
+OUTPUT_DIR/DATASET.NAME/NAME-KEY=VALUE.../, and tables and a picture of all runs are in OUTPUT_DIR/DATASET.NAME/NAME/.
+The same command resumes a sweep that was stopped or killed. It repeats neither finished nor diverged runs. Semicolons
+separate lists: SOLVER.LR_MILESTONES "[30,60];[40,80]".
 """
 
 import argparse
@@ -30,15 +30,15 @@ EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/cifar10_ISO110.yaml --output both --gpus 0,1 --parallel \\
       ISON.ORTHO_COEFF 1e-5,1e-4,1e-3 SOLVER.BASE_LR 0.01,0.02 SOLVER.MAX_EPOCHS 30"""
 
-_GPUS_HELP = "GPUs of each run, or with --parallel of all runs together (default: all visible ones, else the CPU)"
+_GPUS_HELP = "GPUs of each run, or with --parallel of all runs together (default: all visible GPUs, else the CPU)"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; ``opts`` holds the keys and their values, alternating."""
+    """Return the options. ``opts`` contains the keys and their values, alternating."""
     parser = make_parser(__doc__, EXAMPLES, gpus_help=_GPUS_HELP, tool="sweep")
     parser.add_argument("--output", required=True, metavar="NAME", help="the name of the sweep, e.g. --output coeff")
     parser.add_argument(
-        "--parallel", action="store_true", help="one run on each GPU at a time (without GPUs: as many on the CPU)"
+        "--parallel", action="store_true", help="run one training per GPU in parallel (without GPUs: per id in --gpus)"
     )
     return parser.parse(sys.argv[1:] if argv is None else argv)
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def slots_of(gpus: str | None, parallel: bool) -> Sequence[str | None]:
-    """The ``--gpus`` of the runs that are trained at the same time: one for each of them."""
+    """Return the ``--gpus`` of each of the runs that are trained at the same time."""
     from isonet.training.devices import pick_devices
 
     devices = pick_devices(gpus)
@@ -70,9 +70,9 @@ def slots_of(gpus: str | None, parallel: bool) -> Sequence[str | None]:
 
 
 def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) -> None:
-    """Train the runs that are not finished, and renew the files in ``folder`` after each.
+    """Train the runs that are not finished, and update the files in ``folder`` after each run.
 
-    Raises ``Stopped`` if runs were stopped before their end, and ``UserError`` if one failed other than by diverging.
+    Raises ``Stopped`` if runs were stopped before their end, and ``UserError`` if a run failed without diverging.
     """
     check_same(runs, folder)
     for run in runs:
@@ -80,7 +80,7 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
     remove_leftovers(folder)
     write_file(folder / CFG_FILE, runs[0].cfg.dump())
     waiting = [run for run in runs if run.state == "waiting"]
-    print(f"{len(runs)} runs, {len(waiting)} of them to do; the results are in {printable(folder)}", flush=True)
+    print(f"{len(runs)} runs, {len(waiting)} of them not finished; the results are in {printable(folder)}", flush=True)
     if not have_matplotlib():
         print(f"{PICTURE} is not drawn: {MISSING}", flush=True)
     write_results(folder, runs)
@@ -92,13 +92,13 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
     print(results_table(runs), flush=True)
     if undone := sum(run.state in ("waiting", "stopped") for run in runs):
         why = f"by {stop.received.name}" if stop.received else "some of the runs were stopped"
-        raise Stopped(f"{why}; {undone} runs are not finished, and saved: the same command resumes them")
+        raise Stopped(f"{why}; {undone} runs are not finished, but saved; the same command resumes them")
     if failed := [run for run in runs if run.state == "failed"]:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed; the first: {failed[0].reason}")
 
 
 def check_same(runs: Sequence[Run], folder: Path) -> None:
-    """Raise ``UserError`` if ``folder``, or that of a run, already holds a sweep or a run with another config."""
+    """Raise ``UserError`` if ``folder`` or the folder of a run contains a sweep or a run with another config."""
     kept = [("sweep", folder / CFG_FILE, runs[0].cfg, list(runs[0].values))]
     kept += [("run", run.folder.config, run.cfg, []) for run in runs]
     for kind, file, cfg, varying in kept:
@@ -107,9 +107,9 @@ def check_same(runs: Sequence[Run], folder: Path) -> None:
 
 
 def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> str:
-    """The first key in which two runs differ, with both values, or "" if a run of ``before`` may be resumed as ``now``.
+    """Return the first key in which two runs differ, with both values, or "" if ``now`` may resume a run of ``before``.
 
-    varying: keys to ignore besides those that may differ on resume.
+    varying: keys to ignore in addition to the keys that may differ on resume.
     """
     from isonet.training.changes import may_differ
 

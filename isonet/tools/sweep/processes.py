@@ -1,4 +1,4 @@
-"""The processes of a sweep: ``run_all`` starts one for each run, and this module, as a script, is what they execute."""
+"""The processes of a sweep. ``run_all`` starts one process for each run, and each executes this module as a script."""
 
 import argparse
 import contextlib
@@ -23,19 +23,19 @@ from isonet.training.log import log_to_terminal
 CFG_FILE = "sweep.yaml"  # the config of the first run
 
 _POLL_SECONDS = 0.1
-_LOCK_SECONDS = 60  # for the run of a sweep that was killed to save and exit
+_LOCK_SECONDS = 60  # how long a run of a killed sweep may take to save and exit
 
 
 def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop: StopSignals) -> Iterator[Run]:
-    """Train ``runs``, each in a process of its own, and yield each, with its new state, when its process has ended.
+    """Train each of ``runs`` in a separate process, and yield it, with its new state, when its process has ended.
 
-    slots: the ``--gpus`` of the runs that are trained at the same time, one run on each. folder: of the sweep.
-    After a signal no run starts, and those that are running save and stop, as they do if this iterator is closed.
+    slots: the ``--gpus`` of the runs that are trained at the same time, one run on each. folder: the sweep's folder.
+    After a signal, no run starts, and the current runs save and stop. They also do so if this iterator is closed.
     """
     waiting, free = list(runs), list(slots)
     busy: dict[str | None, tuple[Run, subprocess.Popen[bytes]]] = {}
     read_end, write_end = os.pipe()
-    # Standard input of all processes: they stop at its end, which comes when we close it, or die
+    # The standard input of all processes: they stop at its end, that is, when this process closes it or dies
     with open(read_end, "rb") as lifeline, open(write_end, "wb") as ours:
         while busy or (waiting and not stop.received):
             while waiting and free and not stop.received:
@@ -61,17 +61,17 @@ def _start(run: Run, gpus: str | None, folder: Path, lifeline: int) -> subproces
 
 
 def _output(run: Run, folder: Path) -> Path:
-    """The file for what the process of a run prints."""
+    """Return the file for the output of a run's process."""
     return folder / f"{run.name}.txt"
 
 
 def _outcome(code: int, output: Path, stopping: bool) -> tuple[str, str]:
-    """The state of a run whose process exited with ``code``, and in one line why it is not finished."""
+    """Return the state of a run whose process exited with ``code``, and one line on why it is not finished."""
     if code == EXIT_DONE:
         return "finished", ""
     state = "stopped" if code == EXIT_STOPPED or stopping else "failed"
     if code < 0:
-        return state, f"killed by {signal.Signals(-code).name}; what it printed is in {output}"
+        return state, f"killed by {signal.Signals(-code).name}; its output is in {output}"
     lines = [line for line in output.read_text("utf-8", "replace").splitlines() if line.strip()] or ["nothing printed"]
     for line in reversed(lines[-5:]):
         if line.startswith(("error: ", "stopped: ")):
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     threading.Thread(target=_stop_with_the_sweep, daemon=True).start()
     log_to_terminal()
     cfg = load_cfg(args.cfg, args.opts)
-    for _ in range(_LOCK_SECONDS):  # if the folder is still locked after that, run_training says by whom
+    for _ in range(_LOCK_SECONDS):  # if the folder stays locked, run_training says by whom
         with contextlib.suppress(CheckpointError), FolderLock(run_folder(cfg, args.output).path):
             break
         time.sleep(1)

@@ -27,7 +27,7 @@ from isonet.plots import have_matplotlib, short
 from isonet.plots.runs import Point, draw_sweep
 from isonet.tools.summary import COLUMNS, Summary, cells, divergence, summary_of, text_table
 
-MOST_RUNS = 1000  # more are taken for a typo
+MOST_RUNS = 1000  # a larger number is probably a typo
 FAILED = ("diverged", "failed")
 PICTURE = "sweep.png"
 
@@ -37,10 +37,10 @@ _ONE_VALUE = ("OUTPUT_DIR", "DATASET.ROOT", "DATASET.NAME")
 
 @dataclass
 class Run:
-    """One combination of values, and what has become of it.
+    """One combination of values, and the state of its run.
 
-    values: of the keys that vary. opts: every override of the run as ``KEY VALUE`` text. state: waiting, running,
-    stopped, finished, diverged or failed. reason: why it is not finished, in one line.
+    values: the values of the keys that vary. opts: every override of the run as ``KEY VALUE`` text. state: waiting,
+    running, stopped, finished, diverged or failed. reason: one line on why the run is not finished.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Run:
     def update(self, state: str = "waiting", reason: str = "") -> None:
         """Read the figures and the state of the run from its folder.
 
-        state, reason: for a run that has neither finished nor diverged. A run that diverged would diverge again.
+        state, reason: the values for a run that has neither finished nor diverged. A diverged run would diverge again.
         """
         self.summary = summary_of(self.folder)
         if self.summary.epochs >= self.cfg.SOLVER.MAX_EPOCHS:
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def point(self) -> Point:
-        """The run in the picture."""
+        """The run as a point of the picture."""
         failed = self.state in FAILED
         top1 = (None, None) if failed else (self.summary.best_top1, self.summary.last_top1)
         return Point(self.values, *top1, self.state, failed)
@@ -76,24 +76,24 @@ class Run:
         return {"run": self.name, **values, "state": self.state, **asdict(self.summary), "reason": self.reason}
 
     def as_line(self) -> str:
-        """The run, when it has ended: its values, and why it did not finish or its figures."""
+        """Return a line on a run that has ended: its values, and its figures or the reason why it did not finish."""
         values = ", ".join(f"{leaf(key)} {shown(value)}" for key, value in self.values.items())
         figures = ", ".join(f"{name} {cell}" for name, cell in zip(COLUMNS, cells(self.summary), strict=True))
         return f"{values}: {self.state}: {self.reason or figures}"
 
 
 def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
-    """Every run of a sweep.
+    """Return every run of a sweep.
 
-    output: the name of the sweep, with which the names of its runs begin. opts: keys and their values, alternating.
+    output: the name of the sweep, which begins the name of each run. opts: keys and their values, alternating.
     At least one key must have several values.
 
-    Raises ``ConfigError`` if any run has an invalid config, so that no run starts before all of them are checked.
+    Raises ``ConfigError`` if any run has an invalid config. No run starts before all of them are checked.
     """
     choices = {key: _split(key, text) for key, text in zip(opts[::2], opts[1::2], strict=False)}
     varying = [key for key, texts in choices.items() if len(texts) > 1]
     if not varying or len(opts) % 2:
-        load_cfg(cfg_path, opts)  # an unknown key, or one without a value, has an error of its own
+        load_cfg(cfg_path, opts)  # raises a clearer error for an unknown key or a missing value
         raise ConfigError("no key has several values: separate them by commas, as in ISON.ORTHO_COEFF 1e-5,1e-4")
     if (size := math.prod(map(len, choices.values()))) > MOST_RUNS:
         raise ConfigError(f"a sweep has at most {MOST_RUNS:,} runs, and these values make {size:,}")
@@ -111,7 +111,7 @@ def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
 
 
 def _split(key: str, text: str) -> list[str]:
-    """The values of a key, as text."""
+    """Return the values of a key, as text."""
     if key in _ONE_VALUE:
         return [text]
     has_lists = key in KEYS and isinstance(KEYS[key].default, list)
@@ -132,12 +132,12 @@ def shown(value: Any) -> str:
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
-    """The highest best top-1 first, then runs without figures, and at the end those that diverged or failed."""
+    """Sort the runs: the highest best top-1 first, then runs without figures, and diverged or failed runs last."""
     return sorted(runs, key=lambda run: (run.state in FAILED, -(run.summary.best_top1 or -1.0)))
 
 
 def write_results(folder: Path, runs: Sequence[Run]) -> None:
-    """Write the JSON and the CSV file, the best run first, and the picture if matplotlib is installed."""
+    """Write the JSON and the CSV file, with the best run first, and the picture if matplotlib is installed."""
     keys, best_first = list(runs[0].values), ranked(runs)
     rows = [run.as_row({"values": run.values}) for run in best_first]
     write_file(folder / "sweep.json", json.dumps({"keys": keys, "runs": rows}, indent=1, allow_nan=False) + "\n")
@@ -158,7 +158,7 @@ def write_results(folder: Path, runs: Sequence[Run]) -> None:
 
 
 def results_table(runs: Sequence[Run]) -> str:
-    """A line for each run, the best first, with the reason of those that did not finish."""
+    """Return a line for each run, the best run first, with the reason if a run did not finish."""
     keys = list(runs[0].values)
     lines = [
         [*map(shown, run.values.values()), run.state, *cells(run.summary), textwrap.shorten(run.reason, 100)]
