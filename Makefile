@@ -2,11 +2,11 @@
 # make test   install, lint, check types, run the tests
 # make torture  the long tests, and the long form of others: kills at random moments, full disks, hostile files, 200 epochs
 #               (twenty minutes at most)
-# make bench  speed against the published formulation, short form, a table for each of five questions (five minutes)
+# make bench  short benchmarks against the published formulation, one table for each of five questions (five minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Processes that run tests side by side: one for each core, or WORKERS=3
+# The number of processes that run tests in parallel: one per core, or for example WORKERS=3
 WORKERS ?= auto
 
 .PHONY: demo test torture bench lint clean
@@ -21,7 +21,7 @@ test: lint
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults tests/processes/test_sync.py --torture
 
-# Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
+# The image folders to read, if they exist: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)
 
 bench: $(VENV)/installed
