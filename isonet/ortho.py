@@ -43,7 +43,8 @@ def kernel_penalty(weight: Tensor, shape: ConvShape, strided: str = PUBLISHED) -
     """Return the penalty of one kernel, (out, in / groups, *kernel), as a scalar of at least float32.
 
     The Fourier transform of W is a matrix F at each frequency, and that of G is F F^H. By Parseval the sum over offsets
-    of ||G[d] - [d = 0] I||^2 is the mean over frequencies of ||F F^H - I||^2. The result is differentiable many times.
+    of ||G[d] - [d = 0] I||^2 is the mean over frequencies of ||F F^H - I||^2. The penalty has
+    derivatives of every order.
     """
     with full_precision(weight.device):
         w = weight.to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, (shape.groups, -1))

@@ -91,7 +91,7 @@ _ROWS = (
     Key("ISON.ORTHOGONAL_CONV", False, Bool(),
         "with DIRAC_INIT: a random orthogonal convolution of all taps; not for hundreds of layers"),
     Key("ISON.STEM_GAIN", 1.0, Float(1e-6, 1e6),
-        "the factor on the stem's initial weights; sqrt(16 / 3) preserves the mean energy from 3 to 16 channels"),
+        "the factor on the stem's initial weights; sqrt(16 / 3) keeps the mean energy per channel, from 3 to 16"),
     Key("ISON.HAS_RES_MULTIPLIER", False, Bool(), "a learned scalar on each residual branch"),
     Key("ISON.RES_MULTIPLIER", 1.0, Float(-1e6, 1e6), "the initial value of that scalar"),
     Key("ISON.DROPOUT", False, Bool(), "dropout before the last layer"),
