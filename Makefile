@@ -2,11 +2,11 @@
 # make test   install, lint, check types, run the tests
 # make torture  the long tests, and the long form of others: kills at random moments, full disks, hostile files, 200 epochs
 #               (twenty minutes at most)
-# make bench  speed against the published formulation, short form, a table for each of five questions (five minutes)
+# make bench  short benchmarks against the published formulation, one table for each of five questions (five minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# Processes that run tests side by side: one more than there are cores, since many tests wait for other processes
+# The number of processes that run tests in parallel: one more than cores, because many tests wait for a process
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
 .PHONY: demo test torture bench lint clean
@@ -21,7 +21,7 @@ test: lint
 torture: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py --torture
 
-# Images to read, where they are there: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
+# The image folders to read, if they exist: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)
 
 bench: $(VENV)/installed

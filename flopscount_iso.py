@@ -18,7 +18,7 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(
-        __doc__, EXAMPLES, gpus_help="accepted as by train.py and ignored, e.g. --gpus 0,1: counting needs no GPU"
+        __doc__, EXAMPLES, gpus_help="accepted as in train.py and ignored, e.g. --gpus 0,1: counting needs no GPU"
     )
     parser.add_argument(
         "--output",

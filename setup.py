@@ -9,7 +9,7 @@ EXTRAS = {
     "tensorboard": ["tensorboard>=2.14"],
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],  # isonet.tools.export
     "zoo": ["gdown>=6.3"],  # --ckpt zoo:NAME
-    "shards": [],  # kept for commands of former versions: shards need no other package
+    "shards": [],  # kept for commands of earlier versions: shards need no other package
 }
 
 setup(

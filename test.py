@@ -25,9 +25,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--ckpt",
         required=True,
         metavar="CKPT",
-        help="a checkpoint file, a run folder (its best.pt), the name of a run of this config, or zoo: and a name of "
-        "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg may be "
-        "left out if the checkpoint carries its config, and with zoo:",
+        help="a checkpoint file, a run folder (its best.pt), the name of a run of this config, or zoo: with a name of "
+        "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg is "
+        "not needed with zoo:, or if the checkpoint contains its config",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)
@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def look(args: argparse.Namespace) -> None:
-    """Raise for wrong options, configs and files before torch is imported, which takes seconds."""
+    """Raise an error for wrong options, configs and files before torch is imported, which takes seconds."""
     look_for_folder_of("--json", args.json)
     cfg = look_for_network(args)
     if cfg is not None:

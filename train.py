@@ -38,15 +38,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         const=LATEST,
         metavar="CKPT",
-        help="resume with the batch after the last save: of this run, or of a checkpoint or run folder, "
-        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt; auto: resume this run, or start it if it saved nothing",
+        help="resume this run, or a checkpoint or run folder, with the batch after the last save, "
+        "e.g. --resume outputs/cls/CIFAR10/first-try/latest.pt; auto: resume this run, or start it if nothing is saved",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace the run of this name, e.g. --output first-try --overwrite"
     )
     argv = list(sys.argv[1:] if argv is None else argv)
     for i, (option, word) in enumerate(itertools.pairwise(argv)):
-        if option == "--resume" and word in KEYS:  # in "--resume KEY VALUE" the key is no checkpoint
+        if option == "--resume" and word in KEYS:  # in "--resume KEY VALUE" the key is not a checkpoint
             argv[i] = f"--resume={LATEST}"
     return parser.parse(argv)
 
@@ -65,9 +65,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def look(args: argparse.Namespace) -> None:
-    """Raise for wrong options, configs and files before torch is imported, which takes seconds.
+    """Raise an error for wrong options, configs and files before torch is imported, which takes seconds.
 
-    Not under a launcher: it may restart a run by the same command, and some of its machines may lack the files.
+    A launched process does not call this: it may be a restart, and some machines of the run may lack the files.
     """
     check_gpu_ids(args.gpus)
     cfg, output = read(args)

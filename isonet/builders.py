@@ -1,8 +1,9 @@
-"""The networks by name, from plain arguments: what the configs in ``configs/`` build, without a config.
+"""Functions that build the networks of ``configs/`` from plain arguments, without a config.
 
-Each takes images (N, 3, H, W) to (N, num_classes), and is initialised as in its config, in float32 on the CPU. The
-ImageNet networks take ``pretrained``: ``True`` for the authors' weights trained with dropout, or a name of the zoo such
-as ``"IN1k-ISO18-nodropout"``. Those are weights for 1,000 classes; for another number the last layer is initialised.
+Each network maps images (N, 3, H, W) to logits (N, num_classes). It is initialised as its config says, in float32 on
+the CPU. The ImageNet functions have the argument ``pretrained``: ``True`` selects the authors' weights trained with
+dropout, and a name of the zoo such as ``"IN1k-ISO18-nodropout"`` selects other weights. They are for 1,000 classes. For
+another number of classes, the last layer keeps its initial weights.
 """
 
 from typing import Protocol
@@ -17,7 +18,7 @@ from isonet.published import NUM_CLASSES, ZOO, published
 
 
 class ImageNetBuilder(Protocol):
-    """Builds one of the ImageNet networks; ``dropout`` is its rate before the last layer."""
+    """Builds one of the ImageNet networks. dropout: the dropout rate before the last layer."""
 
     def __call__(self, num_classes: int = ..., pretrained: bool | str = ..., dropout: float = ...) -> ISONet: ...
 
@@ -41,7 +42,7 @@ def _imagenet(name: str, config: str) -> ImageNetBuilder:
 
     build.__name__ = build.__qualname__ = name
     kind = f"{', with shortcuts' * entry.residual}{', of bottlenecks' * (entry.transform == 'bottleneck_transform')}"
-    build.__doc__ = f"{entry.network} for ImageNet{kind}; ``dropout`` is its rate before the last layer."
+    build.__doc__ = f"Return {entry.network} for ImageNet{kind}. dropout: the dropout rate before the last layer."
     return build
 
 
@@ -58,7 +59,7 @@ r_isonet101 = _imagenet("r_isonet101", "IN1k-RISO101")
 def cifar_isonet(
     depth: int, num_classes: int = 10, shortcuts: bool = False, bottleneck: bool = False, dropout: float = 0.0
 ) -> ISONet:
-    """ISONet for images of 32 pixels, of depth 6n+2, or 9n+2 with ``bottleneck``; with ``shortcuts`` R-ISONet."""
+    """Return the ISONet or, with ``shortcuts``, R-ISONet for 32x32 images. depth: 6n+2, or 9n+2 with ``bottleneck``."""
     transform = "bottleneck_transform" if bottleneck else "basic_transform"
     return _network(depth, transform, False, shortcuts, num_classes, dropout)
 

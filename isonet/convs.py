@@ -10,15 +10,15 @@ from torch import Tensor, nn
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 _TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
-# Modules to leave out, each with all modules below it: their names, or a predicate of name and module, which is called
-# for every module
+# The modules to leave out, each with all of its submodules: their names, or a predicate of name and module that is
+# called for every module
 Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
 
 class ConvShape(NamedTuple):
-    """The geometry of a convolution; for a transposed one, of its adjoint.
+    """The geometry of a convolution or, if it is transposed, of its adjoint.
 
-    Both have the same weight, (out_channels, in_channels / groups, *kernel).
+    A convolution and its adjoint have the same weight, (out_channels, in_channels / groups, *kernel).
     """
 
     out_channels: int
@@ -30,10 +30,10 @@ class ConvShape(NamedTuple):
 
     @property
     def step(self) -> tuple[int, ...]:
-        """On each axis, the distance in taps between two neighbouring offsets that the penalty counts.
+        """The distance in taps, on each axis, between two neighbouring offsets that the penalty counts.
 
         Neighbouring taps are ``dilation`` pixels apart, and outputs are multiples of ``stride`` pixels apart. An offset
-        counts if its length in pixels is such a multiple.
+        counts if its length in pixels is a multiple of ``stride``.
         """
         return tuple(s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True))
 
@@ -53,7 +53,7 @@ def kernels_by_group(conv: Conv) -> tuple[Tensor, ...]:
 
 
 def named_convs(module: nn.Module, skip: Skip = ()) -> Iterator[tuple[str, Conv]]:
-    """Yield every convolution in ``module``, itself included, with its name, each once, except those in ``skip``.
+    """Yield the name and module of every convolution in ``module``, itself included, except those in ``skip``, once.
 
     Raises ``ValueError`` for a lazy convolution without a weight yet, and for a name in ``skip`` that no module has.
     """
@@ -66,7 +66,7 @@ def named_convs(module: nn.Module, skip: Skip = ()) -> Iterator[tuple[str, Conv]
 
 
 def skipped(module: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
-    """Return a predicate of name and module within ``module``: whether ``skip`` leaves it out.
+    """Return a predicate of name and module that says whether ``skip`` leaves a part of ``module`` out.
 
     Raises ``ValueError`` for a name in ``skip`` that no module has.
     """
@@ -85,5 +85,5 @@ def skipped(module: nn.Module, skip: Skip) -> Callable[[str, nn.Module], bool]:
 
 
 def is_7x7_stem(conv: Conv) -> bool:
-    """Return whether ``conv`` is the 7x7 of an ImageNet stem, which the method leaves out: one without groups."""
+    """Return whether ``conv`` is a 7x7 without groups, as in an ImageNet stem. The method leaves it out."""
     return tuple(conv.kernel_size) == (7, 7) and conv.groups == 1

@@ -1,4 +1,4 @@
-"""Which depths there are, and how their blocks are distributed over the stages (no torch, to check configs early)."""
+"""The depths of the networks and their blocks per stage. To check configs early, this module does not import torch."""
 
 from isonet.errors import ConfigError
 
@@ -14,7 +14,7 @@ def stage_depths(depth: int, transform: str, imagenet: bool) -> tuple[int, ...]:
     """Return the number of blocks in each stage of the network with ``depth`` layers.
 
     transform: a key of ``BRANCH_CONVS``.
-    imagenet: the ImageNet rather than the CIFAR family.
+    imagenet: whether the network is of the ImageNet family rather than the CIFAR family.
 
     Raises ``ConfigError`` if there is no such network.
     """

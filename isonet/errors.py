@@ -1,4 +1,4 @@
-"""The errors that a user can correct, as one family of exceptions, and the one place that prints them."""
+"""The exceptions for errors that a user can correct, and the function that prints them."""
 
 import argparse
 import os
@@ -11,56 +11,56 @@ EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 
 class UserError(Exception):
-    """An error that the user can correct. The message says in one line what was wrong, where, and what to do.
+    """An error that the user can correct. The message says in one line what is wrong, where, and what to do.
 
-    where: the rank that raised it, to print before the message; "" for rank 0 or a process on its own.
+    where: the rank that raised the error, printed before the message; "" for rank 0 and for a run of one process.
     """
 
     where = ""
 
 
 class ConfigError(UserError, ValueError):
-    """A config file, an override, or a network that does not exist."""
+    """Raised for an invalid config file or override, or for a network that does not exist."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint or a run folder that cannot be used as asked."""
+    """Raised for a checkpoint or a run folder that cannot be used in the requested way."""
 
 
 class StorageError(UserError, OSError):
-    """A file that cannot be written: no space, no permission, a folder that is gone."""
+    """Raised for a file that cannot be written: no space, no permission, or a folder that no longer exists."""
 
 
 class DataError(UserError):
-    """A data set that is missing, incomplete or unreadable."""
+    """Raised for a data set that is missing, incomplete or unreadable."""
 
 
 class WorkerError(UserError):
-    """A process that read images has died."""
+    """Raised if a process that reads images has died."""
 
 
 class DeviceError(UserError, ValueError):
-    """A device that does not exist, or has too little memory."""
+    """Raised for a device that does not exist or has too little memory."""
 
 
 class NonFiniteError(UserError):
-    """A non-finite loss, gradient or output."""
+    """Raised for a non-finite loss, gradient or output."""
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal stopped the run, which has saved its state. The message says how to resume it."""
+    """Raised after a signal has stopped a run and its state is saved. The message says how to resume it."""
 
 
 def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """Run a script's ``main`` and return its exit code.
 
-    A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after its traceback.
+    A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after a traceback.
     Every other exception is a bug and keeps its traceback.
     """
     try:
         main(args)
     except BrokenPipeError:  # the reader of the output has ended, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at exit
         return EXIT_INTERRUPTED
     except (UserError, OSError) as error:  # OSError: from the system, such as a full disk
         if args.debug:

@@ -1,4 +1,4 @@
-"""Hooks on modules for the length of a ``with`` block."""
+"""A context manager for hooks on modules."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -8,9 +8,9 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    """Keep hooks registered while the block runs, and remove them however it ends.
+    """Keep hooks registered while the ``with`` block runs, and remove them even if it raises an error.
 
-    handles: what ``register_forward_hook`` and its like return, for example
+    handles: the return values of ``register_forward_hook`` and similar methods, for example
     ``hooked(module.register_forward_hook(hook) for module in modules)``.
     """
     registered: list[RemovableHandle] = []

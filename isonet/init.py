@@ -1,7 +1,7 @@
-"""Initialisations of convolutions: delta, two orthogonal relatives, and the normal one that they replace.
+"""Initialisations of convolutions: delta, delta-orthogonal, orthogonal, and the normal distribution that they replace.
 
-All of them work on any ``nn.Module``, in place. Biases become 0. Each group of a convolution is a convolution of its
-own, and a transposed convolution is initialised through its adjoint.
+They initialise any ``nn.Module`` in place and set biases to 0. Each group of a convolution is initialised as a separate
+convolution, and a transposed convolution through its adjoint.
 """
 
 import math
@@ -14,15 +14,15 @@ from isonet.convs import Conv, Skip, is_7x7_stem, kernels_by_group, named_convs,
 
 @torch.no_grad()
 def delta_init_(module: nn.Module, orthogonal: bool = False, *, skip: Skip = ()) -> nn.Module:
-    """Initialise every convolution of ``module`` but a 7x7 stem by a delta (Qi et al. 2020, section 3.2).
+    """Initialise every convolution of ``module`` except a 7x7 stem with a delta (Qi et al. 2020, section 3.2).
 
         W[:, :, centre tap] = I,      W[:, :, t] = 0  for every other tap t
 
-    An untrained network then passes its signal unchanged. I is rectangular where the numbers of channels differ: the
-    identity on the first min(in, out) channels.
+    An untrained network then passes its signal unchanged. If the numbers of input and output channels differ, I is
+    rectangular: the identity on the first min(in, out) channels.
 
-    orthogonal: a random matrix with orthonormal rows or columns in place of I (delta-orthogonal, Xiao et al. 2018).
-    skip: modules to leave as they are (``isonet.convs.Skip``).
+    orthogonal: whether I is a random matrix with orthonormal rows or columns (delta-orthogonal, Xiao et al. 2018).
+    skip: the modules to leave unchanged (``isonet.convs.Skip``).
 
     Returns ``module``. Raises ``ValueError`` for a parametrised convolution.
     """
@@ -38,7 +38,7 @@ def delta_init_(module: nn.Module, orthogonal: bool = False, *, skip: Skip = ())
 
 @torch.no_grad()
 def orthogonal_conv_init_(module: nn.Module, *, skip: Skip = ()) -> nn.Module:
-    """Initialise every convolution of ``module`` but a 7x7 stem by a random orthogonal one that uses all taps.
+    """Initialise every convolution of ``module`` except a 7x7 stem with a random orthogonal kernel of all taps.
 
     Along each axis of k taps the kernel is a product of k - 1 convolutions of two taps each,
 
@@ -47,11 +47,11 @@ def orthogonal_conv_init_(module: nn.Module, *, skip: Skip = ()) -> nn.Module:
     which keep the image of P and shift the rest by a pixel (Kautsky and Turcajova 1994; Xiao et al. 2018, section 2.4).
     A rectangular kernel is a part of a square one.
 
-    Like delta it keeps the length of a signal (apart from what a border cuts off), and its penalty is 0. Unlike delta
-    it mixes channels and neighbours from the start. With a stride it is not orthogonal: an 8 -> 16 convolution of
-    stride 2 has singular values between about 0.3 and 1.
+    Like the delta initialisation, it preserves the norm of a signal (apart from losses at borders), and its penalty
+    is 0. Unlike the delta initialisation, it mixes channels and neighbouring pixels from the start. With a stride it is
+    not orthogonal: an 8 -> 16 convolution of stride 2 has singular values between about 0.3 and 1.
 
-    Arguments and errors as in ``delta_init_``.
+    See ``delta_init_`` for ``skip`` and the errors.
     """
     for _, conv in initialised_convs(module, skip=skip):
         for kernel in kernels_by_group(conv):
@@ -66,7 +66,7 @@ def _orthogonal_kernel(channels: int, size: tuple[int, ...]) -> Tensor:
     kernel = nn.init.orthogonal_(torch.empty(channels, channels)).view(channels, channels, *[1] * len(size))
     for axis, taps in enumerate(size, start=2):
         for step in range(taps - 1):
-            rank = (channels + step % 2) // 2  # of an odd number of channels, every other step takes the larger half
+            rank = (channels + step % 2) // 2  # if channels is odd, every other step projects onto the larger half
             half = nn.init.orthogonal_(torch.empty(channels, channels))[:rank]
             kept = torch.einsum("oi...,ij->oj...", kernel, half.T @ half)
             gap = torch.zeros_like(kept.narrow(axis, 0, 1))
@@ -80,7 +80,7 @@ def normal_init_(module: nn.Module, *, skip: Skip = ()) -> nn.Module:
 
         W ~ N(0, 2 / (taps * out channels))
 
-    Arguments and errors as in ``delta_init_``.
+    See ``delta_init_`` for ``skip`` and the errors.
     """
     for _, conv in initialised_convs(module, stem=True, skip=skip):
         fan_out = math.prod(conv.kernel_size) * shape_of(conv).out_channels
@@ -90,11 +90,11 @@ def normal_init_(module: nn.Module, *, skip: Skip = ()) -> nn.Module:
 
 
 def initialised_convs(module: nn.Module, stem: bool = False, skip: Skip = ()) -> list[tuple[str, Conv]]:
-    """Return the named convolutions that an initialisation writes to: all but those in ``skip``.
+    """Return the name and module of each convolution to initialise: all except those in ``skip``.
 
-    stem: count a 7x7 stem, too.
+    stem: whether to include a 7x7 stem.
 
-    Raises ``ValueError`` for a convolution whose weight or bias is computed at each call, and so cannot be written to.
+    Raises ``ValueError`` for a convolution whose weight or bias is computed at each call and cannot be written.
     """
     convs = [(name, conv) for name, conv in named_convs(module, skip) if stem or not is_7x7_stem(conv)]
     for name, conv in convs:

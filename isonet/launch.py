@@ -1,4 +1,4 @@
-"""Where a process runs: what torchrun says in its environment, read here and nowhere else, and ``--gpus``. No torch."""
+"""The variables of torchrun, which only this module reads, and ``--gpus``. This module does not import torch."""
 
 import os
 import socket
@@ -12,11 +12,11 @@ _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT
 
 @dataclass(frozen=True)
 class Launch:
-    """One process of several, as its launcher describes it.
+    """One of the processes that a launcher has started.
 
-    rank, size: among all processes of the run. local_rank, local_size: among those of this machine.
-    address: host and port of the rendezvous. launcher: a name of the torchrun process on this machine, which all its
-    restarts share; "" for another launcher.
+    rank, size: the index of this process, and the number of processes of the run. local_rank, local_size: the same
+    among the processes on this machine. address: host and port of the rendezvous. launcher: a name of the torchrun
+    process on this machine that does not change when it restarts the ranks, "" for another launcher.
     """
 
     rank: int
@@ -28,14 +28,14 @@ class Launch:
 
     @property
     def where(self) -> str:
-        """The process in words, for messages."""
+        """A description of the process, for messages."""
         return f"rank {self.rank} on {socket.gethostname()}"
 
 
 def launch() -> Launch | None:
-    """Describe this process if a launcher started it; None if a person did.
+    """Return the ``Launch`` of this process, or None if no launcher started it.
 
-    Raises ``UserError`` for an environment in which a variable is missing or is no number.
+    Raises ``UserError`` if one of the launcher's variables is missing or is not a number.
     """
     if not is_launched():
         return None
@@ -57,22 +57,25 @@ def _launcher() -> str:
 
 
 def is_launched() -> bool:
-    """Whether a launcher started this process."""
+    """Return whether a launcher started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0, or the only one: it prints and writes."""
+    """Return whether this process is rank 0, or the only process. It prints and writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def processes_here() -> int:
-    """How many processes of the run share this machine."""
+    """Return the number of processes of the run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def parse_gpu_ids(text: str) -> list[int]:
-    """``"7,1"`` -> [7, 1]; the weights are on the first. Raises ``DeviceError`` for anything but distinct ids."""
+    """Return the ids in ``text``: [7, 1] for ``"7,1"``. The weights are on the first GPU.
+
+    Raises ``DeviceError`` if ``text`` is not a list of distinct ids.
+    """
     ids = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in ids) or len(set(map(int, ids))) < len(ids):
         raise DeviceError(f"--gpus takes distinct ids separated by commas, such as 0,1; got {text!r}")

@@ -1,4 +1,4 @@
-r"""The orthogonality penalty (Qi et al. 2020, section 3.2, "orthogonal regularisation"), as it is defined.
+r"""The definition of the orthogonality penalty (Qi et al. 2020, section 3.2, "orthogonal regularisation").
 
 A kernel W has C output and D input channels, C <= D (otherwise the two are exchanged). Its Gram matrix at spatial
 offset d is
@@ -9,22 +9,22 @@ and the penalty sums over every offset d that is a multiple of the stride:
 
     1/2 * sum over d of  || G[d] - [d = 0] I ||_F^2.
 
-Without a stride it is 0 exactly if the convolution is an isometry: if its rows, or its columns where there are fewer
-of them, are orthonormal. ``kernel_penalty`` is this definition as code; ``isonet.fast_penalty`` computes the same
-numbers for whole networks, many times faster.
+Without a stride, the penalty is 0 exactly if the convolution is an isometry: its rows are orthonormal, or its columns
+if there are fewer columns than rows. ``kernel_penalty`` implements this definition. ``isonet.fast_penalty`` computes
+the same numbers for whole networks, many times faster.
 
-With a stride there are two penalties (``strided``). They differ only for more outputs than inputs.
+With a stride there are two penalties (``strided``). They differ only if there are more outputs than inputs.
 
-"published": the exchanged kernel keeps the stride. The penalty is then no property of the operator: an orthogonal
+"published": the exchanged kernel keeps the stride. The penalty is then not a property of the operator: an orthogonal
 8 -> 16 convolution of stride 2 has a penalty of about 5, and the delta initialisation, which loses channels, has 0.
 
 "operator": the penalty is 0 exactly for an operator A with orthonormal rows or columns. Per output position it is
 
     1/2 * ( || A A^T - I ||_F^2 - max(0, C - s^2 D) )     (C outputs, D inputs, stride s on each of two axes),
 
-half of Lorth in Achour et al. (2022, "Existence, stability and scalability of orthogonal convolutional neural
-networks"). A kernel smaller than its stride, such as a strided 1x1, never reads some pixels: if it has more outputs
-than inputs, no weights bring this penalty to 0.
+which is half of Lorth in Achour et al. (2022, "Existence, stability and scalability of orthogonal convolutional neural
+networks"). A kernel smaller than its stride, such as a strided 1x1, ignores some pixels. If it has more outputs
+than inputs, this penalty is above 0 for all weights.
 """
 
 import math
@@ -43,7 +43,8 @@ def kernel_penalty(weight: Tensor, shape: ConvShape, strided: str = PUBLISHED) -
     """Return the penalty of one kernel, (out, in / groups, *kernel), as a scalar of at least float32.
 
     The Fourier transform of W is a matrix F at each frequency, and that of G is F F^H. By Parseval the sum over offsets
-    of ||G[d] - [d = 0] I||^2 is the mean over frequencies of ||F F^H - I||^2. Differentiable any number of times.
+    of ||G[d] - [d = 0] I||^2 is the mean over frequencies of ||F F^H - I||^2. The penalty has
+    derivatives of every order.
     """
     with full_precision(weight.device):
         w = weight.to(torch.promote_types(weight.dtype, torch.float32)).unflatten(0, (shape.groups, -1))
@@ -64,9 +65,9 @@ def kernel_penalty(weight: Tensor, shape: ConvShape, strided: str = PUBLISHED) -
 
 
 def unreachable(shape: ConvShape) -> float:
-    """Return what the operator's penalty adds to that of its smaller Gram matrix.
+    """Return the operator's penalty minus the penalty of its smaller Gram matrix.
 
-    It is 0 unless stride and dilation share a factor. If they do, the convolution never reads some of the pixels, and
+    It is 0 unless stride and dilation share a factor. If they do, the convolution ignores some of the pixels, and
     neither its rows nor its columns are orthonormal.
     """
     missing = [shape.out_channels - math.prod(each) * shape.in_channels for each in (shape.step, shape.stride)]
@@ -74,12 +75,12 @@ def unreachable(shape: ConvShape) -> float:
 
 
 def penalised_convs(module: nn.Module, skip: Skip = (), everywhere: bool = False) -> Iterator[tuple[str, Conv]]:
-    """Yield the named convolutions that the penalty counts: all but a 7x7 stem and those that read 3 channels.
+    """Yield the name and module of each penalised convolution: all except a 7x7 stem and those with 3 inputs.
 
     These rules are the paper's. For a transposed convolution, they apply to its adjoint.
 
-    skip: modules to leave out as well (``isonet.convs.Skip``).
-    everywhere: leave out only those in ``skip``.
+    skip: other modules to leave out (``isonet.convs.Skip``).
+    everywhere: whether to leave out only the modules in ``skip``.
     """
     for name, conv in named_convs(module, skip):
         if everywhere or (shape_of(conv).in_channels != 3 and not is_7x7_stem(conv)):

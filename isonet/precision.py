@@ -1,4 +1,4 @@
-"""Float32 matrix products in full precision, whatever the process allows elsewhere."""
+"""Float32 matrix products in full precision, regardless of the precision that the process has chosen."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +23,7 @@ def full_precision(device: torch.device) -> Iterator[None]:
     backends: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     backend = backends.matmul
     before = backend.fp32_precision
-    # If it is exact already, leave it alone: once written, it no longer follows the global setting
+    # If it is exact already, leave it unchanged: once written, it no longer follows the global setting
     if rounds := before not in ("none", "ieee"):
         backend.fp32_precision = "ieee"
     try:

@@ -1,6 +1,6 @@
-"""Every private name of torch that this package uses, each in a function of its own.
+"""The private names of torch that this package uses, each in a separate function.
 
-torch may rename them without notice. Each docstring says why there is no public way and which test fails then.
+torch may rename them without notice. Each docstring says why no public name is used and which test then fails.
 Checked with torch 2.11 to 2.15.
 """
 
@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 def transforms_active() -> bool:
     """Return whether a ``torch.func`` transform or a forward-mode level is active.
 
-    Plain operators must then replace custom autograd functions. These would need a ``jvp``, which no compiled graph may
+    Plain operators then replace custom autograd functions. These would need a ``jvp``, which no compiled graph may
     have, and torch drops the derivative of what a ``jvp`` computes, without an error (the second derivative of x^3 at
     2, forward over forward, is 0). No public function returns this. Test: tests/models/test_transforms.py.
     """
@@ -22,17 +22,17 @@ def transforms_active() -> bool:
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's kernel reads ``optimizer.found_inf`` and skips the step where it is set.
+    """Return whether the optimizer's kernel reads ``optimizer.found_inf`` and skips the step if it is set.
 
-    ``GradScaler`` asks in the same way. Test: tests/processes/test_fused_update.py.
+    ``GradScaler`` checks this in the same way. Test: tests/processes/test_fused_update.py.
     """
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def flag_non_finite_(grads: Sequence[Tensor], flag: Tensor, one: Tensor) -> None:
-    """Set ``flag`` to 1 if any of ``grads``, all of one type, is non-finite; ``one`` is a tensor of the value 1.
+    """Set ``flag`` to 1 if any of ``grads``, all of one type, is non-finite. one: a tensor with the value 1.
 
-    This is ``GradScaler``'s own kernel, one pass over all gradients that waits for nothing; it multiplies them by
+    This is the kernel of ``GradScaler``: one pass over all gradients, without waiting. It multiplies them by
     ``one``. Its public form, ``GradScaler.unscale_``, only works with fp16. Test: tests/processes/test_fused_update.py.
     """
     torch._amp_foreach_non_finite_check_and_unscale_(list(grads), flag, one)

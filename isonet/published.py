@@ -1,6 +1,6 @@
 """The published ImageNet networks: the rows of MODEL_ZOO.md, and the config of each.
 
-The builders, the zoo and the tables read them from here. This module does not import torch, so that a typo after
+The builders, the zoo and the tables use this list. This module does not import torch, so that a typo after
 ``zoo:`` is refused before torch is imported.
 """
 
@@ -19,12 +19,12 @@ NUM_CLASSES = 1000
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """A trained network of the authors.
+    """A network that the authors trained.
 
-    residual: R-ISONet rather than ISONet.
-    dropout: trained with dropout.
-    top1: percent on ImageNet, as the authors report it.
-    file_id: the name of its checkpoint on Google Drive.
+    residual: whether it is an R-ISONet rather than an ISONet.
+    dropout: whether it was trained with dropout.
+    top1: the accuracy on ImageNet in percent, as the authors report it.
+    file_id: the id of its checkpoint on Google Drive.
     """
 
     depth: int
@@ -39,7 +39,7 @@ class PublishedNetwork:
 
     @property
     def name(self) -> str:
-        """The name of its config, with ``-nodropout`` if it was trained without."""
+        """The name of its config, with ``-nodropout`` if it was trained without dropout."""
         return f"IN1k-{'R' * self.residual}ISO{self.depth}{'' if self.dropout else '-nodropout'}"
 
     @property
@@ -51,7 +51,7 @@ class PublishedNetwork:
         return 0.4 if self.residual else 0.1
 
     def config(self) -> CfgNode:
-        """Return the config that it was trained with, as far as that describes network, loss and data set."""
+        """Return its training config, restricted to the keys that describe the network, the loss and the data set."""
         coeff = 3e-4 if self.network == "ISONet-101" else 1e-4
         opts: list[Any] = ["ISON.DEPTH", self.depth, "ISON.TRANS_FUN", self.transform, "ISON.ORTHO_COEFF", coeff]
         opts += ["ISON.DROPOUT", self.dropout, "ISON.DROPOUT_RATE", self.dropout_rate]

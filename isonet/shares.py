@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Share:
-    """The ``index``-th of ``parts`` parts; by default, the whole."""
+    """Part number ``index`` of ``parts`` parts. The default is the whole."""
 
     index: int = 0
     parts: int = 1
 
     def of(self, count: int) -> slice:
-        """Return this part of ``count`` items. Parts follow one another, and the first may have one item more."""
+        """Return the slice of this part of ``count`` items. The first parts may have one item more than the others."""
         each, rest = divmod(count, self.parts)
         start, stop = (i * each + min(i, rest) for i in (self.index, self.index + 1))
         return slice(start, stop)
@@ -27,9 +27,9 @@ WHOLE = Share()
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
-    """Divide jobs among ``parts`` parts so that the most expensive part costs little: indices of ``costs`` per part.
+    """Divide jobs among ``parts`` parts of about equal cost, and return the indices of ``costs`` in each part.
 
-    Greedy: the most expensive job that is left goes to the cheapest part. The most expensive part costs at most 4/3 of
+    The most expensive remaining job is added to the cheapest part. The most expensive part costs at most 4/3 of
     the optimum (Graham 1969). The same costs always give the same parts.
     """
     divided: list[list[int]] = [[] for _ in range(parts)]

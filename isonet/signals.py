@@ -1,4 +1,7 @@
-"""The signals that stop a run, and a context that notes them instead of ending the process. Needs no torch."""
+"""The signals that stop a run, and a context manager that records them instead of ending the process.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,24 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# A terminal sends SIGINT (and SIGHUP when it closes), `kill` SIGTERM, a scheduler SIGUSR1 before it takes the machine
+# A terminal sends SIGINT (and SIGHUP when it closes), `kill` SIGTERM, a scheduler SIGUSR1 before it ends the job
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 _AGAIN_SECONDS = 0.01
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error
-    """Every rank stops here. The text is the name of the signal that one of them received."""
+    """Raised on every rank after one of them has received a signal. The text is the name of the signal."""
 
 
 class StopSignals:
-    """Notes the first stop signal that arrives while the ``with`` block runs, so that the run can save and stop.
+    """Records the first stop signal that arrives while the ``with`` block runs, so that the run can save and stop.
 
-    A second Ctrl-C raises ``KeyboardInterrupt``. If Python drops that exception, as it does with those that a
+    A second Ctrl-C raises ``KeyboardInterrupt``. If Python drops that exception, as it does with errors that a
     destructor raises, it is raised again.
 
-    quiet: print nothing, as all ranks but one do.
-    launched: treat the death of the process that started this one as SIGHUP.
+    quiet: whether to print nothing when a signal arrives.
+    launched: whether to treat the death of the parent process as SIGHUP.
     """
 
     def __init__(self, quiet: bool = False, launched: bool = False) -> None:
@@ -39,7 +42,7 @@ class StopSignals:
 
     @property
     def received(self) -> signal.Signals | None:
-        """The first signal that arrived, if any."""
+        """The first signal that arrived, or None."""
         if self._parent and not self._received and os.getppid() != self._parent:
             self._note(signal.SIGHUP, None)
         return self._received
@@ -69,7 +72,9 @@ class StopSignals:
         self._received = signal.Signals(number)
         if not self.quiet:
             with contextlib.suppress(OSError):  # os.write: the signal may have interrupted a print
-                os.write(2, f"\n{self._received.name}: stopping after this step; Ctrl-C stops at once\n".encode())
+                os.write(
+                    2, f"\n{self._received.name}: stopping after this step; press Ctrl-C to stop immediately\n".encode()
+                )
 
     def _raise_again(self, dropped: sys.UnraisableHookArgs) -> None:
         if issubclass(dropped.exc_type, KeyboardInterrupt):

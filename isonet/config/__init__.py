@@ -1,6 +1,6 @@
 """The config of a run: the defaults of ``keys.py``, with a YAML file and ``KEY VALUE`` pairs merged on top.
 
-Only builders read the tree; layers and loops take plain arguments.
+Only functions that build objects read the config. Layers and loops take plain arguments.
 """
 
 import difflib
@@ -24,19 +24,19 @@ Pairs = Iterable[tuple[Any, Any]]
 
 
 def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNode:
-    """Return the frozen config of a YAML file (or none) with ``KEY VALUE`` pairs merged on top.
+    """Return the frozen config: the defaults with a YAML file, if given, and ``KEY VALUE`` pairs merged on top.
 
-    ``opts`` alternates dotted keys and values, e.g. ``["ISON.DEPTH", 20]``; values may be text as on
-    a command line. Raises ``ConfigError`` for a file that cannot be read, an unknown key, a value of
-    the wrong type or out of range, and keys that contradict each other.
+    opts: dotted keys and values in turn, e.g. ``["ISON.DEPTH", 20]``. A value may be text, as on a command line.
+    Raises ``ConfigError`` for a file that cannot be read, an unknown key, a value of the wrong type or out of range,
+    and keys that contradict each other.
     """
     return _merged([(where(path), read_pairs(Path(path)))] if path is not None else [], opts)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """Return the frozen config of YAML text that a run wrote, as checkpoints have it, with ``opts`` merged on top.
+    """Return the frozen config of YAML text that a run wrote to a checkpoint, with ``opts`` merged on top.
 
-    A key that the text lacks gets its value in ``BEFORE_THE_KEY``, or else its default.
+    A key that is missing from the text has its value in ``BEFORE_THE_KEY``, or else its default.
     """
     return _written(parse_pairs(text, source), where(source), opts)
 
@@ -56,33 +56,36 @@ def _written(pairs: list[tuple[str, Any]], source: str, opts: Sequence[Any] = ()
 def check_overrides(opts: Sequence[Any]) -> None:
     """Raise ``ConfigError`` for an unknown key, or a value of the wrong type or out of range, in ``KEY VALUE`` pairs.
 
-    For overrides of a config that is not known yet, because a checkpoint carries it.
+    This checks overrides of a config that is not known yet because it is in a checkpoint.
     """
     _merge(default_cfg(), _in_pairs(opts), "the command line")
 
 
 def image_size(cfg: CfgNode) -> int:
-    """The side in pixels of the square images that the network gets."""
+    """Return the side in pixels of the network's square input images."""
     return cfg.DATASET.IMAGE_SIZE or _OWN_IMAGE_SIZE.get(cfg.DATASET.NAME, _FOLDER_IMAGE_SIZE)
 
 
 def uses_small_images(cfg: CfgNode) -> bool:
-    """Whether images have at most 64 pixels a side: CIFAR networks, CIFAR augmentation, kept in memory."""
+    """Return whether images have at most 64 pixels a side.
+
+    Such images use CIFAR networks and CIFAR augmentation, and are kept in memory.
+    """
     return image_size(cfg) <= SMALL_IMAGE
 
 
 def global_batch(cfg: CfgNode, num_gpus: int = 1) -> int:
-    """The images of a training step on ``num_gpus`` GPUs, of one process or of several."""
+    """Return the number of images in a training step on ``num_gpus`` GPUs of one or several processes."""
     return cfg.SOLVER.TRAIN_BATCH_SIZE * cfg.SOLVER.ACCUMULATE * num_gpus
 
 
 def flat(cfg: CfgNode) -> dict[str, Any]:
-    """Every key of the tree, dotted, with its value."""
+    """Return a dictionary from the dotted name of every key to its value."""
     return {key: attrgetter(key)(cfg) for key in KEYS}
 
 
 def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> CfgNode:
-    """The defaults with the pairs of each source, then ``opts``, merged on top: checked and frozen."""
+    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen."""
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
     for source, pairs in [*sources, ("the command line", _in_pairs(opts))]:
@@ -96,14 +99,14 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> C
 def _in_pairs(opts: Sequence[Any]) -> Pairs:
     if len(opts) % 2:
         raise ConfigError(
-            f"overrides come as KEY VALUE pairs, but {shown(opts[-1])} has no value "
+            f"overrides are KEY VALUE pairs, but {shown(opts[-1])} has no value "
             "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
         )
     return zip(opts[::2], opts[1::2], strict=True)
 
 
 def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
-    """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key; returns the keys."""
+    """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key, and return the keys."""
     merged = []
     for key, value in pairs:
         if not isinstance(key, str) or key not in KEYS:
@@ -113,7 +116,7 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
         kind = KEYS[key].kind
         try:
             read: Any = kind.read(value)
-        except (ValueError, TypeError, OverflowError):  # OverflowError: no float is as large
+        except (ValueError, TypeError, OverflowError):  # OverflowError: too large for a float
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
         if fault := kind.fault(read):
             raise ConfigError(f"{source}: {key} {fault}")
@@ -124,7 +127,7 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
 
 
 def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
-    """What is wrong with ``key``, which is none; "" if it is a node without keys, as when all are commented out."""
+    """Return why ``key`` is not a key, or "" if it is a node without keys, such as one whose keys are comments."""
     if isinstance(key, str) and key in cfg:
         if value is None:
             return ""
@@ -132,5 +135,5 @@ def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
     name = shown(key).strip("'")
     any_case = {known.upper(): known for known in KEYS}
     near = difflib.get_close_matches(name.upper(), any_case, n=1, cutoff=0.5)
-    hint = f"did you mean {any_case[near[0]]}?" if near else f"at the top are {', '.join(cfg)}"
+    hint = f"did you mean {any_case[near[0]]}?" if near else f"the top-level keys are {', '.join(cfg)}"
     return f"unknown key {name}; {hint}"

@@ -1,4 +1,4 @@
-"""Whether the values of a config agree with each other."""
+"""Checks that the values of a config agree with each other."""
 
 from collections.abc import Iterator
 
@@ -7,12 +7,12 @@ from yacs.config import CfgNode
 from isonet.config.file import shown
 from isonet.config.keys import SMALL_IMAGE
 
-# 4 pixels are 1 after two halvings, and batch norm has no variance if a batch ends in a single image
+# Two halvings reduce 4 pixels to 1, and batch norm cannot compute a variance if a batch has a single image
 _SMALLEST_IMAGE = 5
 
 
 def contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[str, str]]:
-    """Yield each key whose value contradicts another, with what is wrong with it.
+    """Yield each key whose value contradicts another value, and the end of a sentence that begins with the key.
 
     image_size: the side of the network's images in pixels.
     """
@@ -25,7 +25,7 @@ def contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[str, str]]:
     if solver.NESTEROV and (solver.MOMENTUM == 0 or solver.DAMPENING):
         yield "SOLVER.NESTEROV", "needs SOLVER.MOMENTUM above 0 and SOLVER.DAMPENING False"
     if solver.SCHEDULE != "steps" and solver.WARMUP and solver.WARMUP_EPOCH > solver.MAX_EPOCHS:
-        problem = f"{solver.WARMUP_EPOCH} leaves no epoch of {solver.MAX_EPOCHS} in which the rate falls"
+        problem = f"{solver.WARMUP_EPOCH} leaves no epoch of {solver.MAX_EPOCHS} for the rate to fall"
         yield "SOLVER.WARMUP_EPOCH", problem
 
     if (ison.DELTA_ORTHOGONAL or ison.ORTHOGONAL_CONV) and not ison.DIRAC_INIT:
@@ -33,13 +33,13 @@ def contradictions(cfg: CfgNode, image_size: int) -> Iterator[tuple[str, str]]:
     if ison.DELTA_ORTHOGONAL and ison.ORTHOGONAL_CONV:
         yield "ISON.ORTHOGONAL_CONV", "and ISON.DELTA_ORTHOGONAL are two initialisations: set one of them False"
     if ison.HAS_RES_MULTIPLIER and ison.RES_MULTIPLIER == 0 and not ison.HAS_ST:
-        yield "ISON.RES_MULTIPLIER", "0 without shortcuts (ISON.HAS_ST) makes a network of constant output"
+        yield "ISON.RES_MULTIPLIER", "0 without shortcuts (ISON.HAS_ST) makes the network's output constant"
 
     for key in ("MEAN", "STD"):
         if len(data[key]) not in (0, 3):
             yield f"DATASET.{key}", f"takes three values, one per channel, got {shown(data[key])}"
     if data.NAME in ("", ".", "..") or "/" in data.NAME or "\\" in data.NAME:
-        yield "DATASET.NAME", f"is the name of one folder below DATASET.ROOT, got {shown(data.NAME)}"
+        yield "DATASET.NAME", f"must be the name of one folder below DATASET.ROOT, got {shown(data.NAME)}"
     if data.PADDING >= 0 and image_size > SMALL_IMAGE:
         yield "DATASET.PADDING", f"is for images of up to {SMALL_IMAGE} pixels, and these have {image_size}: use -1"
     if image_size < _SMALLEST_IMAGE:

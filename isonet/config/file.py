@@ -1,8 +1,9 @@
-"""The text of a config file, read strictly: text or lists of text below keys, each key given once.
+"""A strict reader of config files. A file has keys with text or lists of text, and gives each key once.
 
-YAML can do more than a config needs. Tags make objects, and if a key is given twice, the last one wins silently. Both
-are refused, and so is an alias to a list or a node. Each refusal is one sentence with a line number. YAML's own rules
-for numbers, dates and booleans are not used: a value stays text, and its key reads it as it does on a command line.
+YAML has features that a config does not need. Tags create objects, and if a key is given twice, the last value wins
+silently. This module refuses both, and aliases to lists and nodes. Each error message is one sentence with a line
+number. YAML's own rules for numbers, dates and booleans are not used: a value stays text, and its key converts it in
+the same way as on a command line.
 """
 
 import difflib
@@ -12,22 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml  # comes with yacs
+import yaml  # a dependency of yacs
 
 from isonet.errors import ConfigError
 
-MAX_BYTES = 100_000  # fifty times a config with every key; PyYAML reads this much in about two seconds
-MAX_DEPTH = 10  # of nested brackets and nodes; the tree has two levels and a list is the third
+MAX_BYTES = 100_000  # fifty times the size of a config with every key; PyYAML reads this much in about two seconds
+MAX_DEPTH = 10  # levels of brackets and nodes; a config has two levels, and a list is the third
 _PATH_WIDTH = 200  # characters of a name in a message
 
 Pairs = list[tuple[str, Any]]
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Dotted keys and values of a YAML file. Raises ``ConfigError`` for one that is not a plain config."""
+    """Return the dotted keys and values of a YAML file. Raises ``ConfigError`` if it is not a plain config."""
     name = where(path)
     if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for its writer
-        raise ConfigError(f"{name}: is a folder, a pipe, a socket or a device; a config is a .yaml file")
+        raise ConfigError(f"{name} is a folder, a pipe, a socket or a device; a config is a .yaml file")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)  # no more: a file of /proc has no size to check before
@@ -38,17 +39,17 @@ def read_pairs(path: Path) -> Pairs:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ConfigError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if path.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"{name}: a config is a .yaml file; any other file is neither read as one nor executed")
+        raise ConfigError(f"{name}: a config is a .yaml file; any other file is neither read nor executed")
     return parse_pairs(data, name)
 
 
 def parse_pairs(content: str | bytes, source: str) -> Pairs:
-    """Dotted keys and values of YAML text. ``source`` names it in messages."""
+    """Return the dotted keys and values of YAML text. source: the name of the text in messages."""
     source = where(source)
     if not isinstance(content, str | bytes):  # from a checkpoint, which can contain anything
         raise ConfigError(f"{source}: expected YAML text, found {type(content).__name__}")
     if len(content) > MAX_BYTES:
-        raise ConfigError(f"{source}: longer than {MAX_BYTES:,} bytes, which no config is; is it the right file?")
+        raise ConfigError(f"{source}: longer than {MAX_BYTES:,} bytes, the limit for a config; is it the right file?")
     try:
         text = content.decode() if isinstance(content, bytes) else content
     except UnicodeDecodeError as error:
@@ -63,20 +64,20 @@ def parse_pairs(content: str | bytes, source: str) -> Pairs:
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{source}: {_explained(error)}") from None
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-        # PyYAML lets some of Python's own exceptions through, such as that of an escape beyond Unicode
+        # PyYAML lets some of Python's own exceptions through, such as the error for an escape beyond Unicode
         raise ConfigError(f"{source}: not valid YAML: an escape or a number in it cannot be read; remove it") from None
 
 
 def shown(value: Any) -> str:
-    """``value`` for a message: on one line, and short even if it is large."""
+    """Return ``value`` as text for a message: one line, and short even if the value is large."""
     try:
         return "nothing" if value is None else " ".join(_SHORT.repr(value).split())
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python prints no number of more than 4300 digits
         return "a number of thousands of digits"
 
 
 def where(source: str | Path) -> str:
-    """The name of a file for the head of a message; of a long name the end, which says more."""
+    """Return the name of a file for the start of a message, or the end of the name if it is long."""
     text = str(source)
     return text if len(text) <= _PATH_WIDTH else "..." + text[-_PATH_WIDTH:]
 
@@ -86,13 +87,13 @@ _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 60, 60
 
 
 class _RefusedError(yaml.MarkedYAMLError):
-    """Valid YAML that a config does not need."""
+    """Raised for valid YAML that a config does not need."""
 
     def __init__(self, problem: str, at: yaml.Event | yaml.Node) -> None:
         super().__init__(problem=problem, problem_mark=at.start_mark)
 
 
-class _StrictLoader(yaml.BaseLoader):  # which reads every scalar as text
+class _StrictLoader(yaml.BaseLoader):  # BaseLoader reads every scalar as text
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -102,7 +103,7 @@ class _StrictLoader(yaml.BaseLoader):  # which reads every scalar as text
             raise _RefusedError(f"nested more than {MAX_DEPTH} deep; a config is keys below nodes", event)
         node = super().compose_node(parent, index)
         self.depth -= 1
-        # An alias to a text is harmless, those to lists and nodes can multiply
+        # An alias to text is harmless; aliases to lists and nodes can multiply the size
         if isinstance(event, yaml.AliasEvent) and not isinstance(node, yaml.ScalarNode):
             raise _RefusedError(f"alias *{event.anchor:.40} repeats a whole list or node; write it out", event)
         if node.tag not in _PLAIN:
@@ -115,7 +116,7 @@ _PLAIN = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float
 
 
 def _pairs(tree: yaml.Node, seen: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Each value below ``tree`` with its dotted key. seen: all keys before it, those of nodes included."""
+    """Yield the dotted key and the value of each leaf of ``tree``. seen: all earlier keys, including keys of nodes."""
     if not isinstance(tree, yaml.MappingNode):
         raise _RefusedError("expected KEY: VALUE lines", tree)
     for key_node, node in tree.value:
@@ -134,7 +135,7 @@ def _pairs(tree: yaml.Node, seen: set[str], prefix: str = "") -> Iterator[tuple[
 
 
 def _value(node: yaml.Node) -> Any:
-    """The text of ``node``, None if it is empty, or a list of these."""
+    """Return the text of ``node``, None if it is empty, or a list of such values."""
     if isinstance(node, yaml.SequenceNode):
         return [_value(item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -144,7 +145,7 @@ def _value(node: yaml.Node) -> Any:
 
 
 def _explained(error: yaml.MarkedYAMLError) -> str:
-    """PyYAML's message, which takes several lines, as one sentence with a line number."""
+    """Return PyYAML's message, which has several lines, as one sentence with a line number."""
     place = f"line {error.problem_mark.line + 1}"
     if isinstance(error, _RefusedError):
         return f"{place}: {error.problem}"

@@ -1,6 +1,6 @@
-"""Every key of a config: one row each.
+"""The keys of a config, one row each.
 
-A row has the key, its default, what it may be, and what it means. The keys of the published implementation keep their
+A row has the key, default, kind of values, and meaning. The keys of the published implementation keep their
 names, places and defaults, so that its YAML files load unchanged. Relations between keys are in ``checks.py``.
 """
 
@@ -22,7 +22,7 @@ class Key:
     """A row of the table.
 
     may_differ: whether a resumed run may have another value than the run that it resumes.
-    before: what runs did before the key existed, if that is not the default; their configs are read with it.
+    before: the value that describes runs from before the key existed, if it is not the default.
     """
 
     name: str
@@ -40,48 +40,48 @@ _ROWS = (
         "CIFAR10, CIFAR100, digits (in the package), or any folder ROOT/NAME/{train,val}/<class>/"),
     Key("DATASET.NUM_CLASSES", 1000, Int(1, _MANY), "the width of the last layer"),
     Key("DATASET.NUM_WORKERS", 8, Int(0, 4096),
-        "processes that decode images which are not kept in memory; 0: none", may_differ=True),
+        "the number of processes that decode images that are not kept in memory; 0: none", may_differ=True),
     Key("DATASET.DOWNLOAD", False, Bool(), "download CIFAR to ROOT if it is not there", may_differ=True),
     Key("DATASET.IMAGE_SIZE", 0, Int(0, 8192),
         "pixels a side, up to 64 for CIFAR networks; 0: the data set's own (CIFAR 32, digits 8, folders 224)"),
     Key("DATASET.PADDING", -1, Int(-1, SMALL_IMAGE),
         "pixels added around small images before a random crop; -1: an eighth of the side"),
     Key("DATASET.MEAN", [], ListOf(Float(0, 1)),
-        "per channel, subtracted; empty: the data set's own (folders: ImageNet's, or up to 64 pixels CIFAR's)"),
-    Key("DATASET.STD", [], ListOf(Float(1e-4, 1e4)), "per channel, divided by; empty: as for MEAN"),
+        "the mean per channel to subtract; empty: the data set's own (folders: ImageNet's, up to 64 pixels CIFAR's)"),
+    Key("DATASET.STD", [], ListOf(Float(1e-4, 1e4)), "the deviation per channel to divide by; empty: as for MEAN"),
     Key("DATASET.SHUFFLE_BUFFER", 10_000, Int(1, _MANY),
-        "with shards: the order mixes whole shards of at least so many images at a time"),
+        "with shards: the number of images that are mixed at a time, rounded up to whole shards"),
     Key("DATASET.ON_ERROR", "stop", OneOf("stop", "skip"),
-        "at an unreadable image; skip: use the next readable one in training, leave it out in evaluation",
+        "the reaction to an unreadable image; skip: train on the next readable image, leave it out in evaluation",
         may_differ=True),
 
     # How the network is trained
-    Key("SOLVER.BASE_LR", 0.05, Float(0, 1e6), "learning rate per GPU: multiplied by the GPUs and by ACCUMULATE"),
+    Key("SOLVER.BASE_LR", 0.05, Float(0, 1e6), "learning rate per GPU; the number of GPUs and ACCUMULATE multiply it"),
     Key("SOLVER.SCHEDULE", "steps", OneOf("steps", "linear", "cosine"),
         "steps: the rate falls at milestones; linear, cosine: it falls with every step, to 0 at the end"),
     Key("SOLVER.LR_MILESTONES", [30, 60, 90], ListOf(Int(0, _MANY)), "the rate falls after each of these epochs"),
-    Key("SOLVER.LR_GAMMA", 0.1, Float(0, 1e6), "the rate is multiplied by this at a milestone"),
-    Key("SOLVER.WEIGHT_DECAY", 1e-4, Float(0, 1e6), "of all parameters except the SReLU shifts"),
-    Key("SOLVER.MOMENTUM", 0.9, Float(0, _BELOW_ONE), "of torch's SGD"),
-    Key("SOLVER.DAMPENING", False, Bool(), "of torch's SGD; True: dampening 1"),
-    Key("SOLVER.NESTEROV", False, Bool(), "of torch's SGD"),
+    Key("SOLVER.LR_GAMMA", 0.1, Float(0, 1e6), "the factor that multiplies the rate at a milestone"),
+    Key("SOLVER.WEIGHT_DECAY", 1e-4, Float(0, 1e6), "weight decay of all parameters except the SReLU shifts"),
+    Key("SOLVER.MOMENTUM", 0.9, Float(0, _BELOW_ONE), "momentum of torch's SGD"),
+    Key("SOLVER.DAMPENING", False, Bool(), "dampening of torch's SGD; True: dampening 1"),
+    Key("SOLVER.NESTEROV", False, Bool(), "Nesterov momentum in torch's SGD"),
     Key("SOLVER.TRAIN_BATCH_SIZE", 128, Int(1, _MANY), "training images per GPU and batch"),
     Key("SOLVER.TEST_BATCH_SIZE", 200, Int(1, _MANY), "validation images per GPU and batch"),
-    Key("SOLVER.ACCUMULATE", 1, Int(1, 10_000), "batches whose gradients are added for one step of the optimizer"),
+    Key("SOLVER.ACCUMULATE", 1, Int(1, 10_000), "the batches whose gradients are added for one optimizer step"),
     Key("SOLVER.DROP_LAST", True, Bool(),
         "leave out the last, incomplete training batch of an epoch, unless it is the only one", before=False),
     Key("SOLVER.MAX_EPOCHS", 100, Int(1, _MANY), "epochs to train", may_differ=True),
     Key("SOLVER.WARMUP", False, Bool(), "raise the rate linearly at the start"),
     Key("SOLVER.WARMUP_EPOCH", 5, Int(1, _MANY), "the first epoch at the full rate"),
     Key("SOLVER.WARMUP_FACTOR", 0.2, Float(0, 1),
-        "with linear and cosine: the rate at the start over the full rate; with steps it is ignored, as published"),
+        "with linear and cosine: the initial rate divided by the full rate; ignored with steps, as published"),
 
     # The network and its loss
     Key("ISON.DEPTH", 34, Int(1, 10_000),
         "ImageNet: 18, 34 (basic), 50, 101, 152 (bottleneck); up to 64 pixels: 6n+2 (basic), 9n+2 (bottleneck)"),
     Key("ISON.ORTHO_COEFF", 1e-4, Float(0, 1e6), "loss = cross entropy + ORTHO_COEFF * penalty; 0: no penalty"),
     Key("ISON.ORTHO_STRIDED", "published", OneOf("published", "operator"),
-        "the penalty of strided convolutions: as published, or that of the operator that they compute"),
+        "the penalty of strided convolutions: as published, or of the operator that they compute"),
     Key("ISON.HAS_BN", False, Bool(), "batch norm after every convolution"),
     Key("ISON.HAS_ST", False, Bool(), "shortcuts: the input of a block is added to its output"),
     Key("ISON.SReLU", True, Bool(), "shifted ReLU, max(x, b) with a learned b per channel; False: ReLU"),
@@ -91,7 +91,7 @@ _ROWS = (
     Key("ISON.ORTHOGONAL_CONV", False, Bool(),
         "with DIRAC_INIT: a random orthogonal convolution of all taps; not for hundreds of layers"),
     Key("ISON.STEM_GAIN", 1.0, Float(1e-6, 1e6),
-        "factor on the stem's initial weights; sqrt(16 / 3): 16 channels get the energy of the 3"),
+        "the factor on the stem's initial weights; sqrt(16 / 3) keeps the mean energy per channel, from 3 to 16"),
     Key("ISON.HAS_RES_MULTIPLIER", False, Bool(), "a learned scalar on each residual branch"),
     Key("ISON.RES_MULTIPLIER", 1.0, Float(-1e6, 1e6), "the initial value of that scalar"),
     Key("ISON.DROPOUT", False, Bool(), "dropout before the last layer"),
@@ -106,13 +106,13 @@ _ROWS = (
         "parts that are not trained: [stem, s1] in a file, stem,s1 on the command line"),
 
     # How it is computed
-    Key("RUNTIME.SEED", 0, Int(0, 2**63 - 1), "of initialisation, order of images, augmentation and dropout"),
+    Key("RUNTIME.SEED", 0, Int(0, 2**63 - 1), "the seed of initialisation, order of images, augmentation and dropout"),
     Key("RUNTIME.DETERMINISTIC", False, Bool(), "refuse GPU kernels whose results vary from run to run"),
     Key("RUNTIME.TF32", False, Bool(),
         "GPU convolutions with 10 bits of mantissa: faster, but not the published float32"),
     Key("RUNTIME.AMP", "off", OneOf("off", "bf16", "fp16"),
         "autocast to 16 bits, for fp16 with gradient scaling; the penalty stays in float32"),
-    Key("RUNTIME.CHANNELS_LAST", False, Bool(), "images and weights in NHWC memory order; rounds differently"),
+    Key("RUNTIME.CHANNELS_LAST", False, Bool(), "images and weights in NHWC memory order; results round differently"),
     Key("RUNTIME.COMPILE", False, Bool(),
         "torch.compile the network: faster steps after minutes at the start; on the CPU or one GPU per process"),
     Key("RUNTIME.CHECKPOINT_ACTIVATIONS", False, Bool(),
@@ -123,15 +123,15 @@ _ROWS = (
     Key("RUNTIME.DECODER", "pil", OneOf("pil", "torch"),
         "torch: workers decode JPEG with torchvision, which is faster; pixels differ by about 0.1 of 255"),
     Key("RUNTIME.PROFILE", 0, Int(0, 1000),
-        "steps of the first epoch to profile, into profile.txt; 0: none", may_differ=True),
+        "the number of steps of the first epoch to profile, into profile.txt; 0: none", may_differ=True),
     Key("RUNTIME.LOG_EVERY", 50, Int(1, 10**9),
-        "steps between two reads of the loss, each of which waits for the device", may_differ=True),
+        "the number of steps between two reads of the loss; each read waits for the device", may_differ=True),
     Key("RUNTIME.LOG_SPECTRUM", 0, Int(0, _MANY),
-        "epochs between two measurements of the convolutions' extreme singular values; 0: never", may_differ=True),
+        "the epochs between two measurements of the convolutions' extreme singular values; 0: never", may_differ=True),
     Key("RUNTIME.SAVE_EVERY", 0, Int(0, 10**9),
-        "steps between two checkpoints within an epoch; 0: only after each epoch", may_differ=True),
+        "the number of steps between two checkpoints within an epoch; 0: only after each epoch", may_differ=True),
     Key("RUNTIME.TENSORBOARD", False, Bool(), "also write the metrics as TensorBoard events", may_differ=True),
-    Key("RUNTIME.KEEP", 2, Int(1, 10_000), "checkpoints to keep for --resume, the newest included", may_differ=True),
+    Key("RUNTIME.KEEP", 2, Int(1, 10_000), "checkpoints to keep for --resume, with the newest", may_differ=True),
 
     # Where runs are
     Key("OUTPUT_DIR", "./outputs/cls", Text(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/", may_differ=True),
@@ -143,7 +143,7 @@ BEFORE_THE_KEY = {row.name: row.before for row in _ROWS if row.before is not Non
 
 
 def default_cfg() -> CfgNode:
-    """A new tree of the defaults, which the caller may change."""
+    """Return a new config with the defaults, which the caller may change."""
     cfg = CfgNode()
     for row in _ROWS:
         node, _, leaf = row.name.rpartition(".")

@@ -1,9 +1,9 @@
 """The kinds of values that config keys take.
 
-A kind has three things. ``takes`` says in words what a value must be, for the message about one of another type.
-``read(value)`` returns the value, or the text of it from a file or a command line, in the type of the key, and raises
-``ValueError``, ``TypeError`` or ``OverflowError`` if it cannot. ``fault(value)`` says what is wrong with a value that
-was read, as the end of a sentence that begins with the key; "" if nothing is.
+A kind has three members. ``takes`` is a phrase for the required type, for error messages. ``read(value)`` converts a
+value, or its text in a file or on a command line, to the type of the key. It raises ``ValueError``, ``TypeError`` or
+``OverflowError`` if it cannot. ``fault(value)`` returns what is wrong with a converted value, as the end of a sentence
+that begins with the key, or "" if nothing is wrong.
 """
 
 import unicodedata
@@ -69,7 +69,7 @@ class Float(_Number):
 
 
 class Text:
-    """Text that can be a path: logs, checkpoints and terminals show it, too."""
+    """Text that can be a path and that logs, checkpoints and terminals can show."""
 
     takes: ClassVar[str] = "text"
 
@@ -101,7 +101,7 @@ class OneOf(Text):
 
 @dataclass(frozen=True)
 class ListOf:
-    """A list, or text such as ``[1, 2]`` or ``a,b``; no Python is evaluated to read it."""
+    """A list, or text such as ``[1, 2]`` or ``a,b``. The text is not evaluated as Python."""
 
     items: Int | Float | OneOf
 
@@ -125,7 +125,7 @@ class ListOf:
         if text[:1] + text[-1:] in ("[]", "()"):
             text = text[1:-1].strip()
         elif "," not in text and not isinstance(self.items, OneOf):
-            raise ValueError(value)  # a single number is no list
+            raise ValueError(value)  # a single number is not a list
         return [item.strip(" '\"") for item in text.removesuffix(",").split(",")] if text else []
 
 

@@ -1,4 +1,4 @@
-"""The orthogonality penalty of ``isonet.ortho``, the same numbers at a fraction of the work."""
+"""A fast implementation of the orthogonality penalty in ``isonet.ortho``, with the same values."""
 
 from isonet.fast_penalty.plan import OrthoPenalty, ortho_penalty, ortho_penalty_per_conv
 

@@ -25,24 +25,24 @@ _TOGETHER = 1 << 22
 
 
 class OrthoPenalty:
-    """The penalty of a module's convolutions, with the plan of its computation made once.
+    """The penalty of a module's convolutions. Its computation is planned once.
 
     A call returns the sum over all convolutions, without the coefficient: a scalar in the weights' type, but at least
-    float32, whatever the autocast and TF32 settings. It is 0 for a module without a penalised convolution. A call reads
-    the module's current weights. After a convolution was added, replaced or moved to another device, make a new plan.
+    float32, regardless of autocast and TF32. It is 0 for a module without a penalised convolution. A call uses the
+    module's current weights. After a convolution is added, replaced or moved to another device, create a new object.
 
     The penalty is defined for 1-d to 3-d convolutions with any stride, dilation and groups, and for transposed ones
-    through their adjoint. As in the paper, a 7x7 stem and convolutions that read 3 channels are left out.
+    through their adjoint. As in the paper, a 7x7 stem and convolutions with 3 inputs are left out.
 
     First derivatives of kernels of up to three taps on each of two axes are fast. The definition computes the rest:
     second derivatives, ``torch.func``, forward mode, and larger kernels. A 5x5 takes about twice as long as in the
-    paper's formulation, and 2 to 25 times as long as points for it would (``python -m benchmarks.penalty``).
+    paper's formulation, and 2 to 25 times as long as points would (``python -m benchmarks.penalty``).
 
-    share: this rank's share. Each rank takes some of the convolutions, in about the same time, and the sum over the
-    ranks is the penalty.
-    strided: "published" or "operator"; they differ for strides with more outputs than inputs (``isonet.ortho``).
-    skip: modules to leave out, each with all modules below it: their names, or a predicate of name and module.
-    everywhere: count the 7x7 stem and convolutions that read 3 channels, too.
+    share: this rank's share. Each rank computes the penalty of some convolutions. The ranks take about the same time,
+    and the sum over the ranks is the penalty.
+    strided: "published" or "operator", which differ for strides with more outputs than inputs (``isonet.ortho``).
+    skip: the modules to leave out, with all of their submodules: their names, or a predicate of name and module.
+    everywhere: whether to count the 7x7 stem and convolutions with 3 inputs, too.
 
     Raises ``ValueError`` for any other ``strided``, and for a name in ``skip`` that no module has.
     """
@@ -78,7 +78,7 @@ class OrthoPenalty:
 
 
 def ortho_penalty(module: nn.Module, *, strided: str = PUBLISHED, skip: Skip = (), everywhere: bool = False) -> Tensor:
-    """Return the penalty of all convolutions of ``module``. Arguments and result as in ``OrthoPenalty``."""
+    """Return the penalty of all convolutions of ``module``. See ``OrthoPenalty`` for arguments and result."""
     return OrthoPenalty(module, strided=strided, skip=skip, everywhere=everywhere)()
 
 
@@ -97,7 +97,7 @@ def deal_out(convs: Iterable[tuple[str, Conv]], parts: int, strided: str = PUBLI
 
 
 def _groups(convs: dict[str, Conv], strided: str) -> Iterator[tuple[Grams, dict[str, Conv]]]:
-    """Group the convolutions of one shape, as many at a time as keep the largest intermediate result in the cache."""
+    """Group convolutions of one shape so that the largest intermediate result of each group fits in the cache."""
     alike: dict[tuple, dict[str, Conv]] = defaultdict(dict)
     for name, conv in convs.items():
         alike[Grams(shape_of(conv), strided), conv.weight.dtype, conv.weight.device][name] = conv
@@ -124,9 +124,9 @@ def _by_definition(grams: Grams, *weights: Tensor) -> Tensor:
 
 
 class _GramPenalty(torch.autograd.Function):
-    """Returns the penalties, and for the backward pass their gradients by taps, (K, layers * groups, C, D).
+    """Returns the penalties and, for the backward pass, their gradients by taps, (K, layers * groups, C, D).
 
-    ``gram`` computes the first derivative. If it is differentiated again, the definition computes both.
+    ``gram`` computes the first derivative. If that is differentiated again, the definition computes both.
     """
 
     @staticmethod
@@ -168,7 +168,7 @@ def _laid_out_like(weight: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
-    """(out, in / groups, *kernel) each -> (K, layers * groups, C, D): each group is a convolution of its own."""
+    """Stack weights (out, in / groups, *kernel) to (K, layers * groups, C, D). Each group is a separate convolution."""
     shape = grams.conv
     by_group = (shape.groups, shape.out_channels // shape.groups, shape.in_channels // shape.groups, -1)
     order = (3, 0, 2, 1) if grams.exchanged else (3, 0, 1, 2)
@@ -177,6 +177,6 @@ def _stack_taps(grams: Grams, weights: Sequence[Tensor]) -> Tensor:
 
 
 def _from_taps(grams: Grams, taps: Tensor, weight: Tensor) -> Tensor:
-    """The inverse, for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), laid out like ``weight``."""
+    """Invert ``_stack_taps`` for one layer: (K, groups, C, D) -> (out, in / groups, *kernel), like ``weight``."""
     order = (1, 3, 2, 0) if grams.exchanged else (1, 2, 3, 0)
     return _laid_out_like(weight, taps.permute(order).flatten(0, 1).unflatten(2, grams.conv.kernel))

@@ -1,7 +1,7 @@
-"""A dictionary of tensors as the bytes of a file with a checksum, and back without trusting the bytes.
+"""Conversion of a dictionary of tensors to bytes with a checksum, and back without trusting the bytes.
 
-The file is a zip archive as ``torch.save`` makes it, and torch reads it without this module. Its zip comment has the
-SHA-256 of all bytes before it, which detects damage anywhere.
+The file is a zip archive as ``torch.save`` writes it, and torch can load it without this module. The zip comment
+contains the SHA-256 of all bytes before it, which detects any damage.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ _ITEM_BYTES = {
 
 
 class ArchiveError(Exception):
-    """Bytes that are not an archive, are damaged, or contain more than checkpoints of weights do.
+    """Raised for bytes that are not an archive, are damaged, or contain more than a checkpoint of weights does.
 
-    The message ends a sentence that begins with the name of the file.
+    The message is the end of a sentence that begins with the name of the file.
     """
 
 
 def pack(state: dict[str, Any]) -> bytes:
     """Return ``state`` as bytes with their checksum."""
-    buffer = io.BytesIO()  # torch would hide what the system reports of a full disk, so it never writes to one
+    buffer = io.BytesIO()  # torch would hide the system's error for a full disk, so it never writes to a disk
     torch.save(state, buffer)
     data = buffer.getbuffer()
     comment = _MARK + hashlib.sha256(data).hexdigest().encode()
@@ -41,7 +41,7 @@ def pack(state: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Return the content of ``data`` on the CPU: tensors, numbers, text and containers of them. Executes none of it.
+    """Return the content of ``data`` on the CPU: tensors, numbers, text and containers of them. Nothing is executed.
 
     Raises ``ArchiveError``.
     """
@@ -52,7 +52,7 @@ def unpack(data: bytes) -> Any:
             _check_archive(data)
         else:
             _check_old_format(data)
-        with warnings.catch_warnings(action="ignore"):  # torch warns of unusual pickles before it refuses them
+        with warnings.catch_warnings(action="ignore"):  # torch warns about unusual pickles before it refuses them
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except ArchiveError:
         raise
@@ -62,7 +62,7 @@ def unpack(data: bytes) -> Any:
 
 
 def _check_end(data: bytes) -> None:
-    """Check the records at the end, which say where the directory is.
+    """Check the records at the end of the archive, which contain the position of its directory.
 
     They must account for every byte, so that Python's reader, which checks the archive, and torch's reader use the same
     directory.
@@ -82,18 +82,18 @@ def _check_end(data: bytes) -> None:
 
 
 def _check_sum(data: bytes) -> None:
-    """Compare with the checksum, if there is one."""
+    """Compare ``data`` with its checksum, if it has one."""
     comment = data[-_COMMENT:]
     if not comment.startswith(_MARK):
         return
     digest = hashlib.sha256(memoryview(data)[: -_COMMENT - 2])
-    digest.update(b"\0\0")  # the length of the comment, before there was one
+    digest.update(b"\0\0")  # the length of the comment before the checksum was added
     if digest.hexdigest().encode() != comment[len(_MARK) :]:
         raise ArchiveError("is damaged: its checksum does not match")
 
 
 def _check_archive(data: bytes) -> None:
-    """Check a zip archive, whoever made it, before torch reads it."""
+    """Check a zip archive, which any program may have written, before torch reads it."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
         _check_entries(entries, len(data))
@@ -112,17 +112,17 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
         raise ArchiveError("is refused: it has paths that lead out of it")
     if len(set(names)) < len(names):
         raise ArchiveError("is refused: it has two parts of one name")
-    # torch does not compress, so together the parts of its archives are smaller than the file
+    # torch does not compress, so the sum of the parts of its archives is smaller than the file
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
         raise ArchiveError("is refused: it is packed to more than its size, which weights never are")
 
 
 def check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
-    """Check that the tensor data in an archive has the lengths that its pickle says.
+    """Check that the tensor data in an archive has the lengths that its pickle states.
 
     folder: the archive's folder, with a slash at the end.
-    sizes: bytes of each part of the archive, by name.
+    sizes: the number of bytes of each part of the archive, by name.
 
     Raises ``ArchiveError``.
     """
@@ -134,7 +134,7 @@ def check_storages(pickled: bytes, folder: str, sizes: dict[str, int]) -> None:
 
 
 def _check_old_format(data: bytes) -> None:
-    """Check a file from before torch 1.6: five pickles (format, version, system, content, keys), then bare numbers."""
+    """Check a file from torch before 1.6: five pickles (format, version, system, content, keys), then plain numbers."""
     if data[:1] != b"\x80":
         raise ArchiveError("is not a checkpoint")
     file = io.BytesIO(data)
@@ -153,7 +153,7 @@ def _check_old_format(data: bytes) -> None:
 
 
 class _Inert(dict):
-    """Takes the place of any object that a pickle would make, and does nothing."""
+    """Replaces any object that a pickle would create, and does nothing."""
 
     def __init__(self, *_: object) -> None:
         super().__init__()
@@ -163,14 +163,14 @@ class _Inert(dict):
 
 
 class _Opcodes(dict):
-    """The opcodes that checkpoints of weights use, with the methods that execute them; all others are refused."""
+    """The opcodes of checkpoints of weights, with the methods that execute them. All other opcodes are refused."""
 
     def __missing__(self, code: int) -> None:
         raise ArchiveError(f"is refused: it has more than plain weights (pickle code {code})")
 
 
 def _as_list(make_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Let an opcode put a list where it puts a tuple: no key of a dictionary, which plain weights have as text."""
+    """Make a tuple opcode create a list, which cannot be a key of a dictionary. Keys of plain weights are text."""
 
     def load(unpickler: Any) -> None:
         make_tuple(unpickler)
@@ -200,9 +200,9 @@ _STUBS = {name: type(name.rpartition(".")[2], (_Inert,), {}) for name in _CLASSE
 _EXECUTE = pickle._Unpickler.dispatch
 
 
-# The unpickler in Python, in which every opcode can be replaced. Its memory is bounded by the size of the file
+# This unpickler is written in Python, so every opcode can be replaced. The size of the file bounds its memory
 class _StorageScan(pickle._Unpickler):
-    """Reads a pickle without making any of its objects, and lists the storages that it refers to."""
+    """Reads a pickle without creating any of its objects, and lists the storages that it refers to."""
 
     memo: dict[int, Any]
     dispatch: ClassVar = _Opcodes(

@@ -1,7 +1,7 @@
-"""Checkpoints: what is in one, and how it is written and read safely.
+"""Checkpoints: their content, and how they are written and read safely.
 
 A checkpoint of this project is a dictionary with ``model`` (the bare network's weights) and ``config``
-(its config as YAML); a training run adds what ``--resume`` needs (see ``isonet.training.loop.Run.save``).
+(its config as YAML). A training run adds the entries that ``--resume`` needs (see ``isonet.training.loop.Run.save``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from isonet.errors import CheckpointError
 from isonet.files.archive import ArchiveError, pack, unpack
 from isonet.files.storage import reason, write_file
 
-_WEIGHT_KEYS = ("model", "net", "state_dict")  # ours, the published implementation's, other people's
-_WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before a name
+_WEIGHT_KEYS = ("model", "net", "state_dict")  # of this project, of the published implementation, of others
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
 _SHOWN = 5  # names listed in an error
 
 
@@ -31,8 +31,8 @@ _SHOWN = 5  # names listed in an error
 class Checkpoint:
     """A checkpoint file and the dictionary in it.
 
-    The properties check what they return, because the dictionary comes from a file. Those that the file does not
-    have are None, and what is there in another form raises ``CheckpointError``, which names the file.
+    The properties check the file's entries, because any program may have written it. An optional entry that is missing
+    or malformed is None. Other malformed entries raise an error that names the file.
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
-        """Read a checkpoint file, see ``read_checkpoint``."""
+        """Read a checkpoint file (see ``read_checkpoint``)."""
         return cls(Path(path), read_checkpoint(path))
 
     @cached_property
@@ -49,9 +49,12 @@ class Checkpoint:
         return self.config() if isinstance(self.state.get("config"), str) else None
 
     def config(self, opts: Sequence[Any] = ()) -> CfgNode:
-        """The config of the run that wrote the file with ``KEY VALUE`` pairs merged on top. Raises if it has none."""
+        """Return the config of the run that wrote the file, with ``KEY VALUE`` pairs merged on top.
+
+        Raises ``CheckpointError`` if the file has none.
+        """
         if not isinstance(self.state.get("config"), str):
-            raise CheckpointError(f"{self.path}: carries no config; name the one it was trained with by --cfg")
+            raise CheckpointError(f"{self.path}: the file contains no config; name the training config with --cfg")
         return parse_cfg(self.state["config"], f"{self.path} (its config)", opts)
 
     @property
@@ -83,23 +86,23 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write ``state`` to ``path`` so that at every moment a whole file lies there, the former or the new one.
+    """Write ``state`` to ``path`` atomically: at every moment, ``path`` is a complete file, the former or the new file.
 
-    Raises ``StorageError``, with the former file intact, where it cannot be written.
+    Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
     write_file(path, pack(state))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dictionary in a checkpoint file, on the CPU. Nothing in the file is ever executed.
+    """Return the dictionary in a checkpoint file, on the CPU. Nothing in the file is executed.
 
-    Raises ``CheckpointError`` for a file that is missing, damaged, or holds other objects than tensors,
+    Raises ``CheckpointError`` for a file that is missing, damaged, or contains other objects than tensors,
     numbers, text and containers of them.
     """
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
-            raise CheckpointError(f"{path}: is no file, so no checkpoint")
+            raise CheckpointError(f"{path} is no file, so no checkpoint")
         state = unpack(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
@@ -108,45 +111,44 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except ArchiveError as error:
         raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: holds a {type(state).__name__} where a dictionary of weights is expected")
+        raise CheckpointError(f"{path}: the file holds a {type(state).__name__} instead of a dictionary of weights")
     return state
 
 
 def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
-    """Load a checkpoint file into ``model``, whose device and type stay; returns ``model``.
+    """Load a checkpoint file into ``model``, whose device and type do not change, and return ``model``.
 
-    Takes this project's checkpoints, those of the published implementation (``{"net": ...}``) and a
-    bare state dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names. Raises
-    ``CheckpointError``, with ``model`` unchanged, for a file that is not one of these, belongs to
-    another network, or holds values that are not finite.
+    The file is a checkpoint of this project or of the published implementation (``{"net": ...}``), or a bare state
+    dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names. Raises ``CheckpointError``, with
+    ``model`` unchanged, for any other file, for weights of another network, and for values that are not finite.
     """
     load_state(model, weights_of(read_checkpoint(path), path), path)
     return model
 
 
 def weights_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """The weights inside a checkpoint, under the names of the bare network."""
+    """Return the weights in a checkpoint, under the names of the bare network."""
     inner: Any = next((state[key] for key in _WEIGHT_KEYS if isinstance(state.get(key), dict)), state)
     named = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
     if not inner or len(named) < len(inner):
         keys = _first([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
-        raise CheckpointError(f"{path}: holds no state dictionary (found {keys})")
+        raise CheckpointError(f"{path}: the file contains no state dictionary (found {keys})")
     weights = {_bare_name(name): value for name, value in named.items()}
     if len(weights) < len(named):
         twice = [name for name in named if name not in weights]
-        raise CheckpointError(f"{path}: holds some weights twice, with a wrapper's name and without ({_first(twice)})")
+        raise CheckpointError(f"{path}: some weights occur twice, with and without a wrapper's name ({_first(twice)})")
     return weights
 
 
 def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Copy ``weights`` into ``model``, all or nothing; ``path`` is for the message."""
+    """Copy ``weights`` into ``model``, all of them or, if they do not fit, none. path: the file that messages name."""
     model.load_state_dict(fitted(model, weights, path))
 
 
 def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """``weights`` in the types of ``model``, which they fit: loading them cannot fail.
+    """Return ``weights`` in the types of ``model``. Loading the result cannot fail.
 
-    Raises ``CheckpointError`` for those of another network and for values that are not finite.
+    Raises ``CheckpointError`` for weights of another network and for values that are not finite.
     """
     own = model.state_dict()
     problems = {
@@ -160,21 +162,21 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{path}: belongs to another network than the config describes ({found})")
+        raise CheckpointError(f"{path}: the file belongs to another network than the config describes ({found})")
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: holds infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
+            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
             "it was saved after training had diverged; use an earlier one"
         )
     return converted
 
 
 def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> Tensor:
-    """A plain tensor of ``dtype``; from one of the same kind of number only."""
+    """Return ``value`` as a plain tensor of ``dtype``, which must be the same kind of number."""
     plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided and value.device.type == "cpu"
     if not plain or value.is_quantized or value.is_complex() or value.is_floating_point() != dtype.is_floating_point:
-        raise CheckpointError(f"{path}: holds {name} as {value.dtype}, which cannot be a weight of type {dtype}")
+        raise CheckpointError(f"{path}: {name} of type {value.dtype} cannot be a weight of type {dtype}")
     return value.detach().to(dtype)
 
 

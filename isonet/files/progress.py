@@ -1,4 +1,4 @@
-"""How far a run has come: what its checkpoints hold beside weights and optimizer, checked when it is read."""
+"""The progress of a run: the entries of its checkpoints beside weights and optimizer, checked when they are read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 @dataclass
 class Part:
-    """The beginning of an epoch that was interrupted.
+    """The steps already done in an interrupted epoch.
 
-    taken: images of its order that its steps have taken, on all ranks. sums: what ``EpochSums`` has added up.
+    taken: the number of images in these steps, on all ranks. sums: the sums of ``EpochSums`` over these steps.
     """
 
     taken: int
@@ -20,9 +20,11 @@ class Part:
 
 @dataclass
 class Progress:
-    """epoch: finished epochs. history, timing: a row of metrics, and of seconds, for each of them.
+    """The progress of a run.
 
-    best_top1: percent, in epoch best_epoch. part: the beginning of the epoch after those, if it was interrupted.
+    epoch: the number of finished epochs. history, timing: a row of metrics, and of times in seconds, for each of them.
+    best_top1: the highest top-1 accuracy, in percent, which is that of epoch best_epoch. part: the steps already done
+    in the next epoch, or None.
     """
 
     epoch: int = 0
@@ -37,7 +39,7 @@ class Progress:
         return f"epoch {self.epoch + 1}, step {steps}" if steps else f"epoch {self.epoch}"
 
     def record(self, row: dict[str, float], timing: dict[str, float]) -> bool:
-        """Add the rows of a finished epoch; returns whether it is the best so far."""
+        """Add the rows of a finished epoch, and return whether it is the best so far."""
         self.epoch, self.part = int(row["epoch"]), None
         self.history.append(row)
         self.timing.append(timing)
@@ -47,14 +49,14 @@ class Progress:
         return improved
 
     def as_dict(self) -> dict[str, Any]:
-        """The entries of a checkpoint."""
+        """Return the entries of a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, state: dict[str, Any], num_images: int) -> Progress:
-        """Read the entries of a checkpoint. Raises ``ValueError`` and the like for what is no such number.
+        """Read the entries of a checkpoint. Raises ``ValueError`` or a similar error for an invalid entry.
 
-        num_images: of the training set, of which a part of an epoch cannot have taken more.
+        num_images: the number of training images, the upper limit of ``Part.taken``.
         """
         return cls(
             epoch=count(state["epoch"]),
@@ -67,16 +69,16 @@ class Progress:
 
 
 def count(value: Any) -> int:
-    """``value`` if it is a number of epochs, steps or images; else raises ``ValueError``."""
+    """Return ``value`` if it is a number of epochs, steps or images. Raises ``ValueError`` otherwise."""
     if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError("where it must hold a number of epochs, steps or images, it holds something else")
+        raise ValueError("an entry that must be a number of epochs, steps or images is something else")
     return value
 
 
 def finite(value: Any) -> float:
-    """``value`` if it is a finite number; else raises ``ValueError``."""
+    """Return ``value`` if it is a finite number. Raises ``ValueError`` otherwise."""
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError("where it must hold a finite number, it holds something else")
+        raise ValueError("an entry that must be a finite number is something else")
     return value
 
 

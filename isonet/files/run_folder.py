@@ -1,4 +1,4 @@
-"""Where a run lies: one folder ``OUTPUT_DIR/DATASET.NAME/<output>/`` with fixed names inside. Needs no torch."""
+"""The folder of a run, ``OUTPUT_DIR/DATASET.NAME/<output>/``, and its files. This module does not import torch."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from isonet.errors import CheckpointError, ConfigError
 from isonet.files.storage import link_file, write_file
 
 LATEST = ""  # the value of --resume without a checkpoint
-AUTO = "auto"  # of --resume: resume this run if it has saved anything, else start it
+AUTO = "auto"  # the value of --resume that resumes this run if it has saved anything, or else starts it
 
 _NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
 
@@ -20,41 +20,41 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.latest = path / "latest.pt"  # the newest checkpoint: another name of the last of ``numbered``
+        self.latest = path / "latest.pt"  # the newest checkpoint: another name of the last file of ``numbered``
         self.best = path / "best.pt"  # the checkpoint of the epoch with the highest validation top-1
-        self.config = path / "config.yaml"  # every key
+        self.config = path / "config.yaml"  # the value of every key
         self.log = path / "log.txt"
-        self.metrics = path / "metrics.jsonl"  # a line per epoch: equal whenever the run is repeated
-        self.timing = path / "timing.jsonl"  # a line per epoch: how long it took
-        self.versions = path / "versions.json"  # of what the run used
+        self.metrics = path / "metrics.jsonl"  # one line per epoch; a repeated run writes equal lines
+        self.timing = path / "timing.jsonl"  # one line per epoch with its times
+        self.versions = path / "versions.json"  # the versions of the software and hardware that the run used
         self.profile = path / "profile.txt"  # the costliest operators of some steps, with RUNTIME.PROFILE
         self.skipped = path / "skipped.txt"  # images that could not be read, with DATASET.ON_ERROR skip
         self.curves = path / "curves.png"  # the metrics against the epochs, if matplotlib is installed
 
     def events(self) -> list[Path]:
-        """Files for TensorBoard, if RUNTIME.TENSORBOARD asks for them."""
+        """Return the files for TensorBoard, which a run with RUNTIME.TENSORBOARD writes."""
         return list(self.path.glob("events.out.tfevents.*"))
 
     def numbered(self) -> list[Path]:
-        """The checkpoints ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4), in order."""
+        """Return ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4) and so on, in order."""
         matches = {file: _NUMBERED.fullmatch(file.name) for file in self.path.glob("epoch*.pt")}
-        # No step: after all of the epoch
+        # A name without a step: after the whole epoch
         positions = {file: (int(match[1]), float(match[2] or "inf")) for file, match in matches.items() if match}
         return sorted(positions, key=lambda file: positions[file])
 
     def resumable(self) -> list[Path]:
-        """The checkpoints to resume from, the newest first; ``latest`` replaces its other name if it has one."""
+        """Return the checkpoints to resume from, newest first. ``latest`` replaces its other name if it has one."""
         newest_first = self.numbered()[::-1]
         if not self.latest.is_file():
             return newest_first
         if newest_first and self.latest.samefile(newest_first[0]):
             return [self.latest, *newest_first[1:]]
-        return [*newest_first, self.latest]  # a kill came before it was renewed, or the folder is a copy
+        return [*newest_first, self.latest]  # a kill prevented its update, or the folder is a copy
 
     def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
-        """Save a checkpoint of ``epoch`` after ``step`` (0: after all of it) as the latest; keep the last ``keep``.
+        """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch) as the latest, and keep the last ``keep``.
 
-        best: make ``best`` another name of it, too. ``latest`` and ``best`` are whole at every moment. Raises
+        best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. Raises
         ``StorageError``, with both intact, if nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
@@ -66,7 +66,7 @@ class RunFolder:
             old.unlink(missing_ok=True)
 
     def set_aside(self, damaged: Path) -> None:
-        """Rename a damaged checkpoint, so that it is no longer one to resume from."""
+        """Rename a damaged checkpoint so that no run resumes from it."""
         damaged.replace(damaged.with_name(damaged.name + ".damaged"))
 
     def set_log_aside(self) -> None:
@@ -88,7 +88,7 @@ class RunFolder:
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
-    """The folder of the run ``output`` of this config, whether it exists or not."""
+    """Return the folder of the run ``output`` of this config, whether it exists or not."""
     one_name = output not in ("", ".", "..") and not set(output) & {"/", "\\"} and output.isprintable()
     if not one_name or len(output.encode()) > 255:  # bytes: the limit of Linux's file systems
         raise ConfigError(f"--output names one folder below OUTPUT_DIR/DATASET.NAME, got {output!r:.100}")
@@ -96,11 +96,11 @@ def run_folder(cfg: CfgNode, output: str) -> RunFolder:
 
 
 def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool) -> list[Path]:
-    """The checkpoints that ``--resume`` means, the newest first; none if the run starts afresh.
+    """Return the checkpoints that ``--resume`` names, newest first, or none for a new run.
 
-    resume: a checkpoint or a run folder, "" for the folder's own latest, "auto" for that if there is one, None for a
-    start. Raises ``CheckpointError`` if there is nothing to resume, and for a run in ``folder`` that neither ``resume``
-    nor ``overwrite`` allows to touch.
+    resume: a checkpoint or a run folder; "" for the latest checkpoint in ``folder``; "auto" for the same if there is
+    one; None for a new run. Raises ``CheckpointError`` if there is nothing to resume, or if ``folder`` has a run that
+    neither ``resume`` nor ``overwrite`` permits to change.
     """
     if resume is not None and overwrite:
         raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
@@ -114,8 +114,8 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
         return []
     if resume in (LATEST, AUTO):
         if not own and resume == LATEST:
-            how = "start afresh with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
-            raise CheckpointError(f"{folder.path}: holds no checkpoint to resume yet; {how}")
+            how = "start over with --overwrite" if folder.holds_a_run() else "leave --resume out to start the run"
+            raise CheckpointError(f"{folder.path} has no checkpoint to resume from; {how}")
         return own
     named = Path(resume)
     candidates = [named] if os.path.isfile(named) else RunFolder(named).resumable() if os.path.isdir(named) else []
@@ -123,14 +123,14 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
         raise CheckpointError(f"--resume {resume:.200}: no such checkpoint, and no run folder with one")
     if folder.holds_a_run() and not (own and own[0].samefile(candidates[0])):
         raise CheckpointError(
-            f"{folder.path} holds a run already, and {candidates[0]} is not its latest checkpoint: choose another "
-            "--output to resume that into, or continue this run with --resume alone"
+            f"{folder.path} already holds a run, and {candidates[0]} is not its latest checkpoint: choose another "
+            "--output to resume that checkpoint, or continue this run with --resume alone"
         )
     return candidates
 
 
 def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
-    """The file that ``--ckpt`` names: a checkpoint, the best one of a run folder, or that of a run of ``cfg``."""
+    """Return the file that ``--ckpt`` names: a checkpoint, or the best of a run folder or of a run of ``cfg``."""
     path = Path(ckpt)
     folders = [RunFolder(path)]
     if path.name == ckpt and cfg is not None:
@@ -139,7 +139,7 @@ def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
         if os.path.isfile(file):  # unlike Path.is_file, False for a name that is too long
             return file
     places = " nor at ".join(str(folder.path) for folder in folders)
-    hint = "" if cfg is not None else "; the name of a run takes --cfg as well"
+    hint = "" if cfg is not None else "; the name of a run also needs --cfg"
     raise CheckpointError(
-        f"no checkpoint {ckpt}: neither a file nor a folder that holds best.pt or latest.pt is at {places}{hint}"
+        f"no checkpoint {ckpt}: neither a file nor a folder with best.pt or latest.pt is at {places}{hint}"
     )

@@ -1,4 +1,4 @@
-"""Files that are whole at every moment, and a folder that one process writes at a time. Needs no torch."""
+"""Atomic writes, and a lock so that one process at a time writes to a folder. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ log = logging.getLogger("isonet")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
-    """Write ``content`` to ``path``, where a whole file lies at every moment: the former one or the new one.
+    """Write ``content`` to ``path`` atomically: ``path`` is always a complete file, the former or the new file.
 
-    It is written beside ``path``, forced to disk and renamed, so that neither a kill nor a power cut leaves a part.
-    Raises ``StorageError``, with the former file intact, if it cannot be written.
+    The content is written to a temporary file beside ``path``, synced to disk and renamed, so a kill or power failure
+    never leaves an incomplete file. Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -42,7 +42,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line to a text file. A kill may truncate the last line; readers must tolerate that."""
+    """Append a line to a text file. A kill may truncate the last line, which readers must tolerate."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -51,7 +51,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def link_file(path: Path, name: Path) -> None:
-    """Make ``name`` another name of the file at ``path``, in one step; a copy if the file system has no links."""
+    """Make ``name`` another name of the file at ``path``, atomically, or a copy if the file system has no links."""
     temporary = name.parent / f".{name.name}.link.tmp"
     try:
         temporary.unlink(missing_ok=True)
@@ -69,13 +69,13 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def reason(error: OSError) -> str:
-    """The system's reason, such as "No space left on device", and the remedy."""
+    """Return the system's reason, such as "No space left on device", and a remedy."""
     remedy = {errno.ENOSPC: ": make room", errno.EDQUOT: ": make room", errno.ENOENT: ": its folder is gone"}
     return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
 
 
 def _sync_folder(folder: Path) -> None:
-    """Force a rename to disk."""
+    """Sync a rename to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems do not support it
@@ -85,10 +85,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 class FolderLock:
-    """Keeps other processes out of ``folder`` while the ``with`` block runs, by filelock on the file ``lock``.
+    """Locks ``folder`` against other processes while the ``with`` block runs, with filelock on the file ``lock``.
 
-    The operating system releases the lock when the process ends, however it ends. ``lock.txt`` beside it names the
-    holder. On a folder that does not exist the ``with`` block holds nothing until ``acquire``.
+    The operating system releases the lock when the process ends, even after a kill. ``lock.txt`` beside it names the
+    holder. If the folder does not exist, the ``with`` block has no lock until ``acquire`` is called.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -102,12 +102,12 @@ class FolderLock:
         return self
 
     def acquire(self) -> bool:
-        """Take the lock; returns whether this object did not hold it before.
+        """Acquire the lock, and return whether this object did not have it before.
 
         Raises ``CheckpointError``, which names host and process, if another process holds it, and ``StorageError`` if
         the folder cannot be written.
         """
-        from filelock import FileLock, Timeout  # here: a mistake in the command is reported before anything is locked
+        from filelock import FileLock, Timeout  # not at the top: a command with a mistake locks nothing
 
         if self._lock:
             return False
@@ -142,7 +142,7 @@ class FolderLock:
             self._lock = None
 
     def _read_holder(self) -> str:
-        """Process, host and time of the holder; "" if they are not known."""
+        """Return the process, the host and the start time of the holder, or "" if they are not known."""
         try:
             return self.holder.read_text(encoding="utf-8")
         except (OSError, ValueError):

@@ -1,6 +1,6 @@
 """The authors' checkpoints (``isonet.published``), downloaded once into torch's hub cache.
 
-A file gets its name there only when it is complete and has the network's weights.
+A file receives its name in the cache only when it is complete and has the network's weights.
 """
 
 import logging
@@ -27,19 +27,19 @@ log = logging.getLogger("isonet")
 URL_VARIABLE = "ISONET_ZOO_URL"  # environment variable: what precedes a file's id in the URL of a mirror
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id="
 
-_RETRIES = 3  # with growing pauses of some seconds in all
-_STALLED_SECONDS = 30.0  # without a byte, after which the connection counts as lost
+_RETRIES = 3  # with growing pauses, some seconds in total
+_STALLED_SECONDS = 30.0  # the time without data after which the connection counts as lost
 
 
 def zoo_file(entry: PublishedNetwork) -> Path:
-    """Return the path of its checkpoint in torch's hub cache, whether or not it is there yet."""
+    """Return the path of the checkpoint of ``entry`` in torch's hub cache, whether it exists or not."""
     return Path(torch.hub.get_dir()) / "checkpoints" / f"isonet-{entry.name}.pt"
 
 
 def open_checkpoint(cfg: CfgNode | None, ckpt: str) -> Checkpoint:
-    """Read the checkpoint that ``--ckpt`` names: one of the zoo, or what ``find_checkpoint`` takes.
+    """Read the checkpoint that ``--ckpt`` names, in the zoo or as in ``find_checkpoint``.
 
-    A checkpoint of the zoo carries its config, as this project's own do.
+    A checkpoint of the zoo contains its config, like the checkpoints of this project.
     """
     if not ckpt.startswith(PREFIX):
         return Checkpoint.read(find_checkpoint(cfg, ckpt))
@@ -50,13 +50,13 @@ def open_checkpoint(cfg: CfgNode | None, ckpt: str) -> Checkpoint:
 
 
 def zoo_weights(entry: PublishedNetwork, retries: int = _RETRIES) -> dict[str, Tensor]:
-    """Return the weights of ``entry``, on the CPU in float32; download its file if it is not in the cache yet.
+    """Return the weights of ``entry``, on the CPU in float32. Download its file if it is not in the cache.
 
-    If several processes ask at once, one downloads and the others wait.
+    If several processes call this simultaneously, one downloads and the others wait.
 
-    retries: how often to reconnect, and resume the download, after the connection is lost.
+    retries: the number of attempts to reconnect and resume the download after the connection is lost.
 
-    Raises ``UserError`` if the file cannot be fetched, or does not have the weights of this network.
+    Raises ``UserError`` if the file cannot be downloaded, or does not have the weights of this network.
     """
     path = zoo_file(entry)
     if not path.is_file():
@@ -80,7 +80,7 @@ def _checked(entry: PublishedNetwork, path: Path) -> dict[str, Tensor]:
 
 
 def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
-    """Fetch the file of ``entry``, check it, and only then give it its name."""
+    """Download the file of ``entry``, check it, and then give it its name."""
     url = os.environ.get(URL_VARIABLE, GOOGLE_DRIVE) + entry.file_id
     by_hand = f"fetch {url} in a browser and save it as {path}"
     try:
@@ -91,7 +91,7 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
         ) from None
     log.info("fetching %s: %s", path, url)
     prefix, suffix = f".{path.name}.", ".part"
-    for left in path.parent.glob(f"{prefix}*{suffix}"):  # by a process that was killed
+    for left in path.parent.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(suffix, prefix, path.parent) as folder:
         unchecked, quiet = Path(folder) / path.name, not sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Builds the network of a config, with its initial weights."""
+"""The network of a config, with its initial weights."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from isonet.models.layers import LayerFactory
 
 Initialiser = Callable[[nn.Module], nn.Module]
 
-# The residual branch, and a stage's width over the width of its 3x3 convolutions
+# The residual branch, and the ratio of a stage's width to the width of its 3x3 convolutions
 TRANSFORMS: dict[str, tuple[Transform, int]] = {
     "basic_transform": (BasicTransform, 1),
     "bottleneck_transform": (BottleneckTransform, 4),
@@ -35,7 +35,7 @@ def build_model(cfg: CfgNode) -> ISONet:
 
 
 def assemble(cfg: CfgNode) -> ISONet:
-    """Return the network of ``cfg`` before its initialisation, for counting it. Raises as ``build_model`` does."""
+    """Return the network of ``cfg`` before its initialisation, for counting. Raises as ``build_model`` does."""
     ison = cfg.ISON
     layers = LayerFactory(
         batch_norm=ison.HAS_BN,
@@ -57,16 +57,16 @@ def architecture(depth: int, transform: str, imagenet: bool) -> Architecture:
 
 
 def init_network_(model: nn.Module, init_convs_: Initialiser = delta_init_) -> None:
-    """Initialise ``model``, its convolutions by ``init_convs_``, a function of ``isonet.init``.
+    """Initialise ``model``. init_convs_: the function of ``isonet.init`` that initialises its convolutions.
 
-    As published, everything else keeps torch's own default: the linear layer's weight and bias, and the 7x7 stem unless
-    ``init_convs_`` is ``normal_init_``. So the seed at construction determines every weight.
+    As published, everything else keeps torch's default: the linear layer's weight and bias, and the 7x7 stem unless
+    ``init_convs_`` is ``normal_init_``. The seed at construction therefore determines every weight.
     """
     init_convs_(model)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
-        if isinstance(module, ResBlock) and module.has_shortcut:  # with batch norm, too, it starts as its shortcut
+        if isinstance(module, ResBlock) and module.has_shortcut:  # even with batch norm, it starts as its shortcut
             norms = [layer for layer in module.f.children() if isinstance(layer, nn.BatchNorm2d)]
             for last in norms[-1:]:
                 nn.init.zeros_(last.weight)

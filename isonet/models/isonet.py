@@ -1,4 +1,4 @@
-"""The network: a stem, stages of residual blocks, and a linear head. A block is a branch ``f`` and maybe a shortcut."""
+"""The network: a stem, stages of residual blocks, a linear head. A block has a branch ``f`` and perhaps a shortcut."""
 
 import math
 from collections import OrderedDict
@@ -86,7 +86,7 @@ Transform = type[BasicTransform] | type[BottleneckTransform]
 class ResBlock(nn.Module):
     """``relu(f(x))``, or with shortcuts ``relu(x + f(x))``: (N, w_in, H, W) -> (N, w_out, H / stride, W / stride).
 
-    Where the shape changes, the shortcut is a 1x1 convolution.
+    If the shape changes, the shortcut is a 1x1 convolution.
     """
 
     def __init__(self, w_in: int, w_out: int, stride: int, transform: Transform, layers: LayerFactory) -> None:
@@ -109,7 +109,7 @@ class ResBlock(nn.Module):
 def make_stage(
     w_in: int, w_out: int, depth: int, stride: int, transform: Transform, layers: LayerFactory
 ) -> nn.Sequential:
-    """Return blocks ``b1`` to ``b<depth>``; the first one has the stride and changes the width."""
+    """Return blocks ``b1`` to ``b<depth>``. The first block has the stride and changes the width."""
     first = ResBlock(w_in, w_out, stride, transform, layers)
     rest = [ResBlock(w_out, w_out, 1, transform, layers) for _ in range(depth - 1)]
     return nn.Sequential(OrderedDict((f"b{i}", block) for i, block in enumerate([first, *rest], start=1)))
@@ -117,7 +117,7 @@ def make_stage(
 
 @dataclass(frozen=True)
 class Architecture:
-    """The shape of a network: the residual branch of its blocks, and for each stage the blocks and output channels."""
+    """The shape of a network: its residual branch, and the number of blocks and of output channels of each stage."""
 
     transform: Transform
     depths: Sequence[int]
@@ -127,14 +127,14 @@ class Architecture:
 
 
 class ISONet(nn.Module):
-    """An isometric network, or with batch norm and ReLU its plain ResNet: (N, 3, H, W) -> (N, num_classes).
+    """An isometric network or, with batch norm and ReLU, a plain ResNet: (N, 3, H, W) -> (N, num_classes).
 
-    Stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ...; each stage but the first halves the feature map
-    in its first block.
+    The stages are ``s1``, ``s2``, ... and their blocks ``b1``, ``b2``, ... The first block of every stage except ``s1``
+    halves the feature map.
 
-    recompute: activation checkpointing (Chen et al. 2016) in training. Of n blocks about sqrt(n) outputs are kept for
-    the backward pass, which recomputes the rest. Values and gradients are equal to the bit, unless there is batch norm,
-    which would count each batch twice.
+    recompute: whether to use activation checkpointing (Chen et al. 2016) in training. About sqrt(n) outputs of n blocks
+    are kept for the backward pass, which recomputes the rest. Values and gradients are bit-identical, except with batch
+    norm, which would count each batch twice.
     """
 
     def __init__(

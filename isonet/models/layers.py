@@ -1,4 +1,4 @@
-"""The layers of isometric networks: SReLU, the multiplier of residual branches, and the factory that chooses."""
+"""The layers of isometric networks: SReLU, the multiplier of residual branches, and the factory of all layers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,22 +14,22 @@ class SReLU(nn.Module):
 
         y = max(x, b),      dy/dx = [x > b],      dy/db = [x <= b]
 
-    Where x equals b, the gradient goes to the shift and not to the input. Such ties are common after the delta
-    initialisation, and a gradient shared between the two, as ``torch.maximum`` has it, would train another network.
-    The shift starts at -1, so that a normalised signal passes almost unchanged.
+    If x equals b, the gradient belongs to the shift and not to the input. Such ties are common after the delta
+    initialisation. ``torch.maximum`` divides the gradient between the two, and so would train another network. The
+    shift starts at -1, so that a normalised signal passes almost unchanged.
 
-    Takes and returns a tensor of any rank with ``channels`` entries along ``dim``: (N, C, H, W), (N, C), (N, C, L), and
-    with ``dim=-1`` also (N, L, C). A tensor of rank 3 is read as (N, C, L); ``dim=-3`` takes both (N, C, H, W) and an
-    image without a batch, (C, H, W).
+    Input and output have any rank and ``channels`` entries along ``dim``: (N, C, H, W), (N, C), (N, C, L), and with
+    ``dim=-1`` also (N, L, C). A tensor of rank 3 is interpreted as (N, C, L); ``dim=-3`` accepts both (N, C, H, W) and
+    an image without a batch dimension, (C, H, W).
 
-    inplace: overwrite the input, as ``nn.ReLU(inplace=True)`` does. The values are the same and a training step needs
-    less memory, but hooks on the module before it see the overwritten tensor, and full backward hooks and vectorised
-    backward passes (``is_grads_batched``) raise an error.
+    inplace: whether to overwrite the input, as ``nn.ReLU(inplace=True)`` does. The values are the same and a training
+    step needs less memory, but hooks on the preceding module see the overwritten tensor, and full backward hooks and
+    vectorised backward passes (``is_grads_batched``) raise an error.
 
     Raises ``ValueError`` for an input with another number of channels.
     """
 
-    dim = 1  # of modules that were pickled before they had this attribute
+    dim = 1  # for modules that were pickled before this attribute existed
 
     def __init__(self, channels: int, shift: float = -1.0, inplace: bool = False, dim: int = 1) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ def _srelu(x: Tensor, shift: Tensor, dim: int, inplace: bool) -> Tensor:
     shift = _along(x, shift, dim)
     trains = torch.is_grad_enabled()
     if transforms_active() or (trains and torch.compiler.is_exporting()):
-        # Plain operators with the same gradient. The result is in the shift's type, which sums the shift's gradient
+        # Plain operators with the same gradient. ``where`` works in the shift's type, to sum the shift's gradient in it
         return torch.where((x > shift.to(x.dtype)) | x.isnan(), x, shift).to(x.dtype)
     inplace = inplace and not torch.compiler.is_compiling()  # the compiler plans its own memory
     if trains:
@@ -57,7 +57,7 @@ def _srelu(x: Tensor, shift: Tensor, dim: int, inplace: bool) -> Tensor:
 
 
 class _SReLU(torch.autograd.Function):
-    """``max(x, shift)`` in one pass. It saves its output, which the next layer saves anyway, so it needs no memory.
+    """``max(x, shift)`` in one pass. It saves its output, which the next layer saves, too: it needs no extra memory.
 
     The shift broadcasts against x: it has the rank of x, and at most one axis that is longer than 1.
     """
@@ -146,7 +146,7 @@ def _scaled(x: Tensor, scale: Tensor) -> Tensor:
 
 
 class _Scaled(torch.autograd.Function):
-    """``x * scale`` in the type of x. The gradient of the scalar, which has another type, is summed in the scalar's."""
+    """Computes ``x * scale`` in the type of x, and the gradient of the scalar, a sum, in the type of the scalar."""
 
     @staticmethod
     def forward(x: Tensor, scale: Tensor) -> Tensor:
@@ -162,8 +162,8 @@ class _Scaled(torch.autograd.Function):
         return grad * scale, (grad * x).sum(dtype=scale.dtype)
 
 
-# torch.fx records each as one call. What they do depends on the type of the input and on whether gradients are enabled,
-# which a symbolic trace does not know
+# torch.fx records each of these functions as one call. Their result depends on the type of the input and on whether
+# gradients are enabled, which a symbolic trace does not know
 torch.fx.wrap("_srelu")
 torch.fx.wrap("_scaled")
 
@@ -175,7 +175,7 @@ def shift_names(module: nn.Module) -> set[str]:
 
 
 def work_in_place_(module: nn.Module) -> nn.Module:
-    """Make all activations of one of this project's networks work in place, where nothing else reads their inputs."""
+    """Make all activations of one of this project's networks work in place. Nothing else uses their inputs."""
     for layer in module.modules():
         if isinstance(layer, SReLU | nn.ReLU):
             layer.inplace = True
@@ -184,12 +184,12 @@ def work_in_place_(module: nn.Module) -> nn.Module:
 
 @dataclass(frozen=True)
 class LayerFactory:
-    """Makes the layers of one network.
+    """Creates the layers of one network.
 
-    batch_norm: normalise after every convolution.
-    srelu: use SReLU rather than ReLU.
-    shortcuts: blocks add their input.
-    multiplier: the initial scalar on each residual branch, or None for no scalar.
+    batch_norm: whether batch norm follows every convolution.
+    srelu: whether activations are SReLU rather than ReLU.
+    shortcuts: whether blocks add their input to their output.
+    multiplier: the initial value of the scalar on each residual branch, or None for no scalar.
     """
 
     batch_norm: bool = False

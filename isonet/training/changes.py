@@ -1,4 +1,4 @@
-"""What a resumed run keeps of the interrupted one, what it may change, and what makes it another run."""
+"""The settings that a resumed run keeps, the settings that it may change, and a list of all other changes."""
 
 import logging
 from collections.abc import Iterator
@@ -15,27 +15,27 @@ log = logging.getLogger("isonet")
 
 
 def may_differ(cfg: CfgNode) -> set[str]:
-    """Keys that a resumed run may change: those of ``MAY_DIFFER``, but for what the schedule depends on."""
+    """Return the keys that a resumed run may change: ``MAY_DIFFER`` without keys that the schedule depends on."""
     ends_at_zero = {"SOLVER.MAX_EPOCHS"} if cfg.SOLVER.SCHEDULE != "steps" else set()
     unused = {"DATASET.SHUFFLE_BUFFER"} if cfg.RUNTIME.INPUT != "shards" else set()
     return (set(MAY_DIFFER) | unused) - ends_at_zero
 
 
 def resumed_cfg(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:
-    """``cfg`` for resuming ``checkpoint`` on ``num_gpus`` GPUs: with its global batch and its SOLVER.DROP_LAST."""
+    """Return ``cfg`` for resuming ``checkpoint`` on ``num_gpus`` GPUs with its global batch and SOLVER.DROP_LAST."""
     then = checkpoint.cfg
     if then and set(then.MODEL.FREEZE) != set(cfg.MODEL.FREEZE):  # the optimizer has no momentum for other parts
         raise ConfigError(
-            f"{checkpoint.path}: was trained with MODEL.FREEZE {then.MODEL.FREEZE}, and cannot be resumed with "
+            f"{checkpoint.path} was trained with MODEL.FREEZE {then.MODEL.FREEZE}, and cannot be resumed with "
             f"{cfg.MODEL.FREEZE}: start another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"
         )
     return _with_drop_last(checkpoint, _with_global_batch(checkpoint, cfg, num_gpus))
 
 
 def _with_global_batch(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:
-    """SOLVER.ACCUMULATE makes up for fewer or more GPUs, unless the user has changed it.
+    """Adapt SOLVER.ACCUMULATE to fewer or more GPUs, unless the user has changed it.
 
-    The checkpoint's config has the value that the run used, and its entry "accumulate" the one that the user asked for.
+    The checkpoint's config has the value that the run used, and its entry "accumulate" has the value that the user set.
     """
     then, gpus_then = checkpoint.cfg, checkpoint.num_gpus
     if then is None or gpus_then is None:
@@ -53,7 +53,7 @@ def _with_global_batch(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> C
 
 
 def _with_drop_last(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
-    """The key decides which steps an epoch has, so a run keeps the value that it began with.
+    """Keep the SOLVER.DROP_LAST that the run began with, since it decides which steps an epoch has.
 
     A checkpoint without a config, or whose config lacks the key, is older than the key.
     """
@@ -77,15 +77,15 @@ def _with_solver_key(cfg: CfgNode, key: str, value: Any) -> CfgNode:
 
 
 def changes(checkpoint: Checkpoint, cfg: CfgNode, num_images: int, num_gpus: int) -> Iterator[str]:
-    """What makes the resumed run another one than ``checkpoint``'s, as ``KEY old -> new``.
+    """Yield what differs between the resumed run and the run of ``checkpoint``, as ``KEY old -> new``.
 
-    num_images: of the training set.
+    num_images: the number of training images.
     """
     if then := checkpoint.cfg:
         before, now = flat(then), flat(cfg)
         ignored = may_differ(cfg)
         if checkpoint.num_gpus is not None:
-            ignored.add("SOLVER.ACCUMULATE")  # with the number of GPUs it makes the global batch, which is compared
+            ignored.add("SOLVER.ACCUMULATE")  # a factor of the global batch, which is compared
             yield from _other_batch(then, checkpoint.num_gpus, cfg, num_gpus)
         yield from (f"{k} {before[k]} -> {now[k]}" for k in now if k not in ignored and before[k] != now[k])
     images_then = checkpoint.state.get("num_images")
@@ -94,7 +94,7 @@ def changes(checkpoint: Checkpoint, cfg: CfgNode, num_images: int, num_gpus: int
 
 
 def _other_batch(then: CfgNode, gpus_then: int, cfg: CfgNode, num_gpus: int) -> Iterator[str]:
-    """The global batch if it differs, what it consists of, and what that does to the rate."""
+    """Yield the change of the global batch, if any, with its factors and the change of the rate."""
     images = global_batch(then, gpus_then), global_batch(cfg, num_gpus)
     if images[0] == images[1]:
         return

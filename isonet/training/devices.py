@@ -1,4 +1,4 @@
-"""Which devices a run uses, and how a network is spread over them."""
+"""The devices of a run, and the placement of a network on them."""
 
 import importlib.util
 import logging
@@ -22,10 +22,10 @@ log = logging.getLogger("isonet")
 
 
 def pick_devices(gpus: str | None) -> list[torch.device]:
-    """The devices that ``--gpus`` names, such as ``"0,1"``; None: every visible GPU, or the CPU if there is none.
+    """Return the devices that ``--gpus`` names, such as ``"0,1"``, or for None every visible GPU, or else the CPU.
 
-    Ids count the GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible. On a machine without a GPU, ids give the CPU and a
-    warning. Raises ``DeviceError`` for an id that does not exist.
+    An id is an index among the GPUs that ``CUDA_VISIBLE_DEVICES`` makes visible. On a machine without a GPU, ids select
+    the CPU, with a warning. Raises ``DeviceError`` for an id that does not exist.
     """
     visible = torch.cuda.device_count()
     ids = list(range(visible)) if gpus is None else parse_gpu_ids(gpus)
@@ -38,7 +38,7 @@ def pick_devices(gpus: str | None) -> list[torch.device]:
     if missing := [i for i in ids if i >= visible]:
         raise DeviceError(
             f"--gpus {gpus}: no GPU {missing[0]}; visible are {', '.join(map(str, range(visible)))}"
-            " (CUDA_VISIBLE_DEVICES counts)"
+            " (see CUDA_VISIBLE_DEVICES)"
         )
     return [torch.device("cuda", i) for i in ids]
 
@@ -50,13 +50,13 @@ def place(
     compiled: bool = False,
     replayed: bool = True,
 ) -> nn.Module:
-    """Move ``model`` to the first device; returns it, or a wrapper that compiles it or spreads batches over devices.
+    """Move ``model`` to the first device, and return it or a wrapper that compiles it or spreads batches over devices.
 
-    From here on the activations of an ``ISONet`` overwrite their inputs, which saves memory.
-    channels_last: keep 4-d weights in NHWC order.
-    compiled: run it through ``torch.compile`` as one graph, compiled at the first batch of each shape. replayed: as a
-    CUDA graph if it is on a GPU. Raises ``DeviceError`` for several GPUs in one process, and without the compiler it
-    needs.
+    From then on, the activations of an ``ISONet`` overwrite their inputs, which saves memory.
+    channels_last: whether to keep 4-d weights in NHWC order.
+    compiled: whether to compile the model as one graph with ``torch.compile``, at the first batch of each shape.
+    replayed: whether the graph is a CUDA graph on a GPU. Raises ``DeviceError`` if ``compiled`` is set with several
+    GPUs in one process, or without the compiler that it needs.
     """
     model.to(devices[0])
     if isinstance(model, ISONet):
@@ -76,20 +76,20 @@ def place(
 def _check_compiler(devices: list[torch.device]) -> None:
     if len(devices) > 1:
         raise DeviceError(
-            f"RUNTIME.COMPILE works on one GPU a process, and this one has {len(devices)}: name one by --gpus, "
-            "or start a process for each by torchrun"
+            f"RUNTIME.COMPILE works on one GPU per process, and this process has {len(devices)}: name one with --gpus, "
+            "or start one process per GPU with torchrun"
         )
     if devices[0].type == "cuda" and not importlib.util.find_spec("triton"):
         raise DeviceError("RUNTIME.COMPILE needs the package triton, which is missing: install it, or set it False")
     if devices[0].type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX") or "g++", "clang++"))):
         raise DeviceError(
-            "RUNTIME.COMPILE needs a C++ compiler, and finds neither g++ nor clang++: install one, or set it False"
+            "RUNTIME.COMPILE needs a C++ compiler, and neither g++ nor clang++ exists: install one, or set it False"
         )
 
 
 @contextmanager
 def explain_out_of_memory() -> Iterator[None]:
-    """Turn what torch raises for a lack of memory into a ``DeviceError`` that says what to do."""
+    """Turn torch's errors for a lack of memory into a ``DeviceError`` that says what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -99,13 +99,13 @@ def explain_out_of_memory() -> Iterator[None]:
             raise
         raise DeviceError(
             f"out of memory ({text.splitlines()[0][:200] if text else type(error).__name__}): lower "
-            "SOLVER.TRAIN_BATCH_SIZE, and SOLVER.TEST_BATCH_SIZE where it is larger, or DATASET.IMAGE_SIZE, "
+            "SOLVER.TRAIN_BATCH_SIZE, and SOLVER.TEST_BATCH_SIZE if it is larger, or DATASET.IMAGE_SIZE, "
             "or set RUNTIME.CHECKPOINT_ACTIVATIONS True and RUNTIME.COMPILE False"
         ) from None
 
 
 def describe(devices: list[torch.device], processes: int = 1) -> str:
-    """The devices in words, for the log. processes: of the whole run; the devices are those of this one."""
+    """Describe the devices of this process for the log. processes: the number of processes of the run."""
     if devices[0].type == "cpu":
         here = f"CPU, {torch.get_num_threads()} threads"
     else:
@@ -121,7 +121,7 @@ def seed_everything(seed: int) -> None:
 
 
 def set_precision(deterministic: bool, tf32: bool) -> None:
-    """Choose kernels: with ``deterministic`` only those whose result does not vary, without ``tf32`` full float32."""
+    """Choose kernels. deterministic: whether their results must not vary. tf32: whether convolutions may use TF32."""
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(deterministic)

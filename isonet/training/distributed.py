@@ -1,7 +1,7 @@
-"""The ranks of a run: how they meet, and what they sum, broadcast and gather.
+"""The ranks of a run: how they connect, and what they sum, broadcast and gather.
 
-A run that a person starts is one process. Under ``torchrun`` it is as many ranks as that starts. Tensors of a GPU
-travel by NCCL; everything else, and all of a run on CPUs, by gloo.
+Without a launcher, a run is one process. Under ``torchrun``, it has as many ranks as ``torchrun`` starts. Tensors on a
+GPU are exchanged with NCCL. Everything else, and everything in a run on CPUs, is exchanged with gloo.
 """
 
 import time
@@ -26,17 +26,17 @@ from isonet.training.devices import pick_devices
 
 T = TypeVar("T")
 
-_BUCKET_MB = 25.0  # of gradients that are averaged while the backward pass computes others: torch's default
+_BUCKET_MB = 25.0  # size of the buckets in which gradients are averaged: torch's default
 _RENDEZVOUS_SECONDS = 300.0  # the machines of a job do not start at the same moment
 _POLL_SECONDS = 0.01
-_QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the store: of a rank, of what it has drawn
+_QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the store: by rank, and by the rank's token
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a run; by default the only one.
+    """A rank of a run, and its operations with the others. The default is a run of one process.
 
-    store: a key-value store that all ranks reach, also after one of them has failed; None for a run without a launcher.
+    store: a key-value store that all ranks can reach, even after one of them has failed, or None without a launcher.
     """
 
     rank: int = 0
@@ -56,21 +56,21 @@ class World:
         return Share(self.rank, self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """All-reduce: the sum over the ranks, in place."""
+        """Replace ``tensor`` by its sum over the ranks (all-reduce)."""
         if self.launch:
             dist.all_reduce(tensor)
         return tensor
 
     def minimum(self, tensor: Tensor) -> Tensor:
-        """All-reduce: the minimum over the ranks, in place."""
+        """Replace ``tensor`` by its minimum over the ranks (all-reduce)."""
         if self.launch:
             dist.all_reduce(tensor, dist.ReduceOp.MIN)
         return tensor
 
     def start_maximum(self, number: Callable[[], int]) -> Callable[[], int]:
-        """Start an all-reduce; the function that is returned waits for it and returns the maximum over the ranks.
+        """Start an all-reduce, and return a function that waits for it and returns the maximum over the ranks.
 
-        A run of one process evaluates ``number`` only when the result is asked for.
+        A run of one process evaluates ``number`` only when that function is called.
         """
         if not self.launch:
             return number
@@ -84,7 +84,7 @@ class World:
         return result
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Broadcast what ``make`` returns on rank 0, which alone calls it."""
+        """Call ``make`` on rank 0 only, and return its result on all ranks."""
         if not self.launch:
             return make()
         box = [make() if self.is_main else None]
@@ -92,7 +92,7 @@ class World:
         return box[0]  # type: ignore[return-value]
 
     def gather(self, item: T) -> list[T]:
-        """The items of all ranks, in the order of ranks."""
+        """Return the items of all ranks, in the order of ranks."""
         if not self.launch:
             return [item]
         items: list[Any] = [None] * self.size
@@ -100,19 +100,19 @@ class World:
         return items
 
     def barrier(self) -> None:
-        """Wait until every rank has come here."""
+        """Wait until every rank has called this method."""
         self.gather(None)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite tensors by those of rank 0."""
+        """Overwrite tensors with the values on rank 0."""
         if self.launch:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
     def data_parallel(self, model: nn.Module, device: torch.device, bucket_mb: float = _BUCKET_MB) -> nn.Module:
-        """``model`` with gradients averaged over the ranks, in buckets while the backward pass runs.
+        """Return ``model`` with gradients averaged over the ranks, in buckets while the backward pass runs.
 
-        The weights become those of rank 0. Batch norm takes the mean and variance of each rank's images.
+        All ranks receive the weights of rank 0. Batch norm uses the mean and variance of each rank's own images.
         """
         if not self.launch:
             return model
@@ -156,9 +156,9 @@ def lockstep(
 
 @contextmanager
 def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
-    """Connect the ranks of a run while the ``with`` block runs; yields this rank and its devices.
+    """Connect the ranks of a run while the ``with`` block runs, and yield this rank and its devices.
 
-    gpus: see ``pick_devices``; a launched rank takes one of them. Raises ``UserError`` if the ranks cannot meet.
+    gpus: see ``pick_devices``; a launched rank uses one of them. Raises ``UserError`` if the ranks cannot connect.
     """
     process = launch()
     if process is None:
@@ -173,7 +173,7 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
     except (RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"the {process.size} ranks do not meet at {process.address} ({error})") from None
+        raise UserError(f"the {process.size} ranks cannot connect at {process.address} ({error})") from None
     yield World(process.rank, process.size, process.local_rank, process, store), devices
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
 
@@ -185,18 +185,18 @@ def _own_device(process: Launch, gpus: str | None) -> torch.device:
     if len(devices) < here or (gpus is not None and len(devices) > here):
         named = f"--gpus {gpus} names" if gpus is not None else "the number of visible GPUs is"
         raise DeviceError(
-            f"{here} ranks on this machine take a GPU each, but {named} {len(devices)}: start torchrun with "
+            f"{here} ranks on this machine need a GPU each, but {named} {len(devices)}: start torchrun with "
             f"--nproc-per-node {len(devices)}"
         )
     return devices[process.local_rank]
 
 
 def rendezvous(rank: int, size: int) -> dist.Store:
-    """A store that only the ranks of this start share. Raises ``TimeoutError`` if one of them does not come.
+    """Return a store that only the ranks of this start share. Raises ``TimeoutError`` if a rank does not connect.
 
-    torchrun restarts the ranks with the store of the start before, which still holds the addresses of dead ranks: a
-    rank that reads such an address waits for a dead process. torch has no prefix for a start. So rank 0 draws one and
-    hands it to each rank that asks, under a key that this rank has drawn.
+    torchrun restarts the ranks with the store of the previous start, which still contains the addresses of dead ranks.
+    A rank that reads such an address waits for a dead process, and torch has no prefix for each start. Therefore rank 0
+    draws a prefix and sends it to each rank that asks, under a key that this rank has drawn.
     """
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=_RENDEZVOUS_SECONDS)))
     prefix = _hand_out_prefix(store, size) if rank == 0 else _ask_for_prefix(store, rank)
@@ -204,7 +204,7 @@ def rendezvous(rank: int, size: int) -> dist.Store:
 
 
 def _hand_out_prefix(store: dist.Store, size: int) -> str:
-    """Answer every rank that asks, dead ones of an earlier start included, until each has confirmed the prefix."""
+    """Answer every rank that asks, including dead ranks of an earlier start, until each has confirmed the prefix."""
     prefix = f"isonet/{uuid.uuid4()}"
     waiting, answered, end = set(range(1, size)), set(), time.monotonic() + _RENDEZVOUS_SECONDS
     while waiting:
@@ -216,7 +216,7 @@ def _hand_out_prefix(store: dist.Store, size: int) -> str:
                 store.set(_ANSWER.format(token), prefix)
                 answered.add(token)
         if time.monotonic() > end:
-            raise TimeoutError(f"rank {min(waiting)} has not come in {_RENDEZVOUS_SECONDS:.0f} s")
+            raise TimeoutError(f"rank {min(waiting)} has not connected within {_RENDEZVOUS_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
     return prefix
 
@@ -226,13 +226,13 @@ def _ask_for_prefix(store: dist.Store, rank: int) -> str:
     store.set(_QUESTION.format(rank), token)
     prefix = read_store(store, _ANSWER.format(token), _RENDEZVOUS_SECONDS)
     if prefix is None:
-        raise TimeoutError(f"rank 0 has not answered in {_RENDEZVOUS_SECONDS:.0f} s")
+        raise TimeoutError(f"rank 0 has not answered within {_RENDEZVOUS_SECONDS:.0f} s")
     store.set(f"{prefix}/confirmed/{rank}", "yes")
     return prefix
 
 
 def read_store(store: dist.Store, key: str, seconds: float) -> str | None:
-    """The text under ``key``, as soon as a rank writes it; None after ``seconds``. torch's own wait would log that."""
+    """Return the text under ``key`` once it is written, or None after ``seconds``. torch's own wait would log that."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if store.check([key]):

@@ -1,4 +1,4 @@
-"""What a run says when it fails: why a rank was lost, and where a number became non-finite first."""
+"""Explanations of failures: why a rank was lost, and which number became non-finite first."""
 
 import contextlib
 import time
@@ -23,25 +23,27 @@ from isonet.training.step import full_type
 _FIRST = "isonet/failure"  # key in the store: the first rank that failed, and why
 _MAIN = "isonet/failure of rank 0"
 _GRACE_SECONDS = 5.0  # torchrun reports the ranks that failed before it ends the others: give it time
-_SAME_MISTAKE_SECONDS = 2.0  # for rank 0 to make the same mistake as this rank
+_SAME_MISTAKE_SECONDS = 2.0  # for rank 0 to report the same mistake as this rank
 
-# Words that gloo's messages share; torch.distributed raises kinds of its own besides
+# Words in the messages of gloo; torch.distributed also raises its own kinds of exceptions
 _GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
 class RankError(UserError):
-    """Another rank has failed, or cannot be reached."""
+    """Raised if another rank has failed or cannot be reached."""
 
 
 @contextlib.contextmanager
 def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
-    """``connected``, with failures reported once: a rank that fails leaves its reason for the others, and rank 0 prints
-    what all of them would print."""
+    """Connect the ranks as ``connected`` does, and report a failure once.
+
+    A rank that fails writes its reason for the others. If all ranks would print the same, only rank 0 prints it.
+    """
     with connected(gpus) as (world, devices):
         try:
             yield world, devices
         except (Stopped, RankError) as error:
-            if not world.is_main:  # rank 0 says it
+            if not world.is_main:  # rank 0 prints it
                 raise SystemExit(EXIT_STOPPED if isinstance(error, Stopped) else EXIT_USER_ERROR) from None
             raise
         except Exception as error:
@@ -52,7 +54,7 @@ def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
 
 
 def _record(error: Exception) -> None:
-    """Let torch's ``record`` write a bug's traceback to the file from which torchrun's report takes it."""
+    """Write a bug's traceback, with torch's ``record``, to the file that torchrun's report uses."""
     from torch.distributed.elastic.multiprocessing.errors import record
 
     @record
@@ -64,7 +66,7 @@ def _record(error: Exception) -> None:
 
 @contextlib.contextmanager
 def explained(world: World, stop: StopSignals | None = None) -> Iterator[None]:
-    """Turn what torch raises for lost ranks, dead workers and a lack of memory into errors that say what to do."""
+    """Turn torch's errors for lost ranks, dead workers and a lack of memory into errors that say what to do."""
     with _explain_lost_ranks(world, stop), explain_dead_workers(), explain_out_of_memory():
         yield
 
@@ -120,10 +122,10 @@ def first_non_finite(
     chunks: int = 1,
     strided: str = PUBLISHED,
 ) -> str:
-    """Repeat a step and name the first value that becomes non-finite, in the order of computation; "" if none does.
+    """Repeat a step and return the name of the first computed value that is non-finite, or "" if none is.
 
-    model: the bare network, with the weights that the step was computed with.
-    images, labels: (N, 3, H, W) and (N,), on the model's device; they go through the network in ``chunks`` pieces.
+    model: the bare network, with the weights of that step.
+    images, labels: (N, 3, H, W) and (N,), on the model's device. chunks: the number of pieces to compute them in.
     """
     if bad := next((name for name, value in model.state_dict().items() if not value.isfinite().all()), ""):
         return f"the weights {bad}"
@@ -143,7 +145,7 @@ def first_non_finite(
 
 
 def _non_finite_gradient(model: nn.Module) -> str:
-    """The parameter nearest to the loss: a backward pass carries a non-finite value from there to all layers before."""
+    """Return the last parameter with a non-finite gradient, which makes the gradients of earlier layers non-finite."""
     names = [n for n, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     return names[-1] if names else ""
 

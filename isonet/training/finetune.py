@@ -17,11 +17,11 @@ HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
 def start_from(model: nn.Module, cfg: CfgNode, world: World) -> list[str] | None:
-    """Load the weights that MODEL.INIT_FROM names into ``model``, on all ranks; rank 0 reads them.
+    """Load the weights that MODEL.INIT_FROM names into ``model`` on all ranks. Rank 0 reads the file.
 
-    A head for another number of classes keeps its initial weights. Returns the names of the classes of a head that was
-    loaded, if the checkpoint has them. Raises ``CheckpointError`` for a file that cannot be used, and for weights that
-    do not fit.
+    If the checkpoint's head has another number of classes, the head keeps its initial weights. Returns the names of the
+    classes if the head was loaded and the checkpoint has names. Raises ``CheckpointError`` for a file that cannot be
+    used, and for weights that do not fit.
     """
     if not cfg.MODEL.INIT_FROM:
         return None
@@ -49,10 +49,10 @@ def _is_head_of_other_classes(name: str, theirs: Tensor, ours: Tensor) -> bool:
 
 
 def warn_of_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
-    """Warn if a head was loaded whose classes, ``before``, have other names than the classes of the data."""
+    """Warn if the classes of a loaded head, ``before``, and the classes of the data, ``now``, have other names."""
     if before is not None and list(before) != list(now):
         shown = [printable(", ".join(names[:5]))[:100] for names in (before, now)]
-        log.warning("the head was trained to tell %s, ... apart, and starts with that on %s, ...", *shown)
+        log.warning("the head was trained to distinguish %s, ...; this run starts from it with %s, ...", *shown)
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:
@@ -74,13 +74,13 @@ def freeze(model: nn.Module, cfg: CfgNode) -> None:
 
 
 def trained_parts(model: nn.Module) -> nn.Module:
-    """``model`` without its frozen parts, under the same names: the penalty is taken of these."""
+    """Return ``model`` without its frozen parts, with the same names, to compute the penalty."""
     parts = {name: part for name, part in model.named_children() if not _is_frozen(part)}
     return nn.ModuleDict(parts) if len(parts) < len(list(model.children())) else model
 
 
 def train_mode(model: nn.Module) -> None:
-    """Training mode for all but frozen parts, in which batch norm keeps its means and variances."""
+    """Set training mode for all parts except frozen ones, whose batch norm keeps its means and variances."""
     model.train()
     for part in model.children():
         if _is_frozen(part):

@@ -1,4 +1,4 @@
-"""What a run prints and logs: terminal, ``log.txt``, progress within an epoch, versions. Needs no torch to start."""
+"""The output of a run: terminal, ``log.txt``, progress within an epoch, versions. Only ``versions`` imports torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("isonet")
 
 PLAIN_LINE_SECONDS = 15.0  # between two progress lines if there is no terminal for a bar
-_SHOWN = 10  # images that could not be read, on the terminal
+_SHOWN = 10  # the number of unreadable images that are listed on the terminal
 
 
 class _TerminalHandler(logging.Handler):
@@ -35,19 +35,19 @@ class _TerminalHandler(logging.Handler):
     failed = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.failed or sys.stdout is None:  # None where the shell has closed it
+        if self.failed or sys.stdout is None:  # None if the shell has closed it
             return
         try:
             tqdm.write(self.format(record), file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
             self.failed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at exit
             print(f"warning: nothing more can be printed ({error.strerror})", file=sys.stderr)
 
 
 def log_to_terminal() -> None:
-    """Print the project's log on standard output, with warnings marked. Rank 0 prints; other ranks would repeat it."""
+    """Print the project's log on standard output, with warnings marked. Only rank 0 prints it."""
     if not is_main():
         log.addHandler(logging.NullHandler())
         log.propagate = False
@@ -57,13 +57,13 @@ def log_to_terminal() -> None:
 
 
 def keep_for_file() -> None:
-    """Keep what is logged in memory until ``log_to_file`` names a file, and close the file of an earlier run."""
+    """Keep log records in memory until ``log_to_file`` names a file, and close the file of an earlier run."""
     _replace_handlers(logging.FileHandler, None)
     _replace_handlers(MemoryHandler, MemoryHandler(capacity=1000, flushLevel=logging.CRITICAL + 1))
 
 
 class _LogFile(logging.FileHandler):
-    """If the disk is full, the run continues without the log, with one warning."""
+    """A log file. If the disk is full, the run continues without it, after one warning."""
 
     failed = False
 
@@ -74,12 +74,12 @@ class _LogFile(logging.FileHandler):
 
 
 def log_to_file(path: Path) -> None:
-    """Append the project's log, with times, to ``path``: what ``keep_for_file`` has kept, and all that follows."""
+    """Append the project's log, with times, to ``path``: what ``keep_for_file`` has kept, and all later records."""
     handler = _LogFile(path, encoding="utf-8")
     _replace_handlers(logging.FileHandler, handler, "%(asctime)s %(message)s")
     for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
         memory.setTarget(handler)
-    _replace_handlers(MemoryHandler, None)  # closing it hands its records to the file
+    _replace_handlers(MemoryHandler, None)  # closing it writes its records to the file
 
 
 def note_failure(path: Path, error: BaseException) -> None:
@@ -108,7 +108,7 @@ class EpochDisplay:
     """Progress within one epoch: a bar on a terminal, a plain line every 15 seconds elsewhere. A context manager."""
 
     def __init__(self, epoch: int, max_epochs: int, done: int, steps: int, hidden: bool = False) -> None:
-        """done: how many of ``steps`` were taken before. hidden: show nothing, as all ranks but one do."""
+        """done: the number of ``steps`` already taken. hidden: whether to show nothing."""
         self.title = f"epoch {epoch}/{max_epochs}"
         self.steps = steps
         self.last_line = time.monotonic()
@@ -138,7 +138,7 @@ class EpochDisplay:
 
 
 def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
-    """Log the images that could not be read: the first ones here, all of them in ``file`` if it is given."""
+    """Log the images that could not be read. With ``file``, log the first of them and list all of them in the file."""
     skipped = [
         f"{split}: {printable(path)}: {why}"
         for split, loader in loaders.items()
@@ -150,16 +150,16 @@ def list_skipped(loaders: dict[str, Loader], file: Path | None = None) -> None:
     for line in skipped if file is None else skipped[:_SHOWN]:
         log.warning("  %s", line)
     if file is not None:
-        try:  # with those that the run listed before it was resumed
+        try:  # with the images that the run listed before it was resumed
             before = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
             write_file(file, "".join(f"{line}\n" for line in dict.fromkeys([*before, *skipped])))
             log.warning("all of them are listed in %s", file)
-        except OSError as error:  # it must not hide why the run ends
+        except OSError as error:  # the error must not hide why the run ends
             log.warning("%s", error)
 
 
 def versions() -> dict[str, Any]:
-    """Versions of Python, the packages and the hardware, the command line and, in a git checkout, the commit."""
+    """Return the versions of software and hardware, the command line and, in a git checkout, the commit."""
     import torch
 
     packages = ("isonet", "torchvision", "numpy", "pillow", "yacs")
@@ -183,7 +183,7 @@ def _version(package: str) -> str:
 
 
 def _commit(folder: Path) -> str | None:
-    """The commit of the checkout around ``folder``, marked "dirty" if files differ from it; None without one."""
+    """Return the commit of the checkout around ``folder``, marked "dirty" if files differ from it, or None."""
     command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)

@@ -1,4 +1,4 @@
-"""The training loop: epochs, batches, rate, step, look, save, stop, evaluate, record."""
+"""The training loop: it trains, saves, stops, evaluates and records."""
 
 import json
 import logging
@@ -33,10 +33,10 @@ log = logging.getLogger("isonet")
 
 @dataclass(kw_only=True)
 class Run:
-    """What the loop works with.
+    """The objects that the loop uses.
 
     forward: ``model``, or a wrapper that compiles it or spreads it over devices or ranks. accumulate: SOLVER.ACCUMULATE
-    as the user gave it; the value in ``cfg`` keeps the global batch of a resumed run.
+    as the user set it; the value in ``cfg`` keeps the global batch of a resumed run.
     """
 
     cfg: CfgNode
@@ -54,21 +54,21 @@ class Run:
 
     @property
     def num_gpus(self) -> int:
-        """The GPUs of all ranks; a CPU counts as one."""
+        """The number of GPUs on all ranks. A CPU counts as one GPU."""
         return len(self.devices) * self.world.size
 
     @property
     def global_batch(self) -> int:
-        """Images of a training step, on all ranks."""
+        """The number of images in a training step, on all ranks."""
         return global_batch(self.cfg, self.num_gpus)
 
     def rate(self, epoch: int, taken: int = 0) -> float:
-        """The learning rate of the step that follows the first ``taken`` images of an epoch."""
+        """Return the learning rate of the step that follows the first ``taken`` images of an epoch."""
         return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.epoch_images)
 
     def save(self, epoch: int, step: int, best: bool = False) -> None:
-        """Save a checkpoint of ``epoch`` after ``step`` (0: after all of it): tensors, numbers and text only."""
-        for loader in (self.train_loader, self.val_loader):  # rank 0 lists what the others could not read
+        """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch), with tensors, numbers and text only."""
+        for loader in (self.train_loader, self.val_loader):  # rank 0 also lists the unreadable images of other ranks
             for skipped in self.world.gather(dict(loader.skipped)) if self.cfg.DATASET.ON_ERROR == "skip" else ():
                 loader.skipped.update(skipped)
         if not self.world.is_main:
@@ -88,7 +88,7 @@ class Run:
 
 
 def train(run: Run, report: Report, stop: StopSignals) -> None:
-    """Train until SOLVER.MAX_EPOCHS, from where ``run.progress`` stands.
+    """Train from ``run.progress`` to SOLVER.MAX_EPOCHS.
 
     All ranks save, stop and fail at the same step; rank 0 writes. Raises ``Stopped`` after a signal, and
     ``NonFiniteError`` after a non-finite loss, gradient or weight.
@@ -120,7 +120,7 @@ def train(run: Run, report: Report, stop: StopSignals) -> None:
             means = sums.means(run.model)
             world.broadcast(run.model.buffers())  # such as batch norm's, which differ between ranks
             result = evaluate(run.forward, lockstep(run.val_loader, world, stop), device, run.amp, world)
-            if not math.isfinite(result.loss):  # the last update is not in the training loss
+            if not math.isfinite(result.loss):  # the training loss does not include the last update
                 raise NonFiniteStep(0)
         row = {"epoch": epoch, "learning_rate": run.rate(epoch), **means, **result.as_row()}
         if world.is_main:
@@ -134,32 +134,32 @@ def train(run: Run, report: Report, stop: StopSignals) -> None:
 
 @contextmanager
 def saved_if_stopped(run: Run, epoch: int, sums: EpochSums) -> Iterator[None]:
-    """After a signal, save the part of the epoch that is done. Turn a signal, or a non-finite value, into its error."""
+    """After a signal, save the steps already done in the epoch. Turn a signal or a non-finite value into its error."""
     try:
         try:
             yield
         except StopRequested as signal:
             if sums.steps:
-                save_within_epoch(run, epoch, sums)  # which may raise NonFiniteStep
+                save_within_epoch(run, epoch, sums)  # this may raise NonFiniteStep
             raise Stopped(stop_message(run.folder, signal, epoch, sums.steps)) from None
     except NonFiniteStep as failure:
         raise NonFiniteError(non_finite_message(run, epoch, failure.step, sums.steps)) from None
 
 
 def display_of(run: Run, epoch: int, sums: EpochSums) -> EpochDisplay:
-    """The progress of an epoch; rank 0 shows it."""
+    """Return the progress display of an epoch, which only rank 0 shows."""
     steps = sums.steps + len(run.train_loader)
     return EpochDisplay(epoch, run.cfg.SOLVER.MAX_EPOCHS, sums.steps, steps, hidden=not run.world.is_main)
 
 
 def profile_of(run: Run, epoch: int) -> StepProfile:
-    """The profile of the first steps of a run that RUNTIME.PROFILE asks for; rank 0 writes it."""
+    """Return the profile of a run's first steps that RUNTIME.PROFILE requests. Only rank 0 writes it."""
     first = epoch == 1 and run.world.is_main
     return StepProfile(run.cfg.RUNTIME.PROFILE if first else 0, run.devices[0], run.folder.profile)
 
 
 def save_within_epoch(run: Run, epoch: int, sums: EpochSums) -> None:
-    """Save the part of the epoch that is done; never non-finite weights, for which it raises ``NonFiniteStep``."""
+    """Save the steps already done in the epoch. Raises ``NonFiniteStep`` instead if the weights are non-finite."""
     sums.means(run.model)
     run.progress.part = sums.part()
     run.save(epoch, sums.steps)
@@ -179,7 +179,7 @@ def record(run: Run) -> None:
 
 
 def stop_message(folder: RunFolder, signal: StopRequested, epoch: int, steps: int) -> str:
-    """Where a signal stopped the run, and how to resume it."""
+    """Return where a signal stopped the run, and how to resume it."""
     if not steps and not folder.latest.exists():
         return f"by {signal} before the first step: nothing was saved, and nothing is lost"
     where = f"in epoch {epoch} after step {steps}" if steps else f"after epoch {epoch - 1}"
@@ -189,7 +189,7 @@ def stop_message(folder: RunFolder, signal: StopRequested, epoch: int, steps: in
 
 
 def non_finite_message(run: Run, epoch: int, bad_step: int, steps: int) -> str:
-    """What became non-finite and what to try. bad_step: see ``NonFiniteStep``. steps: those of the epoch so far."""
+    """Return what became non-finite and what to try. bad_step: see ``NonFiniteStep``. steps: their number so far."""
     latest, cfg = run.folder.latest, run.cfg
     saved = f"the last good checkpoint is {latest}" if latest.exists() else "nothing was saved"
     what = "the loss or its gradient" if bad_step else "the network or its validation loss"
@@ -204,9 +204,9 @@ def non_finite_message(run: Run, epoch: int, bad_step: int, steps: int) -> str:
 
 
 def where_non_finite(run: Run, epoch: int, bad_step: int) -> str:
-    """Name the first non-finite value of a failed step or, for ``bad_step`` 0, of the first batch of validation.
+    """Return the first non-finite value of a failed step or, for ``bad_step`` 0, of the first batch of validation.
 
-    The step is repeated: the weights are still those that it was computed with (see ``GuardedUpdate``).
+    The step is repeated with its own weights, which have not changed since (see ``GuardedUpdate``).
     """
     loader, part, ison = run.train_loader if bad_step else run.val_loader, run.progress.part, run.cfg.ISON
     taken, steps = (part.taken, part.sums["steps"]) if part else (0, 0)

@@ -23,9 +23,9 @@ _NEVER = torch.iinfo(torch.int64).max
 
 
 class NonFiniteStep(Exception):  # noqa: N818 - the loop turns it into an error for the user
-    """Step ``step`` of the epoch, counted from 1, had a non-finite loss or gradient.
+    """Raised if step ``step`` of the epoch, counted from 1, had a non-finite loss or gradient.
 
-    0: no step had, but the weights are non-finite since the last update was too large.
+    If ``step`` is 0, no step had, but the weights are non-finite because the last update was too large.
     """
 
     def __init__(self, step: int) -> None:
@@ -39,27 +39,27 @@ class EpochSums:
     Each rank of ``world`` adds up its own images. ``means`` and ``part`` add the ranks and wait for the device; all
     ranks call them at the same step.
 
-    steps: how many were added. taken: images that those took, on all ranks. seconds: of the steps; waited: of those,
-    the seconds that the loop waited for data.
+    steps: the number of added steps. taken: the number of their images, on all ranks. seconds: the time of the steps.
+    waited: the part of ``seconds`` in which the loop waited for data.
     """
 
     def __init__(self, device: torch.device, world: World = ALONE, part: Part | None = None) -> None:
-        """part: the beginning of the epoch, from a checkpoint that was saved within it."""
+        """part: the sums of the steps already done in this epoch, from a checkpoint saved within the epoch."""
         self.world = world
         # cross entropy x images, penalty, images, top-1, top-5: float64 counts exactly beyond any epoch
         self.own = torch.zeros(5, dtype=torch.float64, device=device)
-        self.bad_step = torch.full((), _NEVER, device=device)  # the first non-finite one
+        self.bad_step = torch.full((), _NEVER, device=device)  # the first non-finite step
         self.steps, self.taken, self.seconds, self.waited = 0, 0, 0.0, 0.0
         self.lap: float | None = None  # when the seconds were last added, while the loop runs
         if part:
             sums, self.taken = part.sums, part.taken
-            if world.is_main:  # it takes the sums of all ranks as its own
+            if world.is_main:  # rank 0 starts with the sums of all ranks
                 own = [*sums["losses"], sums["images"], *sums["correct"]]
                 self.own.copy_(torch.tensor(own, dtype=torch.float64))
             self.steps, self.seconds, self.waited = sums["steps"], sums["seconds"], sums["waited"]
 
     def add(self, output: StepOutput, labels: Tensor, total: int | None = None) -> None:
-        """Add a step on ``labels``, (N,), of a batch of ``total`` images on all ranks, by default N."""
+        """Add a step. labels: (N,). total: the number of images in the batch on all ranks, by default N."""
         total = total or len(labels)
         self.steps += 1
         self.taken += total
@@ -68,7 +68,7 @@ class EpochSums:
         self.bad_step.clamp_(max=torch.where(output.finite, _NEVER, self.steps))
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass batches on, and measure how long the loop takes and how long it waits for them."""
+        """Yield the batches, and measure how long the loop takes and how long it waits for them."""
         iterator = iter(batches)
         self.lap = time.perf_counter()
         while True:
@@ -89,7 +89,7 @@ class EpochSums:
         self.lap = now
 
     def means(self, model: nn.Module | None = None) -> dict[str, float]:
-        """Means over all ranks so far; accuracies in percent.
+        """Return the means over all ranks so far, with accuracies in percent.
 
         Raises ``NonFiniteStep``, on all ranks, if a step of one of them or a value of ``model`` was non-finite.
         """
@@ -112,7 +112,7 @@ class EpochSums:
                 raise NonFiniteStep(0)
 
     def part(self) -> Part:
-        """What a checkpoint within the epoch holds of it; call ``means`` before: none is saved after a failure."""
+        """Return the sums for a checkpoint within the epoch. Call ``means`` first, which raises after a failure."""
         if self.lap:
             self._end_lap()
         cross_entropy, penalty, images, top1, top5 = self._totals()
@@ -127,7 +127,7 @@ class EpochSums:
         return Part(self.taken, sums)
 
     def timing(self, epoch: int, evaluation_seconds: float) -> dict[str, float]:
-        """How long a finished epoch took: a row of ``timing.jsonl``."""
+        """Return the times of a finished epoch: a row of ``timing.jsonl``."""
         return {
             "epoch": epoch,
             "images_per_second": self.taken / self.seconds,
@@ -140,7 +140,7 @@ class EpochSums:
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many labels are the first, and among the first five, guesses: (2,) int64."""
+    """Return the number of labels that are the first guess, and among the first five guesses: (2,) int64."""
     guesses = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
     hits = guesses == labels[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()])
@@ -148,7 +148,10 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """top1, top5: percent. loss: mean cross entropy per image, in nats. images: how many."""
+    """The result of an evaluation.
+
+    top1, top5: percent. loss: mean cross entropy per image, in nats. images: the number of images.
+    """
 
     top1: float
     top5: float
@@ -158,15 +161,15 @@ class Evaluation:
 
     @property
     def seconds(self) -> float:
-        """How long the evaluation took."""
+        """The duration of the evaluation."""
         return self.images / self.images_per_second
 
     def as_dict(self) -> dict[str, float]:
-        """All figures, for ``test.py --json``."""
+        """Return all figures, for ``test.py --json``."""
         return asdict(self)
 
     def as_row(self) -> dict[str, float]:
-        """The figures of an epoch, for ``metrics.jsonl``."""
+        """Return the figures of an epoch, for ``metrics.jsonl``."""
         return {"top1": self.top1, "top5": self.top5, "val_loss": self.loss}
 
 
@@ -178,9 +181,9 @@ def evaluate(
     amp: Amp | None = None,
     world: World = ALONE,
 ) -> Evaluation:
-    """Run ``model``, in evaluation mode and back, over ``batches`` of images and labels on ``device``.
+    """Evaluate ``model`` on ``batches`` of images and labels on ``device``, and restore its mode.
 
-    Each rank gives its own batches, and all get the whole result. Waits for the device once, at the end. Raises
+    Each rank passes its own batches, and all return the whole result. The host waits once, at the end. Raises
     ``DataError`` if there is no image.
     """
     amp = amp or Amp("off", device)

@@ -13,18 +13,18 @@ from isonet.private_torch import flag_non_finite_, scale_on_device, skips_on_dev
 log = logging.getLogger("isonet")
 
 MULTIPLIER_LR_SCALE = 0.1
-SMALLEST_SCALE = 2.0**-30  # of fp16: after 46 halvings in a row it is not the scale that makes gradients infinite
+SMALLEST_SCALE = 2.0**-30  # of fp16: after 46 halvings in a row, the scale is not the cause of infinite gradients
 
 _DTYPE = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_ROUNDING = 0.01  # relative: a factor this close to 1 / WARMUP_EPOCH states it
+_ROUNDING = 0.01  # relative: a factor this close to 1 / WARMUP_EPOCH counts as equal
 
 
 def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
-    """SGD over the SReLU shifts (not decayed), the residual multipliers (a tenth of the rate), and all other weights.
+    """Return SGD with groups for SReLU shifts (no decay), multipliers (a tenth of the rate) and all other weights.
 
-    Every group carries its ``name`` and the ``lr_scale`` by which ``set_learning_rate`` multiplies the schedule. The
+    Every group has a ``name`` and the ``lr_scale`` by which ``set_learning_rate`` multiplies the schedule. The
     type of the module that owns a parameter decides its group, never its name. A group may be empty. Parameters that
-    need no gradient, such as those of frozen parts, are in no group.
+    need no gradient, such as frozen ones, are in no group.
     """
     solver = cfg.SOLVER
     shifts = _parameters_of(model, SReLU)
@@ -55,21 +55,21 @@ def _parameters_of(model: nn.Module, kind: type[nn.Module]) -> list[nn.Parameter
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, base: float) -> None:
-    """Give each group ``base`` times its ``lr_scale``."""
+    """Set the rate of each group to ``base`` times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = base * group["lr_scale"]
 
 
 def learning_rate_at(cfg: CfgNode, epoch: int, num_gpus: int = 1, done: float = 0.0) -> float:
-    """The base rate in ``epoch``, counted from 1, on ``num_gpus`` GPUs.
+    """Return the base rate in ``epoch``, counted from 1, on ``num_gpus`` GPUs.
 
-    done: the share of the epoch's images that were taken, from 0 to 1. With SOLVER.SCHEDULE steps, as published, the
+    done: the fraction of the epoch's images already done, from 0 to 1. With SOLVER.SCHEDULE steps, as published, the
     rate is constant within an epoch and drops after milestones. With linear and cosine it falls with every step, from
     the end of the warm-up to 0 at the end of the last epoch.
 
     The rate is proportional to the global batch, that is to the number of GPUs times SOLVER.ACCUMULATE. Warm-up is a
-    ramp to the full rate in epoch WARMUP_EPOCH: with steps the published one, ``base * epoch / WARMUP_EPOCH``; with
-    linear and cosine from WARMUP_FACTOR times the full rate.
+    ramp to the full rate in epoch WARMUP_EPOCH. With steps it is the published ramp, ``base * epoch / WARMUP_EPOCH``.
+    With linear and cosine it starts from WARMUP_FACTOR times the full rate.
     """
     solver = cfg.SOLVER
     base = solver.BASE_LR * num_gpus * solver.ACCUMULATE
@@ -91,10 +91,10 @@ def learning_rate_at(cfg: CfgNode, epoch: int, num_gpus: int = 1, done: float = 
 
 
 def unused_warmup_factor(cfg: CfgNode) -> str:
-    """A warning if SOLVER.WARMUP_FACTOR contradicts the ramp in use, else an empty string.
+    """Return a warning if SOLVER.WARMUP_FACTOR contradicts the ramp in use, or else an empty string.
 
-    The published code never reads the key, and neither does SCHEDULE steps. A factor of 1 / WARMUP_EPOCH, also one that
-    is rounded to three digits such as 0.333, states the ramp that is used.
+    The published code ignores the key, and so does SCHEDULE steps. A factor of 1 / WARMUP_EPOCH, even if it is rounded
+    to three digits such as 0.333, agrees with the ramp.
     """
     solver = cfg.SOLVER
     has_ramp = solver.SCHEDULE == "steps" and solver.WARMUP and solver.WARMUP_EPOCH > 1
@@ -110,7 +110,7 @@ def unused_warmup_factor(cfg: CfgNode) -> str:
 class Amp:
     """Mixed precision: the network in a 16-bit type; the weights, the loss and the penalty in float32.
 
-    kind: "off", "bf16", or "fp16", with which gradients are scaled so that small ones do not vanish.
+    kind: "off", "bf16" or "fp16". With fp16, gradients are scaled so that small gradients do not vanish.
     """
 
     def __init__(self, kind: str, device: torch.device) -> None:
@@ -121,11 +121,11 @@ class Amp:
             log.warning("RUNTIME.AMP %s: this CPU has no 16-bit arithmetic and is many times slower with it", kind)
 
     def autocast(self) -> torch.autocast:
-        """The context of a forward pass."""
+        """Return the autocast context of a forward pass."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of ``loss``, scaled with fp16, to those of the parameters."""
+        """Add the gradient of ``loss`` to the gradients of the parameters. With fp16, it is scaled."""
         self.scaler.scale(loss).backward()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -139,14 +139,14 @@ class Amp:
 
 
 class GuardedUpdate:
-    """The optimizer step, skipped from the first non-finite loss or gradient onwards.
+    """The optimizer step. From the first non-finite loss or gradient on, every step is skipped.
 
-    The host never waits for the device: the optimizer's kernel reads a flag there. So the weights stay those that the
-    failed step was computed with. That takes a fused optimizer, as ``build_optimizer`` makes it; another one steps
-    regardless, and the failure is only reported.
+    The host never waits for the device, because the optimizer kernel reads a flag in device memory. The weights
+    therefore remain those of the failed step. This needs a fused optimizer, such as ``build_optimizer`` returns. Any
+    other optimizer steps regardless, and the failure is only reported.
 
-    With fp16 a non-finite gradient is part of the search for a scale and skips its own step alone. A scale below
-    ``SMALLEST_SCALE`` means that there is none.
+    With fp16, a non-finite gradient is part of the search for a scale, and only its own step is skipped. If the scale
+    falls below ``SMALLEST_SCALE``, the search has failed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, amp: Amp) -> None:
@@ -157,9 +157,9 @@ class GuardedUpdate:
         self.can_skip = skips_on_device(optimizer)
 
     def __call__(self, losses: Tensor) -> Tensor:
-        """Step with the gradients at hand; returns whether this step and all before it were finite.
+        """Step with the current gradients, and return whether this step and all earlier steps were finite.
 
-        losses: (n,), those of the step. Returns a bool tensor, (), on the device.
+        losses: the losses of the step, (n,). The result is a bool tensor, (), on the device.
         """
         self.halted = torch.maximum(self.halted, (~losses.isfinite().all()).to(self.halted.dtype))
         scaler = self.amp.scaler
@@ -183,5 +183,5 @@ def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _gradients_are_finite(optimizer: torch.optim.Optimizer) -> bool:
-    """Waits for the device; called until the first step that succeeds."""
+    """Return whether all gradients are finite. Waits for the device, and is called until a first step succeeds."""
     return all(bool(grad.isfinite().all()) for grad in _gradients(optimizer))

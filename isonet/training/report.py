@@ -1,4 +1,4 @@
-"""What a run shows beside text: ``curves.png``, TensorBoard events, singular values, and a profile of its steps."""
+"""The output of a run beside text: ``curves.png``, TensorBoard events, singular values, and a profile of its steps."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Report:
     With RUNTIME.TENSORBOARD it also writes each row of metrics as scalars, with the epoch as the step. If a picture or
     the events cannot be written, the run continues without them, after one warning.
 
-    rows: the metrics of all epochs, to which the run adds. shown: False on all ranks but one.
+    rows: the metrics of all epochs; the run appends one row per epoch. shown: whether this rank shows the report.
     """
 
     def __init__(self, folder: RunFolder, tensorboard: bool, rows: Sequence[Row], shown: bool = True) -> None:
@@ -70,7 +70,7 @@ class Report:
         return self
 
     def update(self) -> None:
-        """Show the rows, of which one is new."""
+        """Show the rows after the run has appended one."""
         self._write_events()
         if self.drawn is None or time.monotonic() - self.last >= _SECONDS_BETWEEN_PICTURES:
             self._draw()
@@ -78,7 +78,7 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None or issubclass(kind, Exception):  # an interrupt ends the run at once
+        if kind is None or issubclass(kind, Exception):  # an interrupt ends the run immediately
             self._draw()
         if self.events:
             with self._tolerated():
@@ -94,9 +94,9 @@ class Report:
         self.last = time.monotonic()
 
     def _open_events(self) -> None:
-        """Start the events anew: a kill may have lost some, and a resumed checkpoint may be older than others.
+        """Write all events again: a kill may have lost some, and others may be newer than a resumed checkpoint.
 
-        ``purge_step`` makes a TensorBoard that is open drop the former ones.
+        ``purge_step`` makes an open TensorBoard discard the former events.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -126,7 +126,7 @@ class Report:
 
 
 def singular_values(model: nn.Module, cfg: CfgNode, epoch: int) -> dict[str, float]:
-    """The extreme singular values of all convolutions, if RUNTIME.LOG_SPECTRUM selects this epoch."""
+    """Return the extreme singular values of all convolutions, if RUNTIME.LOG_SPECTRUM selects this epoch."""
     every = cfg.RUNTIME.LOG_SPECTRUM
     if not every or epoch % every:
         return {}
@@ -140,9 +140,9 @@ def singular_values(model: nn.Module, cfg: CfgNode, epoch: int) -> dict[str, flo
 
 
 class StepProfile:
-    """Profiles ``steps`` training steps after the first two; 0: does nothing.
+    """Profiles ``steps`` training steps after the first two, or none if ``steps`` is 0.
 
-    ``table`` then lists the costliest operators; with ``file`` it is written there as well.
+    The attribute ``table`` then lists the costliest operators. It is also written to ``file``, if given.
     """
 
     def __init__(self, steps: int, device: torch.device, file: Path | None = None) -> None:
@@ -167,7 +167,7 @@ class StepProfile:
             self.profiler.stop()
         if self.table and self.file and kind is None:
             write_file(self.file, self.table + "\n")
-            log.info("where the time of %d steps went: %s", self.steps, self.file)
+            log.info("the time of %d steps by operator: %s", self.steps, self.file)
 
     def _read(self, finished: profile) -> None:
         order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"

@@ -1,4 +1,4 @@
-"""Resuming: the newest whole checkpoint, a folder that matches it, and the state that it restores."""
+"""Resuming: the newest undamaged checkpoint, a folder that matches it, and the restored state."""
 
 import json
 import logging
@@ -22,9 +22,9 @@ _NEEDED = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")
 
 
 def newest_whole(candidates: Sequence[Path]) -> Checkpoint:
-    """The first checkpoint that can be read, with a warning for each damaged one before it.
+    """Return the first checkpoint that can be read, and warn about each damaged checkpoint before it.
 
-    candidates: the newest first. Raises ``CheckpointError`` if all of them are damaged.
+    candidates: the checkpoint files, newest first. Raises ``CheckpointError`` if all of them are damaged.
     """
     damaged: dict[Path, CheckpointError] = {}
     for path in candidates:
@@ -36,26 +36,26 @@ def newest_whole(candidates: Sequence[Path]) -> Checkpoint:
             damaged[path] = error
             continue
         for why in damaged.values():
-            log.warning("%s; using the one before it, %s", why, path)
+            log.warning("%s; using the checkpoint before it, %s", why, path)
         return checkpoint
     others = f", and so are the {len(damaged) - 1} before it" if len(damaged) > 1 else ""
-    raise CheckpointError(f"{next(iter(damaged.values()))}{others}; start afresh, or from another checkpoint")
+    raise CheckpointError(f"{next(iter(damaged.values()))}{others}; start over, or from another checkpoint")
 
 
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, amp: Amp, num_images: int
 ) -> Progress:
-    """Bring ``model``, ``optimizer`` and ``amp`` to the state of the run that wrote ``checkpoint``.
+    """Restore ``model``, ``optimizer`` and ``amp`` from ``checkpoint``, and return the progress of its run.
 
-    The optimizer keeps the settings of its groups, which are the config's, and takes over the momentum. num_images: of
-    the training set. Raises ``CheckpointError``, with the model unchanged, for a state that does not fit.
+    The optimizer keeps the settings of its groups, which are from the config, and receives the momentum. num_images:
+    the number of training images. Raises ``CheckpointError``, with the model unchanged, for a state that does not fit.
     """
     state, path = checkpoint.state, checkpoint.path
     if missing := [key for key in _NEEDED if key not in state]:
-        raise CheckpointError(f"{path}: cannot be resumed, it lacks {', '.join(missing)}; it may still be evaluated")
+        raise CheckpointError(f"{path} cannot be resumed: it lacks {', '.join(missing)}. It may still be evaluated")
     if state.get("layout") and state.get("part"):
         raise CheckpointError(
-            f"{path}: was saved within an epoch of shards in an order that this version no longer has; resume from a "
+            f"{path} was saved within an epoch of shards in an order that this version no longer has; resume from a "
             "checkpoint that ends an epoch"
         )
     weights = fitted(model, checkpoint.weights, path)
@@ -71,9 +71,9 @@ def restore(
 
 
 def _momentum(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The momentum of ``state`` with this run's settings; ``load_state_dict`` would accept what does not fit.
+    """Return the momentum of ``state`` with this run's settings. ``load_state_dict`` would accept other shapes.
 
-    Each buffer gets the memory format of its parameter, as fused optimizers need it.
+    Each buffer receives the memory format of its parameter, which fused optimizers need.
     """
     groups = optimizer.state_dict()["param_groups"]
     if [group["params"] for group in state["param_groups"]] != [group["params"] for group in groups]:
@@ -94,7 +94,7 @@ def _momentum(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def _scale(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The scale that fp16 has reached, with this run's settings."""
+    """Return the scale that fp16 has reached, with this run's settings."""
     scale = finite(state["scale"])
     if not scale > 0:
         raise ValueError("the scale of fp16 is not above 0")
@@ -102,7 +102,7 @@ def _scale(state: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def adopt(folder: RunFolder, path: Path, progress: Progress) -> None:
-    """Make ``folder`` end where the checkpoint at ``path`` does: its metrics, its best, and nothing newer."""
+    """Reset ``folder`` to the state of the checkpoint at ``path``: its metrics, its best, and nothing newer."""
     # A run that was killed may have logged more, or less, than it saved
     write_file(folder.metrics, _as_lines(progress.history))
     write_file(folder.timing, _as_lines(progress.timing))
@@ -112,18 +112,18 @@ def adopt(folder: RunFolder, path: Path, progress: Progress) -> None:
         if _epoch_of(best := RunFolder(path.parent).best) == progress.best_epoch:
             write_file(folder.best, best.read_bytes())
         write_file(folder.latest, path.read_bytes())  # so that --resume works even if nothing is saved after this
-    if _epoch_of(folder.best) != progress.best_epoch:  # then the next epoch is the best
+    if _epoch_of(folder.best) != progress.best_epoch:  # the next epoch is then the best
         progress.best_top1, progress.best_epoch = -1.0, 0
 
 
 def _repair(folder: RunFolder, path: Path, progress: Progress) -> None:
-    """Make ``path`` the newest checkpoint and, if a kill came before that was written, the best."""
-    for newer in folder.numbered()[::-1]:  # damaged: RUNTIME.KEEP would count them among those to keep
+    """Make ``path`` the newest checkpoint and, if a kill prevented that, the best checkpoint."""
+    for newer in folder.numbered()[::-1]:  # these are damaged, and RUNTIME.KEEP would count them
         if newer.samefile(path):
             break
         folder.set_aside(newer)
     if not (folder.latest.exists() and folder.latest.samefile(path)):
-        log.warning("%s was not the newest whole checkpoint: it now is %s", folder.latest, path)
+        log.warning("%s was not the newest undamaged checkpoint: it is now %s", folder.latest, path)
         link_file(path, folder.latest)
     if progress.best_epoch == progress.epoch and not progress.part and _epoch_of(folder.best) != progress.epoch:
         link_file(path, folder.best)
@@ -134,9 +134,9 @@ def _as_lines(rows: list[dict[str, float]]) -> str:
 
 
 def _epoch_of(best: Path) -> int | None:
-    """The epoch of a best checkpoint; None if there is none that can be read."""
+    """Return the epoch of a best checkpoint, or None if it cannot be read."""
     try:
         return Checkpoint.read(best).epoch if best.exists() else None
     except CheckpointError as error:
-        log.warning("%s; the best of the epochs from here on will replace it", error)
+        log.warning("%s; the best of the remaining epochs will replace it", error)
         return None

@@ -34,7 +34,7 @@ log = logging.getLogger("isonet")
 def run_training(
     cfg: CfgNode, output: str, gpus: str | None = None, resume: str | None = None, overwrite: bool = False
 ) -> RunFolder:
-    """Train the network of ``cfg`` on this process alone or, under torchrun, on all ranks; returns the run's folder.
+    """Train the network of ``cfg`` in this process or, under torchrun, on all ranks, and return the run's folder.
 
     See ``train_on_ranks`` for the arguments.
     """
@@ -46,10 +46,10 @@ def run_training(
 def train_on_ranks(
     cfg: CfgNode, output: str, world: World, devices: list[torch.device], resume: str | None, overwrite: bool
 ) -> RunFolder:
-    """Train the network of ``cfg`` on connected ranks; returns the folder that holds the run.
+    """Train the network of ``cfg`` on connected ranks, and return the folder of the run.
 
-    output: the folder's name. devices: those of this rank. resume, overwrite: see ``checkpoints_to_resume``.
-    Raises ``UserError`` for everything that the user can put right, and ``Stopped`` after a signal.
+    output: the folder's name. devices: the devices of this rank. resume, overwrite: see ``checkpoints_to_resume``.
+    Raises ``UserError`` for everything that the user can correct, and ``Stopped`` after a signal.
     """
     folder = run_folder(cfg, output)
     lock = FolderLock(folder.path) if world.is_main else nullcontext()
@@ -74,9 +74,9 @@ def train_on_ranks(
                 if world.is_main:
                     adopt(folder, checkpoint.path, run.progress)
                 log.info("resuming %s after %s", checkpoint.path, run.progress)
-            del checkpoint  # it holds a second copy of the weights
+            del checkpoint  # it contains a second copy of the weights
             report = Report(folder, run.cfg.RUNTIME.TENSORBOARD, run.progress.history, world.is_main)
-            with explained(world, stop), report:  # again in here, so that the log gets the explanation
+            with explained(world, stop), report:  # again, so that the log contains the explanation
                 _train(run, report, stop)
         except (UserError, Stopped, KeyboardInterrupt) as error:
             if world.is_main:
@@ -88,9 +88,9 @@ def train_on_ranks(
 def build_run(
     cfg: CfgNode, folder: RunFolder, world: World, devices: list[torch.device], checkpoint: Checkpoint | None
 ) -> tuple[Run, list[str]]:
-    """Network, optimizer and loaders in the state of ``checkpoint`` if there is one, and what differs from its run.
+    """Return the run, in the state of ``checkpoint`` if there is one, and a list of changes from the earlier run.
 
-    Raises ``UserError`` for everything that the config or the checkpoint can have wrong.
+    Raises ``UserError`` for any error in the config or the checkpoint.
     """
     num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
     if checkpoint:
@@ -121,7 +121,7 @@ def build_run(
 
 
 def download(cfg: CfgNode, world: World) -> None:
-    """Let one rank of each machine download the data set while the others wait, if DATASET.DOWNLOAD asks for it."""
+    """Download the data set on one rank per machine while the others wait, if DATASET.DOWNLOAD is set."""
     if cfg.DATASET.DOWNLOAD and world.launch:
         if world.local_rank == 0:
             build_source(cfg, "val")  # the archive has both parts
@@ -144,7 +144,7 @@ def _train(run: Run, report: Report, stop: StopSignals) -> None:
 
 
 def _announce(run: Run) -> None:
-    """Log what is trained, on what, in what steps."""
+    """Log the network, the data set, the devices and the steps."""
     cfg, loader, batch = run.cfg, run.train_loader, run.global_batch
     parameters = sum(p.numel() for p in run.model.parameters())
     log.info(
@@ -166,11 +166,11 @@ def _announce(run: Run) -> None:
 def _open_folder(
     run: Run, lock: FolderLock | nullcontext, resume: str | None, overwrite: bool, afresh: bool, launchers: list[str]
 ) -> None:
-    """Make the folder, lock it, and write down what the run is, before it starts."""
+    """Create the folder, lock it, and write the config and versions of the run, before it starts."""
     folder = run.folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        # Newly locked, the folder was not there before: another run may have made it, and ended, since
+        # A newly locked folder did not exist before: another run may have created it, and ended, since
         newly = isinstance(lock, FolderLock) and lock.acquire()
         if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
             raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
@@ -187,18 +187,18 @@ def _open_folder(
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:
-    if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # these say more
-        log.info("%s is whole: resume with the same command and --resume (or --resume auto)", folder.latest)
+    if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # their messages say more
+        log.info("%s is complete: resume with the same command and --resume (or --resume auto)", folder.latest)
     note_failure(folder.log, error)
 
 
 def _after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
-    """What to do about the run in ``folder`` if torchrun has restarted the ranks.
+    """Return ``resume`` and ``overwrite``, changed if torchrun has restarted the run in ``folder``.
 
-    torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run,
-    resume it, whatever the command line says; if it had saved nothing, start it again and keep its log.
+    torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run, the
+    run is resumed, regardless of the command line. If it has saved nothing, it starts again and its log is kept.
 
-    TORCHELASTIC_RESTART_COUNT would not do: it counts the failures of one machine, and stays 0 if machines join.
+    TORCHELASTIC_RESTART_COUNT is not enough: it counts the failures of one machine, and stays 0 if a machine joins.
     """
     launchers = set(world.gather(world.launch.launcher if world.launch else "")) - {""}
     if not world.is_main or not launchers & set(_started_by(folder)):

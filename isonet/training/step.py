@@ -20,7 +20,7 @@ from isonet.training.optim import Amp, GuardedUpdate
 
 @dataclass
 class StepOutput:
-    """What one step leaves for the log, detached and on the device. Each rank holds its part."""
+    """The results of a step, detached and on the device. Each rank has its part."""
 
     logits: Tensor  # (N, num_classes)
     cross_entropy: Tensor  # scalar: the sum over the ranks is the mean over the batch
@@ -29,15 +29,15 @@ class StepOutput:
 
 
 class TrainStep:
-    """Lowers ``cross entropy + ortho_coeff * penalty`` on one batch after another.
+    """Minimises ``cross entropy + ortho_coeff * penalty``, one batch per call.
 
-    The two terms have a backward pass each, and their gradients add up: hooks on a weight's gradient see both.
+    Each of the two terms has its own backward pass, which adds its gradients. Hooks on a weight's gradient see both.
 
     forward: ``model``, or a wrapper that compiles it or spreads it over devices or ranks.
-    model: the modules that the penalty is taken of. It depends on the weights alone, so it is computed once a step;
+    model: the modules to penalise. The penalty depends on the weights alone, so it is computed once per step;
         each rank of ``world`` computes its share of the layers. With a coefficient of 0 it is not computed.
-    accumulate: the number of pieces in which a batch goes through the network; their gradients add up.
-    seed: of what layers draw, such as dropout; None: they draw from torch's global generators.
+    accumulate: the number of pieces in which a batch is computed; their gradients are added.
+    seed: the seed of random layers, such as dropout, or None for torch's global generators.
     strided: the penalty of strided convolutions, "published" or "operator" (``isonet.ortho``).
     """
 
@@ -69,15 +69,15 @@ class TrainStep:
     ) -> StepOutput:
         """Take a step.
 
-        images: (N, 3, H, W). labels: (N,) int64. total: images of the batch on all ranks, by default N.
-        position: the numbers of the epoch and the step, which seed what layers draw.
+        images: (N, 3, H, W). labels: (N,) int64. total: the images of the batch on all ranks, by default N.
+        position: the numbers of the epoch and the step, which seed random layers.
         """
         ranks = self.world.size
         total = total or len(labels)
         self.optimizer.zero_grad(set_to_none=True)
 
-        # The penalty comes first: its working memory is free again when the activations need theirs. DDP averages
-        # the gradients of the ranks, so each multiplies its share by their number
+        # The penalty is computed first: its working memory is free when the activations need memory. DDP averages
+        # the gradients of the ranks, so each rank multiplies its share by the number of ranks
         penalty = self.penalty() if self.penalty else images.new_zeros(())
         if penalty.requires_grad:  # not if all penalised weights are frozen
             self.amp.backward(self.ortho_coeff * ranks * penalty)
@@ -100,9 +100,9 @@ class TrainStep:
         return StepOutput(torch.cat(outputs)[: len(labels)], cross_entropy, penalty.detach(), finite)
 
     def _pieces(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Split a batch into what goes through the network at a time.
+        """Split a batch into the pieces that are computed one after another.
 
-        In an incomplete last batch a rank may have no image. It takes a black one, whose loss counts 0 times, since
+        In an incomplete last batch, a rank may have no image. It then uses a black one with a loss of weight 0, since
         all ranks must take part in the all-reduce.
         """
         if not len(labels):
@@ -111,7 +111,7 @@ class TrainStep:
         return [(images[share], labels[share]) for share in shares]
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
-        """DDP averages the gradients in the backward pass of the last piece."""
+        """Return a context in which DDP averages the gradients only in the backward pass of the last piece."""
         if isinstance(self.forward, DistributedDataParallel) and not last:
             return self.forward.no_sync()
         return nullcontext()
@@ -119,7 +119,7 @@ class TrainStep:
     def _seed(self, position: tuple[int, int], piece: int) -> None:
         """Seed by epoch, step and piece, so that a resumed run draws the same numbers.
 
-        Pieces are counted over all ranks: four pieces of one rank draw what one piece of each of four ranks would.
+        Pieces are counted over all ranks: four pieces of one rank draw the numbers of one piece on each of four ranks.
         The replicas of DataParallel count as ranks; ``torch.manual_seed`` alone would give all of them the same masks.
         """
         if self.seed is None:
@@ -136,5 +136,5 @@ class TrainStep:
 
 
 def full_type(logits: Tensor) -> Tensor:
-    """``logits`` in float32 or, if they are float64, as they are: the loss of a float64 network is float64."""
+    """Return ``logits`` in float32 or, if they are float64, unchanged: the loss of a float64 network is float64."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

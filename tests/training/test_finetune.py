@@ -98,7 +98,7 @@ def test_a_run_starts_from_the_checkpoint_with_a_new_head_or_the_checkpoints(few
     ten = run_training(few(*still, "DATASET.NUM_CLASSES", 10), "ten")
     assert_same(dict(weights(ten.latest)), dict(weights(base.best)))
     assert "16 of 16 tensors" in ten.log.read_text()
-    assert "the head was trained to tell 0, 1, 2, 3, 4, ... apart" in ten.log.read_text()
+    assert "the head was trained to distinguish 0, 1, 2, 3, 4, ..." in ten.log.read_text()
 
 
 def test_the_penalty_counts_what_is_trained(few, base):
