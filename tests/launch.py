@@ -1,7 +1,7 @@
 """Processes for tests: forked from a server that has imported the project, or started by a new interpreter.
 
 A new interpreter takes seconds to import torch. The server imports it once. The server computes nothing, because a
-process that has run a backward pass cannot be forked.
+process that has run a backward pass cannot be forked safely.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def log_scale(axis: Any, low: float, high: float) -> None:
 
 
 def plain_numbers(axis: Any) -> None:
-    """Label the ticks of an x or y axis like 0.02 and 1e-5, without minor ticks."""
+    """Label the ticks of an x or y axis in the style of 0.02 and 1e-5, without minor ticks."""
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(float(f"{value:.6g}"))))

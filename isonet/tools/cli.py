@@ -127,7 +127,7 @@ def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
     hint = f"images belong at {root / name}/{{train,val}}/<class>/ (see DATASET.ROOT, DATASET.NAME)"
     folders = [root / name / split for split in splits]
     if name in _CIFAR_FOLDERS:
-        hint = f"unpack the archive of {name} there, or download it with the override DATASET.DOWNLOAD True"
+        hint = f"unpack the archive of {name} in {root}, or download it with the override DATASET.DOWNLOAD True"
         folders = [root / _CIFAR_FOLDERS[name]]
     for folder in folders:
         if not os.path.lexists(folder) and not (folder.parent / "shards" / folder.name).exists():

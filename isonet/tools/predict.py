@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
     paths, problems = find_images(_places(args.images))
     for problem in problems:
         log.error("%s", problem)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal's encoding may lack characters of a name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not be able to encode a file name
         sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
     batch_size = (args.batch_size or trained.cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     unread: list[str] = []

@@ -30,7 +30,7 @@ class Summary:
 def read_rows(file: Path) -> tuple[list[Row], int]:
     """Return the rows of ``metrics.jsonl`` or ``timing.jsonl`` in the order of epochs, and the number of invalid lines.
 
-    A kill leaves an incomplete line at the end. If an epoch has two rows, the later row counts.
+    A killed run may leave an incomplete line at the end. If an epoch has two rows, the later row counts.
     """
     rows = [_row(line) for line in file.read_bytes().splitlines()]
     by_epoch = {row["epoch"]: row for row in rows if row}

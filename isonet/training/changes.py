@@ -15,7 +15,7 @@ log = logging.getLogger("isonet")
 
 
 def may_differ(cfg: CfgNode) -> set[str]:
-    """Return the keys that a resumed run may change: ``MAY_DIFFER`` without keys that the schedule depends on."""
+    """Return the keys that a resumed run may change: ``MAY_DIFFER`` and unused keys, less those the schedule needs."""
     ends_at_zero = {"SOLVER.MAX_EPOCHS"} if cfg.SOLVER.SCHEDULE != "steps" else set()
     unused = {"DATASET.SHUFFLE_BUFFER"} if cfg.RUNTIME.INPUT != "shards" else set()
     return (set(MAY_DIFFER) | unused) - ends_at_zero

@@ -196,7 +196,7 @@ def rendezvous(rank: int, size: int) -> dist.Store:
 
     torchrun restarts the ranks with the store of the previous start, which still contains the addresses of dead ranks.
     A rank that reads such an address waits for a dead process, and torch has no prefix for each start. Therefore rank 0
-    draws a prefix and sends it to each rank that asks, under a key that this rank has drawn.
+    draws a prefix and sends it to each rank that asks, under a key that the asking rank has drawn.
     """
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=_RENDEZVOUS_SECONDS)))
     prefix = _hand_out_prefix(store, size) if rank == 0 else _ask_for_prefix(store, rank)

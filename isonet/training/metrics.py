@@ -25,7 +25,7 @@ _NEVER = torch.iinfo(torch.int64).max
 class NonFiniteStep(Exception):  # noqa: N818 - the loop turns it into an error for the user
     """Raised if step ``step`` of the epoch, counted from 1, had a non-finite loss or gradient.
 
-    If ``step`` is 0, no step had, but the weights are non-finite because the last update was too large.
+    If ``step`` is 0, every loss and gradient was finite, but the last update was so large that some weights are not.
     """
 
     def __init__(self, step: int) -> None:

@@ -83,7 +83,7 @@ def learning_rate_at(cfg: CfgNode, epoch: int, num_gpus: int = 1, done: float = 
     ramp = solver.WARMUP_EPOCH - 1 if solver.WARMUP else 0  # likewise
     if passed < ramp:
         length = solver.WARMUP_EPOCH
-        first = solver.WARMUP_FACTOR * length  # in epochs of a ramp that starts from 0
+        first = solver.WARMUP_FACTOR * length  # epochs that a ramp from 0 takes to reach WARMUP_FACTOR
         position = first + passed * (length - first) / (length - 1)
         return base * position / length
     left = max(0.0, (solver.MAX_EPOCHS - passed) / max(solver.MAX_EPOCHS - ramp, 1))

@@ -170,7 +170,7 @@ def _open_folder(
     folder = run.folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        # A newly locked folder did not exist before: another run may have created it, and ended, since
+        # If newly locked, the folder did not exist at the start: another run may have created it and ended since
         newly = isinstance(lock, FolderLock) and lock.acquire()
         if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
             raise CheckpointError(f"{folder.path}: another process has just started and ended this run")

@@ -90,7 +90,7 @@ class TrainStep:
                 with self.amp.autocast():
                     logits = self.forward(part)
                 loss = F.cross_entropy(full_type(logits), targets, reduction="sum") / (total / ranks)
-                if ranks > 1:  # by 1, or by NaN if this rank's penalty is non-finite, so that every rank sees it
+                if ranks > 1:  # times 1, or NaN if this rank's penalty is non-finite, so that every rank sees it
                     loss = loss * (1 + 0 * penalty.detach())
                 self.amp.backward(loss if len(labels) else 0 * loss)
             if len(labels):

@@ -440,7 +440,7 @@ def test_an_inconsistent_index_is_refused(tmp_path, text, rows):
     assert len(read_index(tmp_path).rows) == 1
     (tmp_path / "index.json").write_bytes(text)
     (tmp_path / "index.bin").write_bytes(rows)
-    with pytest.raises(DataError, match="is no index of shards") as error:
+    with pytest.raises(DataError, match="is not an index of shards") as error:
         read_index(tmp_path)
     assert str(error.value).isprintable()
 

@@ -130,7 +130,7 @@ class TestPrecision:
         assert torch.get_float32_matmul_precision() == "medium"
 
     def test_the_backend_follows_the_process_afterwards(self):
-        """A setting that is assigned no longer follows the process, even if the assigned value is the current one."""
+        """Once assigned, a setting no longer follows the process, even if the assigned value is the current one."""
         ortho_penalty(nn.Conv2d(4, 4, 3))
         torch.backends.fp32_precision = "tf32"
         assert torch.backends.mkldnn.matmul.fp32_precision == "tf32"

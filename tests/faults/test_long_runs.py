@@ -60,7 +60,7 @@ def assert_flat(rows, first, leak_kb):
 def test_200_short_epochs_stay_flat(tmp_path, tally, capsys):
     rows = watched(tmp_path, [*images(tmp_path, 8), "SOLVER.MAX_EPOCHS", 200, "RUNTIME.SAVE_EVERY", 2])
     assert len(rows) == 200
-    assert_flat(rows, first=50, leak_kb=20)  # a state of this network takes ten times that and more
+    assert_flat(rows, first=50, leak_kb=20)  # one state of this network takes at least ten times as much
     before, after = rows[50]["sizes"], rows[-1]["sizes"]
     assert len(after) == len(before)  # the same number of checkpoints
     per_epoch = {

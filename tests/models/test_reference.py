@@ -134,7 +134,10 @@ def test_logits_and_penalty(name):
 
 @dataclass
 class ThreeSteps:
-    """Results of three steps of the reference's recipe: loss terms and gradients of the first, losses and logits."""
+    """Results of three steps of the reference's recipe.
+
+    The loss terms and gradient norms of the first step, the loss of each step, and the logits after the last step.
+    """
 
     cross_entropy: float
     penalty: float

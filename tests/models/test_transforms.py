@@ -1,7 +1,7 @@
 """SReLU's and the multiplier's derivatives under torch.func, forward-mode differentiation, autocast and torch.compile.
 
-The expected results use ``max(x, b)`` written as a choice. Its gradient at ``x == b`` goes to the shift, as published.
-Library functions for the same maximum split the gradient there, or give it to the input (torch.maximum, and
+The expected results use ``max(x, b)`` written with ``torch.where``. Its gradient at ``x == b`` goes to the shift, as
+published. Library functions for the same maximum split the gradient there, or give it to the input (torch.maximum, and
 torch.clamp, which changed in torch 2.14). After the delta initialisation, such ties are everywhere.
 """
 

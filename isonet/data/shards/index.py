@@ -117,7 +117,7 @@ def read_index(folder: Path) -> ShardIndex:
     except OSError as error:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        what = f"{printable(folder / INDEX)} is no index of shards ({printable(error)})"
+        what = f"{printable(folder / INDEX)} is not an index of shards ({printable(error)})"
         raise DataError(f"{what}; rebuild it with {TOOL} index FOLDER") from None
 
 
