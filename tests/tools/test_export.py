@@ -158,8 +158,8 @@ def test_an_output_that_cannot_be_written_is_refused(capfd, network, tmp_path):
     ):
         code, _, err = export(capfd, "--ckpt", ckpt, "--format", "torch", "--output", output)
         assert code == 2
-        assert err.startswith(f"error: --output {output}: ")
-        assert why in err.removeprefix(f"error: --output {output}: ")
+        assert err.startswith(f"error: --output {output}")
+        assert why in err.removeprefix(f"error: --output {output}")
 
 
 def test_a_missing_checkpoint_and_one_without_a_config(capfd, network, tmp_path):
