@@ -47,8 +47,8 @@ def read_written_cfg(path: Path) -> CfgNode:
 
 
 def _written(pairs: list[tuple[str, Any]], source: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """Former versions allowed RUNTIME.CHECKPOINT_ACTIVATIONS with batch norm; it changes memory and time alone."""
-    has_bn = ("ISON.HAS_BN", True) in pairs or ("ISON.HAS_BN", "True") in pairs
+    """Turn RUNTIME.CHECKPOINT_ACTIVATIONS off with batch norm, which former versions allowed: it only saves memory."""
+    has_bn = any(key == "ISON.HAS_BN" and str(value).lower() == "true" for key, value in pairs)
     without = [("RUNTIME.CHECKPOINT_ACTIVATIONS", False)] if has_bn else []
     return _merged([(source, [*BEFORE_THE_KEY.items(), *pairs, *without])], opts)
 

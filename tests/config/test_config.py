@@ -6,7 +6,7 @@ import pytest
 
 from conftest import REPO
 from isonet import build_model, load_cfg
-from isonet.config import default_cfg, flat, image_size
+from isonet.config import default_cfg, flat, image_size, parse_cfg, read_written_cfg
 from isonet.errors import ConfigError
 
 PUBLISHED = """\
@@ -159,3 +159,16 @@ def test_image_size():
     assert image_size(load_cfg(None, ["DATASET.NAME", "CIFAR10"])) == 32
     assert image_size(load_cfg(None, ["DATASET.NAME", "self", "DATASET.IMAGE_SIZE", 48])) == 48
     assert build_model(load_cfg(REPO / "configs/self_ISO29.yaml")).stem.conv.kernel_size == (3, 3)
+
+
+def test_a_former_config_of_batch_norm_with_recomputing_loads_without_recomputing(tmp_path):
+    """Former versions allowed both. Recomputing changes no number, so the run can be resumed and evaluated."""
+    text = load_cfg(None, ["ISON.HAS_BN", True]).dump()
+    assert "CHECKPOINT_ACTIVATIONS: false" in text
+    former = text.replace("CHECKPOINT_ACTIVATIONS: false", "CHECKPOINT_ACTIVATIONS: true")
+    (tmp_path / "config.yaml").write_text(former)
+    for cfg in (parse_cfg(former, "a checkpoint"), read_written_cfg(tmp_path / "config.yaml")):
+        assert cfg.ISON.HAS_BN
+        assert not cfg.RUNTIME.CHECKPOINT_ACTIVATIONS
+    with pytest.raises(ConfigError, match="CHECKPOINT_ACTIVATIONS"):
+        load_cfg(tmp_path / "config.yaml")
