@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from isonet.data.sources import cifar
+from isonet.data.cifar import cifar
 from isonet.errors import UserError, run_cli
 from isonet.tools.cli import Parser
 

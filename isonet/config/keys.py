@@ -42,6 +42,8 @@ _ROWS = (
     Key("DATASET.NUM_WORKERS", 8, Int(0, 4096),
         "the number of processes that decode images that are not kept in memory; 0: none", may_differ=True),
     Key("DATASET.DOWNLOAD", False, Bool(), "download CIFAR to ROOT if it is not there", may_differ=True),
+    Key("DATASET.CHECKSUM", True, Bool(),
+        "refuse CIFAR files that are not the published ones; False: use such files, e.g. a subset", may_differ=True),
     Key("DATASET.IMAGE_SIZE", 0, Int(0, 8192),
         "pixels a side, up to 64 for CIFAR networks; 0: the data set's own (CIFAR 32, digits 8, folders 224)"),
     Key("DATASET.PADDING", -1, Int(-1, SMALL_IMAGE),

@@ -10,6 +10,7 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from isonet.config import global_batch, image_size, uses_small_images
+from isonet.data.cifar import cifar
 from isonet.data.faults import ImageError, OnError
 from isonet.data.folders import FolderSource, image_folder
 from isonet.data.loader import Loader, Normalise
@@ -17,7 +18,7 @@ from isonet.data.memory import CropFlip, MemoryLoader
 from isonet.data.random_streams import EpochBatches, Windows
 from isonet.data.shards.index import INDEX
 from isonet.data.shards.source import ShardSource, open_shards
-from isonet.data.sources import ImageSource, cifar, digits
+from isonet.data.sources import ImageSource, digits
 from isonet.errors import DataError
 from isonet.launch import processes_here
 from isonet.shares import WHOLE, Share
@@ -113,7 +114,7 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
     if name == "digits":
         return digits(split)
     if name in ("CIFAR10", "CIFAR100"):
-        return cifar(name, root, split, cfg.DATASET.DOWNLOAD)
+        return cifar(name, root, split, cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM)
     folder = root / name / split
     if not os.path.lexists(folder) and os.path.exists(shards / INDEX):
         raise DataError(f"{folder}: no such folder, but there are shards: RUNTIME.INPUT shards reads them")

@@ -1,19 +1,29 @@
-"""Lists image files, in class folders and in others, and raises errors for files that a plain listing would ignore."""
+"""Lists image files, in class folders and in others, and names the files that it leaves out.
+
+A warning counts the files that could be images but are not listed: other endings, hidden files and folders, and files
+outside the class folders. Texts such as annotations, and the hidden files of macOS and Windows, give no warning.
+"""
 
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from isonet.data.decode import read_file
+from isonet.data.formats import IMG_EXTENSIONS, NO_IMAGES
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
+_ENDING = "with another ending than an image's"
+_HIDDEN = "hidden"
+_OUTSIDE = "outside the class folders"
+_OF_SYSTEMS = ("._", ".AppleDouble")  # macOS keeps attributes of a file in them
 
-IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+LeftOut = defaultdict[str, list[str]]  # for each reason, the paths that are not listed
 
 
 @dataclass(frozen=True)
@@ -33,20 +43,23 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
 
     A label is the position of the class in ``classes``, for example the classes of a checkpoint. By default, the
     classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``. Links are followed.
-    Hidden files and folders, whose names begin with a dot, are ignored. Raises ``DataError`` for everything that leaves
-    a doubt about the data set.
+    Hidden files and folders, whose names begin with a dot, are left out. Logs one warning about the files that are left
+    out. Raises ``DataError`` for everything that leaves a doubt about the data set.
     """
     folder = root / split
     names = _class_names(folder)
+    left_out: LeftOut = defaultdict(list)
+    _leave_out(_OUTSIDE, [entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
     if classes is None:
         classes = _class_names(root / "train") if (root / "train").is_dir() else names
     check_known(folder, names, classes)
     paths: list[Path] = []
     labels: list[int] = []
     for name in names:
-        images = images_below(folder / name)
+        images = _images_below(folder / name, left_out)
         paths += images
         labels += [classes.index(name)] * len(images)
+    _warn_of(folder, left_out)
     return FolderSource(paths, labels, classes)
 
 
@@ -60,23 +73,42 @@ def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> N
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List the images at any depth below ``folder``, sorted by path. Follow links, and ignore hidden files and folders.
+    """List the images at any depth below ``folder``, sorted by path. Follow links, and leave out hidden files.
 
-    Raises ``DataError`` if there is no image, for a loop of links, and for what is neither a file nor a folder.
+    Logs one warning about the files that are left out. Raises ``DataError`` if there is no image, for a loop of links,
+    and for what is neither a file nor a folder.
     """
-    images = sorted(map(Path, _walk(str(folder), ())))
+    left_out: LeftOut = defaultdict(list)
+    images = _images_below(folder, left_out)
+    _warn_of(folder, left_out)
+    return images
+
+
+def _images_below(folder: Path, left_out: LeftOut) -> list[Path]:
+    images = sorted(map(Path, _walk(str(folder), (), left_out)))
     if not images:
+        others = [path for paths in left_out.values() for path in paths if Path(path).is_relative_to(folder)]
+        beside = f", but {len(others)} other files, e.g. {printable(min(others))}" if others else ""
         raise DataError(
-            f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}); add images or remove the folder"
+            f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}){beside}; add images or remove the folder"
         )
     return images
+
+
+def _warn_of(folder: Path, left_out: LeftOut) -> None:
+    """Log one warning with the number of paths that are left out for each reason, and an example."""
+    parts = [f"{len(paths)} {why}, e.g. {Path(min(paths)).relative_to(folder)}" for why, paths in left_out.items()]
+    if parts:
+        what = "%s: files are left out: %s (images end in %s)"
+        log.warning(what, printable(folder), printable("; ".join(parts)), ", ".join(IMG_EXTENSIONS))
 
 
 def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Return the paths of the files in ``places`` and of the images below its folders, and a message for each problem.
 
     Files are in the given order, and the images below a folder are sorted by path. A file may have any name. Below a
-    folder, files with the extension of an image count, except hidden files. No file is opened here.
+    folder, files with the extension of an image count, except hidden files, and a warning counts the others. No file is
+    opened here.
     """
     paths: list[Path] = []
     problems = []
@@ -93,16 +125,21 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     return paths, problems
 
 
-def _walk(folder: str, above: tuple[str, ...]) -> Iterator[str]:
-    """Yield the images below a folder. above: the real paths of the folders that contain it."""
+def _walk(folder: str, above: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
+    """Yield the images below a folder, and add other files to ``left_out``.
+
+    above: the real paths of the folders that contain it.
+    """
     here = os.path.realpath(folder)
     if here in above:
         raise DataError(f"{printable(folder)} is a link to a folder above it, an endless loop; remove it")
-    for entry in _entries(folder):
+    for entry in _entries(folder, left_out):
         if entry.is_dir():
-            yield from _walk(entry.path, (*above, here))
+            yield from _walk(entry.path, (*above, here), left_out)
         elif _is_image(entry):
             yield entry.path
+        else:
+            _leave_out(_ENDING, [entry], left_out)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -112,15 +149,20 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:
     """Return the files and folders in ``folder`` that are not hidden, and the broken links with an image's extension.
 
+    Hidden folders and images are added to ``left_out``.
     Reading such a link fails like reading a damaged image. Raises ``DataError`` for anything else: a broken link may
     have been a folder, and ignoring it might change the labels of other classes.
     """
     try:
         with os.scandir(folder) as scan:
-            entries = [entry for entry in scan if not entry.name.startswith(".")]  # such as ._1.jpg, by macOS
+            every = list(scan)
+        entries = [entry for entry in every if not entry.name.startswith(".")]
+        if left_out is not None:
+            hidden = [entry for entry in every if entry.name.startswith(".") and (entry.is_dir() or _is_image(entry))]
+            _leave_out(_HIDDEN, [entry for entry in hidden if not entry.name.startswith(_OF_SYSTEMS)], left_out)
         for entry in entries:
             if entry.is_dir() or entry.is_file():
                 continue
@@ -136,3 +178,8 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
 
 def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMG_EXTENSIONS)
+
+
+def _leave_out(why: str, entries: list[os.DirEntry[str]], left_out: LeftOut) -> None:
+    if paths := [entry.path for entry in entries if not entry.name.lower().endswith(NO_IMAGES)]:
+        left_out[why] += paths

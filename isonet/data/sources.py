@@ -1,5 +1,5 @@
-"""Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``folders.py``
-of files, and ``shards/source.py`` of tar shards."""
+"""Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``cifar.py`` of
+CIFAR's batches, ``folders.py`` of files, and ``shards/source.py`` of tar shards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 
 from isonet.data.decode import decode_image, decode_tensor
-from isonet.errors import DataError
 
 
 class ImageSource:
@@ -64,18 +63,3 @@ def digits(split: str) -> ArraySource:
     grey = np.round(images[rows] * (255 / 16)).astype(np.uint8)  # ink 0..16 to bytes
     rgb = np.repeat(grey[..., None], 3, axis=-1)
     return ArraySource(rgb, labels[rows].tolist(), [str(digit) for digit in range(10)])
-
-
-def cifar(name: str, root: Path, split: str, download: bool) -> ArraySource:
-    """Load CIFAR10 or CIFAR100 with torchvision, which checks and unpacks the archive. Raises ``DataError``."""
-    from torchvision.datasets import CIFAR10, CIFAR100
-
-    dataset = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
-    try:
-        data = dataset(str(root), train=split == "train", download=download)
-    except (OSError, RuntimeError) as error:  # no network, disk full, or a missing or damaged archive
-        raise DataError(
-            f"{name} is missing or damaged under {root} ({error}): set DATASET.DOWNLOAD True, or download "
-            f"{dataset.url} and unpack {dataset.filename} so that {root / dataset.base_folder} exists"
-        ) from None
-    return ArraySource(data.data, data.targets, data.classes)

@@ -1,8 +1,8 @@
 """Write an image folder as tar shards, index tar shards that were written elsewhere, or check shards.
 
 write: store the images of FOLDER/{train,val}/<class>/ in FOLDER/shards/{train,val}/. Run again if interrupted.
-index: index the *.tar, in webdataset's format, in FOLDER or in FOLDER/{train,val}/: images .jpg, .jpeg, .png or .webp,
-each with a label in .cls, or in .json under label or cls.
+index: index the *.tar, in webdataset's format, in FOLDER or in FOLDER/{train,val}/: images with an ending that is read
+in folders, too (.jpg, .png, ...), each with a label in .cls, or in .json under label or cls.
 RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 """
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isonet.data.folders import IMG_EXTENSIONS
+from isonet.data.formats import IMG_EXTENSIONS
 from isonet.errors import DataError, printable
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # an image's bytes in its shard, and its label
@@ -36,6 +36,8 @@ _MERGED = (
     "photo.v2.jpg are one sample; rename the files to make them two samples"
 )
 
+_NO_FILE = "are ignored: they are links, sparse files, or files without an ending"
+
 Part = tuple[int, int]  # offset and size of a member's bytes
 Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are odd
 
@@ -45,7 +47,7 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
     rows = []
     try:
         with path.open("rb") as file:
-            for key, members in groupby(_members(file), key=lambda member: member[0]):
+            for key, members in groupby(_members(file, path.name, oddities), key=lambda member: member[0]):
                 parts: dict[str, Part] = {}
                 for _, extension, part in members:
                     if extension in parts:
@@ -61,7 +63,7 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
         ) from None
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, str, Part]]:
+def _members(file: BinaryIO, shard: str, oddities: Oddities) -> Iterator[tuple[str, str, Part]]:
     """Yield key, extension and ``Part`` of each member of a tar file that is a plain file with an extension."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         at = 0
@@ -70,9 +72,13 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, Part]]:
             if member.size < 0 or archive.offset <= at:
                 raise tarfile.ReadError(f"the header of {member.name} makes no sense")
             at = archive.offset
+            if member.isdir() or _METADATA.match(member.name) or os.path.basename(member.name).startswith("."):
+                continue
             split = _NAME.fullmatch(member.name)
-            if split and member.isreg() and not member.issparse() and not _METADATA.match(member.name):
+            if split and member.isreg() and not member.issparse():
                 yield split[1], split[2].lower(), (member.offset_data, member.size)
+            else:
+                oddities[_NO_FILE].append(f"{member.name} in {shard}")
         if os.pread(file.fileno(), 512, archive.offset).strip(b"\0"):  # tarfile stops here without an error
             raise tarfile.ReadError(f"there is no header at byte {archive.offset:,}")
 

@@ -1,0 +1,187 @@
+"""CIFAR-10 and CIFAR-100: batches are downloaded only where they are missing, and read without running code from them.
+
+A batch is a pickle of an array and a list of labels. Users have their own in the same layout, such as subsets and
+long-tailed versions, which DATASET.CHECKSUM False reads and no download replaces.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from isonet.data.sources import ArraySource
+from isonet.errors import DataError, printable
+from isonet.files.download import fetch
+
+log = logging.getLogger("isonet")
+
+_LARGEST_ARCHIVE = 400_000_000  # bytes; the archives have 170 million
+
+
+def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = True) -> ArraySource:
+    """Load CIFAR10 or CIFAR100 from ``root``.
+
+    download: whether to download the files that are missing. checksum: whether to refuse files that differ from the
+    published ones. Raises ``DataError`` for these, and for files that are missing or are not batches.
+    """
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.datasets.utils import check_integrity
+
+    data = {"CIFAR10": CIFAR10, "CIFAR100": CIFAR100}[name]
+    folder = root / data.base_folder
+    batches = [folder / file for file, _ in (data.train_list if split == "train" else data.test_list)]
+    meta = folder / data.meta["filename"]
+    sums = {folder / file: md5 for file, md5 in (*data.train_list, *data.test_list, (meta.name, data.meta["md5"]))}
+    try:
+        others = [file for file, md5 in sums.items() if file.exists() and not check_integrity(file, md5)]
+        if others and checksum:
+            raise DataError(
+                f"{printable(others[0])} is not the published file of {name}, by its checksum: DATASET.CHECKSUM False "
+                "uses it as it is; to replace it, move it away and set DATASET.DOWNLOAD True"
+            )
+        if download and not all(file.exists() for file in sums):
+            _download(data, root)
+        for file in sums if checksum else (*batches, meta):
+            if not file.exists():
+                raise FileNotFoundError(f"there is no {file}")
+    except (OSError, HTTPException) as error:  # no network, disk full, a damaged archive
+        raise DataError(
+            f"{name} is missing or damaged under {root} ({error}): set DATASET.DOWNLOAD True, or download "
+            f"{data.url} and unpack {data.filename} so that {folder} exists"
+        ) from None
+    if others:
+        log.info("%s: %d files are not the published ones, e.g. %s", name, len(others), printable(others[0]))
+    classes = _classes(meta, data.meta["key"])
+    pixels, labels = zip(*(_batch(file, len(classes)) for file in batches), strict=True)
+    images = np.concatenate(pixels).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return ArraySource(images, np.concatenate(labels).tolist(), classes)
+
+
+def _download(data: Any, root: Path) -> None:
+    """Download the archive unless ``root`` has it, and unpack the files that are missing. Replace no file.
+
+    If several processes call this simultaneously, one downloads and the others wait. Raises ``OSError``.
+    """
+    from torchvision.datasets.utils import check_integrity, extract_archive
+
+    root.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{data.filename}.", ".part"
+    lock = root / f"{prefix}lock"
+    with FileLock(lock):
+        for left in root.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(suffix, prefix, root) as place:
+            archive = root / data.filename
+            if not check_integrity(archive, data.tgz_md5):
+                archive = Path(place) / data.filename
+                fetch(data.url, archive, _LARGEST_ARCHIVE)
+                if not check_integrity(archive, data.tgz_md5):
+                    raise OSError(f"{data.url} is not the published archive, by its checksum")
+            extract_archive(archive, place)
+            (root / data.base_folder).mkdir(exist_ok=True)
+            unpacked = [*(Path(place) / data.base_folder).iterdir()]
+            for file in (*unpacked, archive):
+                target = root / file.relative_to(place) if file.is_relative_to(place) else file
+                if not os.path.lexists(target):
+                    shutil.move(file, target)
+        lock.unlink(missing_ok=True)
+
+
+def _batch(file: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the pixels, uint8 (N, 3072), and the labels, int (N,), of a batch. Raises ``DataError``."""
+    with _explained(file):
+        content = _load(file)
+        pixels = np.asarray(content["data"])
+        labels = np.asarray(content["labels" if "labels" in content else "fine_labels"])
+        if pixels.dtype != np.uint8 or pixels.shape != (*labels.shape, 3072):
+            raise ValueError(f"data is {pixels.dtype} {pixels.shape}, not uint8 {(*labels.shape, 3072)}")
+        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= num_classes:
+            raise ValueError(f"labels are not whole numbers from 0 to {num_classes - 1}")
+        return pixels, labels
+
+
+def _classes(file: Path, key: str) -> list[str]:
+    """Return the names of the classes in the file beside the batches. Raises ``DataError``."""
+    with _explained(file):
+        return [_text(name) for name in np.asarray(_load(file)[key]).tolist()]
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a damaged pickle raises many kinds
+        reason = printable(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
+        raise DataError(f"{printable(file)}: not in the layout of CIFAR's files ({reason:.200})") from None
+
+
+def _load(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {_text(key): value for key, value in _Unpickler(stream, encoding="latin1").load().items()}
+
+
+def _text(name: Any) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+
+
+class _Type:
+    """Stands in for ``numpy.dtype`` in a pickle."""
+
+    order: str
+
+    def __init__(self, name: str, *_: Any) -> None:
+        self.name = name
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+    def items(self, data: bytes | bytearray | str) -> np.ndarray:
+        """Return the numbers in ``data``. Python 2's bytes are text. Raises ``ValueError`` for a type of objects."""
+        return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.dtype(self.order + self.name))
+
+
+class _Array:
+    """Stands in for ``numpy.ndarray`` in a pickle."""
+
+    items: np.ndarray
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, data = state
+        self.items = dtype.items(data).reshape(shape, order="F" if by_columns else "C")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.items
+
+
+def _from_buffer(data: bytes, dtype: _Type, shape: tuple[int, ...], order: Any, axes: Any = None) -> np.ndarray:
+    items = dtype.items(data).reshape(shape, order="F" if order == "F" else "C")
+    return items if axes is None else items.transpose(axes)
+
+
+_STAND_INS: dict[str, Any] = {
+    "numpy.dtype": _Type,
+    "numpy.ndarray": "the type of an array, which _reconstruct ignores",
+    "multiarray._reconstruct": lambda *_: _Array(),
+    "multiarray.scalar": lambda dtype, data: dtype.items(data)[0],
+    "numeric._frombuffer": _from_buffer,
+    "_codecs.encode": lambda text, _: text.encode("latin1"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds arrays, numbers, text, bytes, lists and dictionaries. Calls nothing that the file names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = f"{module.removeprefix('numpy.core.').removeprefix('numpy._core.')}.{name}"
+        if known not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it needs {module}.{name}")
+        return _STAND_INS[known]

@@ -1,0 +1,36 @@
+"""Downloads of a limited size, so that an endless response does not fill the disk."""
+
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+STALLED_SECONDS = 30.0  # the time without data after which the connection counts as lost
+_CHUNK = 1 << 20
+
+
+class TooLargeError(OSError):
+    """Raised for a response that is longer than any file that the URL can stand for."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the response exceeds {limit / 1e6:,.0f} MB, more than the file can have")
+
+
+def fetch(url: str, path: Path, limit: int) -> None:
+    """Save the response of ``url`` as ``path``.
+
+    limit: the largest number of bytes. Raises ``OSError``, or ``HTTPException`` if the connection breaks off.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "isonet"})
+    with (
+        urllib.request.urlopen(request, timeout=STALLED_SECONDS) as response,
+        path.open("wb") as file,
+        tqdm(total=response.length, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        received = response.length or 0
+        while received <= limit and (chunk := response.read(_CHUNK)):
+            received = max(received, file.tell() + len(chunk))
+            file.write(chunk)
+            bar.update(len(chunk))
+        if received > limit:
+            raise TooLargeError(limit)
