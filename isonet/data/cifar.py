@@ -49,7 +49,7 @@ def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = Tr
                 "uses it as it is; to replace it, move it away and set DATASET.DOWNLOAD True"
             )
         if download and not all(file.exists() for file in sums):
-            _download(data, root)
+            _download(data, root, [*sums])
         for file in sums if checksum else (*batches, meta):
             if not file.exists():
                 raise FileNotFoundError(f"there is no {file}")
@@ -66,8 +66,8 @@ def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = Tr
     return ArraySource(images, np.concatenate(labels).tolist(), classes)
 
 
-def _download(data: Any, root: Path) -> None:
-    """Download the archive unless ``root`` has it, and unpack the files that are missing. Replace no file.
+def _download(data: Any, root: Path, files: list[Path]) -> None:
+    """Download the archive unless ``root`` has it, and unpack those of its files that are missing. Replace no file.
 
     If several processes call this simultaneously, one downloads and the others wait. Raises ``OSError``.
     """
@@ -79,20 +79,20 @@ def _download(data: Any, root: Path) -> None:
     with FileLock(lock):
         for left in root.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
             shutil.rmtree(left)
-        with tempfile.TemporaryDirectory(suffix, prefix, root) as place:
-            archive = root / data.filename
-            if not check_integrity(archive, data.tgz_md5):
-                archive = Path(place) / data.filename
-                fetch(data.url, archive, _LARGEST_ARCHIVE)
+        if not all(file.exists() for file in files):  # otherwise another process has downloaded them
+            with tempfile.TemporaryDirectory(suffix, prefix, root) as place:
+                archive = root / data.filename
                 if not check_integrity(archive, data.tgz_md5):
-                    raise OSError(f"{data.url} is not the published archive, by its checksum")
-            extract_archive(archive, place)
-            (root / data.base_folder).mkdir(exist_ok=True)
-            unpacked = [*(Path(place) / data.base_folder).iterdir()]
-            for file in (*unpacked, archive):
-                target = root / file.relative_to(place) if file.is_relative_to(place) else file
-                if not os.path.lexists(target):
-                    shutil.move(file, target)
+                    archive = Path(place) / data.filename
+                    fetch(data.url, archive, _LARGEST_ARCHIVE)
+                    if not check_integrity(archive, data.tgz_md5):
+                        raise OSError(f"{data.url} is not the published archive, by its checksum")
+                extract_archive(archive, place)
+                (root / data.base_folder).mkdir(exist_ok=True)
+                for file in [*Path(place, data.base_folder).iterdir(), *Path(place).glob(data.filename)]:
+                    target = root / file.relative_to(place)
+                    if not os.path.lexists(target):
+                        shutil.move(file, target)
         lock.unlink(missing_ok=True)
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, UserError
 from isonet.files.checkpoint import Checkpoint, fitted
+from isonet.files.download import STALLED_SECONDS, TooLargeError
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.models.build import assemble
@@ -28,7 +29,7 @@ URL_VARIABLE = "ISONET_ZOO_URL"  # environment variable: what precedes a file's 
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id="
 
 _RETRIES = 3  # with growing pauses, some seconds in total
-_STALLED_SECONDS = 30.0  # the time without data after which the connection counts as lost
+_LARGEST = 4  # times the bytes of the weights in float32; with the state of an optimizer, a file has twice their bytes
 
 
 def zoo_file(entry: PublishedNetwork) -> Path:
@@ -72,11 +73,14 @@ def zoo_weights(entry: PublishedNetwork, retries: int = _RETRIES) -> dict[str, T
         raise CheckpointError(f"{error}; remove the file, and the next run fetches it again") from None
 
 
+def _network(entry: PublishedNetwork) -> nn.Module:
+    with torch.device("meta"):  # only shapes
+        return assemble(entry.config())
+
+
 def _checked(entry: PublishedNetwork, path: Path) -> dict[str, Tensor]:
     """Return the weights in ``path``, which must fit the network: the files have no published sizes or checksums."""
-    with torch.device("meta"):  # only shapes
-        network = assemble(entry.config())
-    return fitted(network, Checkpoint.read(path).weights, path)
+    return fitted(_network(entry), Checkpoint.read(path).weights, path)
 
 
 def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
@@ -89,6 +93,12 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
         raise UserError(
             f"{PREFIX}{entry.name} is fetched by the package gdown: pip install 'isonet[zoo]'; or {by_hand}"
         ) from None
+    limit = _LARGEST * sum(weight.numel() * 4 for weight in _network(entry).state_dict().values())
+
+    def watch(received: int, announced: int | None) -> None:
+        if max(received, announced or 0) > limit:
+            raise TooLargeError(limit)
+
     log.info("fetching %s: %s", path, url)
     prefix, suffix = f".{path.name}.", ".part"
     for left in path.parent.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
@@ -96,7 +106,9 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
     with tempfile.TemporaryDirectory(suffix, prefix, path.parent) as folder:
         unchecked, quiet = Path(folder) / path.name, not sys.stderr.isatty()
         try:
-            gdown.download(url, str(unchecked), quiet, use_cookies=False, timeout=_STALLED_SECONDS, retries=retries)
+            gdown.download(
+                url, str(unchecked), quiet, use_cookies=False, progress=watch, timeout=STALLED_SECONDS, retries=retries
+            )
             _checked(entry, unchecked)
         except Exception as error:  # gdown raises many kinds for answers that it does not expect
             why = f"{' '.join(str(error).removeprefix(f'{unchecked}: ').split()) or type(error).__name__:.400}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -111,9 +112,25 @@ def download(cfg, tmp):
         opts = ["DATASET.ROOT", str(tmp), "DATASET.DOWNLOAD", cfg.DATASET.DOWNLOAD]
         with pytest.raises(UserError) as error:
             build_loader(load_cfg(None, [*CIFAR, *opts]), "val")
-        return "Dataset not found" not in str(error.value)
+        return "there is no" not in str(error.value)
     finally:
         tv.CIFAR10.url = before
+
+
+def own_batches(cfg, tmp):
+    import torchvision.datasets as tv
+
+    (tmp / tv.CIFAR10.base_folder).mkdir()
+    for name, content in (
+        ("test_batch", {"data": np.zeros((1, 3072), np.uint8), "labels": [7]}),
+        ("batches.meta", {"label_names": list("abcdefghij")}),
+    ):
+        (tmp / tv.CIFAR10.base_folder / name).write_bytes(pickle.dumps(content))
+    opts = ["DATASET.ROOT", str(tmp), "DATASET.CHECKSUM", cfg.DATASET.CHECKSUM]
+    try:
+        return [labels.tolist() for _, labels in build_loader(load_cfg(None, [*CIFAR, *opts]), "val")]
+    except DataError:
+        return "refused"
 
 
 @dataclass
@@ -230,6 +247,7 @@ PROBES: dict[str, tuple] = {
     "DATASET.NUM_CLASSES": (lambda cfg, _: build_model(cfg).head.fc.out_features, 10, 12, CIFAR),
     "DATASET.NUM_WORKERS": (workers, 0, 1, []),
     "DATASET.DOWNLOAD": (download, False, True, CIFAR),
+    "DATASET.CHECKSUM": (own_batches, True, False, CIFAR),
     "DATASET.IMAGE_SIZE": (batch("val"), 8, 16, TINY),
     "DATASET.MEAN": (batch("val"), [0.1, 0.1, 0.1], [0.2, 0.1, 0.1], TINY),
     "DATASET.PADDING": (batch("train"), -1, 0, [*TINY, "DATASET.IMAGE_SIZE", 16]),

@@ -21,7 +21,7 @@ from sharded import command, epoch, loader, make_folder, png, write_tar
 
 from conftest import REPO
 from isonet.data import build
-from isonet.data.folders import IMG_EXTENSIONS
+from isonet.data.formats import IMG_EXTENSIONS
 from isonet.data.shards.index import read_index
 from isonet.data.shards.source import open_shards
 from isonet.errors import DataError, UserError, run_cli
@@ -74,7 +74,7 @@ def test_every_kind_of_image_is_written_and_indexed(tmp_path):
     for extension in (*IMG_EXTENSIONS, ".JPEG"):
         place = tmp_path / "kinds/val/a" / f"1{extension}"
         place.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("L" if extension == ".pgm" else "RGB", (8, 8), 99).save(place)
+        Image.new({".pgm": "L", ".pbm": "1"}.get(extension, "RGB"), (8, 8), 99).save(place)
     command("write", tmp_path / "kinds")
     source = open_shards(tmp_path / "kinds/shards/val")
     assert len(source.labels) == len(IMG_EXTENSIONS) + 1
@@ -153,6 +153,37 @@ def test_a_complete_set_is_not_rewritten_and_another_is_not_mixed_with_it(folder
     command(*write, 3)
     command("verify", tmp_path)
     assert (tmp_path / "val/000002.tar").read_bytes() == good
+
+
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]], ids=str)
+@pytest.mark.parametrize("name", ["index.json", "plan.json", "SHA256SUMS", "index.bin", "000000.tar", "n01440764.tar"])
+def test_files_of_other_programs_are_never_replaced(folder, tmp_path, name, overwrite):
+    write = ["write", folder, "--split", "val", "--output", tmp_path, "--images-per-shard", 4, *overwrite]
+    for own in (False, True) if name.startswith("n") else (False,):
+        if own:
+            (tmp_path / "val" / name).unlink()
+            command(*write)
+        (tmp_path / "val").mkdir(exist_ok=True)
+        (tmp_path / "val" / name).write_text("[1]")
+        before = contents(tmp_path / "val")
+        with pytest.raises(DataError, match=f"{name} was not written.*--output"):
+            command(*write)
+        assert contents(tmp_path / "val") == before
+
+
+def test_indexing_replaces_no_index_of_another_program_and_keeps_other_checksums(tmp_path):
+    write_tar(tmp_path / "a.tar", [("1.png", png(1)), ("1.cls", b"0")])
+    (tmp_path / "classes.txt").write_text("owl\n")
+    (tmp_path / "SHA256SUMS").write_text("0123  classes.txt\n4567  gone.txt\n")
+    (tmp_path / "index.json").write_text('{"wids_version": 1, "shardlist": []}')
+    with pytest.raises(DataError, match=r"index.json is of another program"):
+        command("index", tmp_path)
+    assert json.loads((tmp_path / "index.json").read_text()) == {"wids_version": 1, "shardlist": []}
+    (tmp_path / "index.json").unlink()
+    command("index", tmp_path)
+    lines = (tmp_path / "SHA256SUMS").read_text().splitlines()
+    assert sorted(line.split()[1] for line in lines) == ["a.tar", "classes.txt", "index.bin", "index.json"]
+    assert "0123  classes.txt" in lines
 
 
 def test_a_changed_folder_is_not_mixed_with_what_was_written(copy):
@@ -244,10 +275,12 @@ def test_classes_of_other_tools_have_names_if_a_file_lists_them(foreign, tmp_pat
 
 
 def test_odd_samples_are_counted_with_an_example(tmp_path, caplog, capsys):
+    hard_link = tarfile.TarInfo("again.png")  # tar stores the second name of a file as a link
+    hard_link.type, hard_link.linkname = tarfile.LNKTYPE, "good.png"
     write_tar(tmp_path / "odd.tar", [
         ("photo.v1.png", png(1)), ("photo.v1.cls", b"0"), ("photo.v2.png", png(2)), ("photo.v2.cls", b"1"),
         ("alone.cls", b"1"), ("text.json", b'{"label": "dog"}'), ("text.png", png(3)), ("bare.png", png(4)),
-        ("good.png", png(5)), ("good.cls", b"1"), ("none", b""),
+        ("good.png", png(5)), ("good.cls", b"1"), ("none", b""), hard_link, ("._good.png", b"of macOS"),
     ])  # fmt: skip
     command("index", tmp_path)
     source = open_shards(tmp_path)
@@ -255,9 +288,10 @@ def test_odd_samples_are_counted_with_an_example(tmp_path, caplog, capsys):
     (photo,) = [m for m in caplog.messages if "photo" in m.rpartition("e.g.")[2]]
     assert "1 samples" in photo
     assert "v1.png, v2.png" in photo
-    (ignored,) = [m for m in caplog.messages if "are ignored" in m]
+    (ignored,) = [m for m in caplog.messages if "alone in odd.tar" in m]
     assert "3 samples" in ignored
-    assert "alone in odd.tar" in ignored
+    (no_file,) = [m for m in caplog.messages if "none in odd.tar" in m]
+    assert "2 samples" in no_file
     first = next(iter(webdataset.WebDataset([str(tmp_path / "odd.tar")], shardshuffle=False)))
     assert sorted(key for key in first if key[0] != "_") == ["v1.cls", "v1.png", "v2.cls", "v2.png"]
 

@@ -1,26 +1,17 @@
-"""Digits, CIFAR downloaded from a server on this machine, and image folders with every kind of error."""
+"""Digits, and image folders with every kind of error."""
 
 from __future__ import annotations
 
-import hashlib
-import http.server
-import io
-import pickle
-import tarfile
-import threading
-
 import numpy as np
 import pytest
-import torchvision.datasets as tv
 from PIL import Image
 
-from benchmarks.study import images
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.build import build_source
-from isonet.data.folders import IMG_EXTENSIONS, image_folder
+from isonet.data.folders import image_folder
 from isonet.data.sources import digits
-from isonet.errors import DataError, UserError
+from isonet.errors import DataError
 
 
 def test_digits_are_the_fixed_split():
@@ -40,86 +31,6 @@ def test_digits_equal_scikit_learns():
                   for pixels in [np.array(pixels)])  # fmt: skip
     scaled = np.round(theirs.images * 255 / 16).astype(int)
     assert ours == sorted((label, *image.flatten()) for label, image in zip(theirs.target, scaled, strict=True))
-
-
-# CIFAR: the real download code of torchvision against a server on this machine
-
-
-@pytest.fixture
-def cifar_server(tmp_path, monkeypatch):
-    """A tiny CIFAR-10 in the official layout, served on 127.0.0.1."""
-    folder, files = tmp_path / "served", {}
-    folder.mkdir()
-    rng = np.random.RandomState(0)
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    for name in names:
-        pixels = rng.randint(0, 256, (4, 3072), dtype=np.uint8)
-        files[name] = pickle.dumps({"data": pixels, "labels": [0, 3, 5, 9]})
-    files["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
-    with tarfile.open(folder / tv.CIFAR10.filename, "w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(f"{tv.CIFAR10.base_folder}/{name}")
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    md5 = {name: hashlib.md5(content).hexdigest() for name, content in files.items()}
-    archive_md5 = hashlib.md5((folder / tv.CIFAR10.filename).read_bytes()).hexdigest()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *args):
-            super().__init__(*args, directory=str(folder))
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(tv.CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{tv.CIFAR10.filename}")
-    monkeypatch.setattr(tv.CIFAR10, "tgz_md5", archive_md5)
-    monkeypatch.setattr(tv.CIFAR10, "train_list", [[name, md5[name]] for name in names[:5]])
-    monkeypatch.setattr(tv.CIFAR10, "test_list", [["test_batch", md5["test_batch"]]])
-    monkeypatch.setattr(tv.CIFAR10, "meta", {**tv.CIFAR10.meta, "md5": md5["batches.meta"]})
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def cifar_cfg(root, download):
-    names = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
-    return load_cfg(None, [*names, "DATASET.ROOT", str(root), "DATASET.DOWNLOAD", download])
-
-
-def test_cifar_is_downloaded_on_request_and_found_afterwards(cifar_server, tmp_path):
-    root = tmp_path / "data"
-    with pytest.raises(DataError, match=r"CIFAR10 is missing.*DATASET.DOWNLOAD True.*cifar-10-batches-py"):
-        build_loader(cifar_cfg(root, False), "train")
-    assert build_loader(cifar_cfg(root, True), "train").num_images == 20
-    cifar_server.shutdown()
-    val = build_loader(cifar_cfg(root, False), "val")
-    assert (val.num_images, list(val.classes)) == (4, list("abcdefghij"))
-
-
-def test_the_studys_images_are_derived_from_cifar(cifar_server, tmp_path, capsys):
-    root = tmp_path / "data"
-    images.main(images.parse_args(["--root", str(root)]))
-    files = sorted(file.relative_to(root / "cifar10-jpg") for file in (root / "cifar10-jpg").rglob("*.jpg"))
-    assert [str(file) for file in files[:6]] == [f"train/{name}" for name in (
-        "a/0000.jpg", "a/0001.jpg", "a/0002.jpg", "a/0003.jpg", "a/0004.jpg", "d/0000.jpg"
-    )]  # fmt: skip
-    assert len(files) == 24
-    theirs = tv.CIFAR10(str(root), train=False)
-    with Image.open(root / "cifar10-jpg/val/j/0000.jpg") as ours:
-        assert ours.size == (32, 32)
-        smooth = np.asarray(theirs[3][0].reduce(8), float)  # JPEG changes the noise but not its means
-        assert abs(np.asarray(ours.reduce(8), float) - smooth).mean() < 12
-    with pytest.raises(UserError, match="already"):
-        images.main(images.parse_args(["--root", str(root)]))
-
-
-def test_without_network_the_error_says_where_to_put_the_files(cifar_server, tmp_path):
-    cifar_server.shutdown()
-    cifar_server.server_close()
-    with pytest.raises(DataError, match=r"CIFAR10 .*http://.*cifar-10-python.tar.gz and unpack"):
-        build_loader(cifar_cfg(tmp_path / "data", True), "train")
 
 
 # Image folders
@@ -205,7 +116,3 @@ def test_a_class_only_in_val_is_named(folder):
     save(folder / "val" / "eel" / "1.png")
     with pytest.raises(DataError, match=r"val/eel: not one of the 2 classes"):
         build_source(folder_cfg(folder), "val")
-
-
-def test_image_extensions_equal_torchvisions():
-    assert IMG_EXTENSIONS == tv.folder.IMG_EXTENSIONS

@@ -70,7 +70,7 @@ def test_a_cut_jpeg_is_refused_wherever_it_is_cut(tmp_path, tally, torture, read
                 READERS[reader](path)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "AVIF"])
 def test_other_formats_are_refused_if_cut_or_keep_every_pixel(tmp_path, tally, torture, kind):
     whole, path = encoded(picture(), kind), tmp_path / f"a.{kind.lower()}"
     path.write_bytes(whole)
@@ -112,7 +112,7 @@ def damage_cut(path):
 
 def damage_web_page(path):
     path.write_bytes(b"<html>404 Not Found</html>")
-    return "Pillow"
+    return "formats"
 
 
 def damage_link_to_nothing(path):
@@ -284,7 +284,7 @@ def test_errors_are_passed_between_processes_unchanged(tmp_path):
 
 def test_out_of_memory_and_too_many_open_files_are_not_image_errors(images, tally, monkeypatch):
     def lacks(error):
-        def opened(*_):
+        def opened(*_, **__):
             raise error
 
         monkeypatch.setattr(decode.Image, "open", opened)
@@ -386,13 +386,23 @@ def animated_webp():
     return encoded(picture(), "WEBP", **options), picture(), 0
 
 
+def animated_avif():
+    options = {"save_all": True, "append_images": [Image.new("RGB", (96, 80))], "quality": 95, "subsampling": "4:4:4"}
+    return encoded(picture(), "AVIF", **options), picture(), 6
+
+
+def two_pictures_in_a_jpeg():
+    options = {"save_all": True, "append_images": [Image.new("RGB", (96, 80))], "quality": 95}
+    return encoded(picture(), "MPO", **options), picture(), 6
+
+
 def stacked_tiff():
     return encoded(picture(), "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), picture(), 0
 
 
 FORMATS = [grey16_png, grey16_tiff, grey16_pgm, grey12_tiff, colour16_png, cmyk_jpeg, grey_jpeg, rotated_jpeg,
            png_named_jpg, palette_png, rgba_png, grey_and_alpha_png, one_bit_png, animated_png, animated_gif,
-           animated_webp, stacked_tiff]  # fmt: skip
+           animated_webp, animated_avif, two_pictures_in_a_jpeg, stacked_tiff]  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])

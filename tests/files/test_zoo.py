@@ -69,6 +69,7 @@ class Server(ThreadingHTTPServer):
         self.hold: threading.Event | None = None  # at that point, wait for this event instead of breaking off
         self.honours_range = True
         self.says_length = True
+        self.endless: int | None = None  # send zeros until the client closes; 0, or the bytes to announce
         self.ranges: list[str | None] = []  # the range of each request
         self.drive: dict[str, bytes] = {}  # pages by host, when this server is a proxy
         self.certificate = ""
@@ -104,6 +105,12 @@ class Handler(BaseHTTPRequestHandler):
         headers = {"Content-Type": "application/octet-stream", "ETag": '"1"'}
         if self.host:
             headers["Content-Disposition"] = f'attachment; filename="{self.path[-8:]}"'
+        if server.endless is not None:
+            announced = {"Content-Length": server.endless} if server.endless else {}
+            self.answer(200, {**headers, **announced}, b"")
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(bytes(1 << 20))
         body = server.content
         start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and server.honours_range else 0
         if start:
@@ -239,6 +246,14 @@ def test_an_invalid_response_is_not_stored_and_the_next_may_be_used(
     for name, value in good.items():
         setattr(server, name, value)
     assert_fetched(published, zoo_weights(ENTRY, retries=0))
+
+
+@pytest.mark.parametrize("announced", [0, 10**12])
+def test_a_response_without_an_end_is_cut_off_and_removed(server, announced):
+    server.endless = announced
+    weights = sum(weight.numel() * 4 for weight in isonet18().state_dict().values())
+    refused(f"exceeds {4 * weights / 1e6:.0f} MB")
+    assert [path.name for path in file().parent.iterdir() if path.name.endswith(".part")] == []
 
 
 def test_errors_without_network_library_or_disk_space(server, tmp_path, monkeypatch):

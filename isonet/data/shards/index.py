@@ -66,6 +66,8 @@ class ShardIndex:
         text = json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
         files = {ROWS: self.rows.tobytes(), INDEX: text.encode()}
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
+        known = read_sums(folder).items()  # the file may come with the shards, and list other files as well
+        sums |= {name: digest for name, digest in known if name not in sums and (folder / name).is_file()}
         (folder / INDEX).unlink(missing_ok=True)  # an earlier index does not describe the new rows
         write_file(folder / ROWS, files[ROWS])
         write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()))
@@ -160,6 +162,8 @@ def make_index(
     if marks is None:
         check_complete(folder)
     files, head, known = shard_files(folder), read_head(folder / INDEX), {**read_sums(folder), **(sums or {})}
+    if head and not str(head.get("format")).startswith(FORMAT[:-1]):
+        raise DataError(f"{printable(folder / INDEX)} is of another program, and would be replaced: move it away")
     if marks is None:
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
     oddities: Oddities = defaultdict(list)
@@ -210,7 +214,7 @@ def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
             if sha256_of(path) != sums.get(shard.name):
                 yield f"{path}: SHA-256 does not match {SUMS}"
             elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
-                yield f"{path}: images or labels do not match {INDEX}"
+                yield f"{path}: images or labels do not match {INDEX}, but its checksum is right: index it again"
         except (OSError, DataError) as error:
             yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
     names = {shard.name for shard in index.shards}

@@ -10,6 +10,7 @@ in decimal. Numbers count from 0 through all shards. NAME is derived from the fi
 import hashlib
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, make_i
 from isonet.errors import DataError, printable
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 
+_OWN_NAME = re.compile(r"\d{6,}\.tar")
 _THREADS = 16  # files read at a time, because a network file system is slow for one request after another
 
 
@@ -63,14 +65,15 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
 def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
     """Write the shards of ``plan`` that ``folder`` lacks, and the index of all shards.
 
-    overwrite: whether to delete existing shards first. Raises ``DataError`` rather than mix two plans (see
-    ``check_plan``), and ``OSError`` if an image cannot be read or a shard cannot be written.
+    overwrite: whether to delete existing shards first. Raises ``DataError`` rather than mix two plans or delete files
+    of other programs (see ``check_plan``), and ``OSError`` if an image cannot be read or a shard cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
-        if overwrite or not check_plan(plan, folder):
-            for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
+        if not check_plan(plan, folder, overwrite):
+            # The index and the plan last: they show that the files are this tool's if a kill leaves some of them
+            for file in [*folder.glob("*.tar"), *(folder / name for name in (SUMS, ROWS, INDEX, PLAN))]:
                 file.unlink(missing_ok=True)
             write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
         sums = {}
@@ -84,10 +87,21 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
         return make_index(folder, plan.classes, plan.marks, sums)
 
 
-def check_plan(plan: Plan, folder: Path) -> bool:
-    """Whether ``folder`` has some or all shards of this plan. Raises ``DataError`` if it has shards of another plan."""
+def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
+    """Whether to keep the shards in ``folder``, because some or all shards of this plan are there.
+
+    Raises ``DataError`` if the folder has shards of another plan and ``overwrite`` is False, or has files of the names
+    of shards and their index that ``write_shards`` did not write.
+    """
     marks = read_head(folder / INDEX) or read_head(folder / PLAN)
-    if not marks and not any(folder.glob("*.tar")):
+    files = [path for path in (folder / name for name in (INDEX, PLAN, SUMS, ROWS)) if os.path.lexists(path)]
+    tars = sorted(folder.glob("*.tar"))
+    if others := [path for path in tars if not _OWN_NAME.fullmatch(path.name)] if marks.get("source") else files + tars:
+        raise DataError(
+            f"{printable(others[0])} was not written by this command, or its index is damaged: move it away, or choose "
+            "another --output"
+        )
+    if overwrite or not files:
         return False
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(
