@@ -27,6 +27,7 @@ setup(
         "torchvision>=0.26",
         "yacs>=0.1.8",
         "numpy>=1.24",
+        "pillow>=11.3",  # reads AVIF
         "filelock>=4.3",
         "tqdm>=4.64",
     ],

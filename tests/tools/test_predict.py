@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import socket
 
 import numpy as np
@@ -169,6 +170,19 @@ def test_images_that_cannot_be_read_are_reported_and_the_others_predicted(capsys
     for name, times in {"bad/": 9, "socket.png": 1, "empty": 1, "gone.png": 1}.items():
         assert sum(line.startswith(f"error: {tmp_path}/{name}") for line in lines) == times
     assert len(lines) == 12
+
+
+def test_files_beside_the_images_of_a_folder_are_counted_in_a_warning(capsys, run, tmp_path):
+    for name in ("1.jfif", "2.GIF", "3.avif", "4.heic", "5.svg"):
+        with open(tmp_path / name, "wb") as file:
+            Image.new("RGB", (8, 8)).save(file, {"2": "GIF", "3": "AVIF"}.get(name[0], "JPEG"))
+    code, out, err = predict(capsys, "--ckpt", run, "--format", "json", tmp_path)
+    assert code == 0
+    assert [os.path.basename(answer["image"]) for answer in json.loads(out)] == ["1.jfif", "2.GIF", "3.avif"]
+    assert err.startswith(f"warning: {tmp_path}: ")
+    assert err.count("\n") == 1
+    assert "2 with another ending" in err
+    assert "4.heic" in err
 
 
 def test_a_checkpoint_without_config_needs_one_and_its_classes_are_numbers(capsys, tmp_path, digit_files):
