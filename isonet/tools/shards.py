@@ -58,6 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command. It imports only what it needs, so --help needs no torch."""
+    from isonet.data.shards.scan import require_pread
+
+    require_pread()
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 
@@ -72,8 +75,7 @@ def _write(args: argparse.Namespace) -> None:
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
         plan = make_plan(image_folder(args.folder, split), root, split == "train", args.seed, args.images_per_shard)
-        if not args.overwrite:
-            check_plan(plan, out)  # check all of them before anything is written
+        check_plan(plan, out, args.overwrite)  # check all of them before anything is written
         plans.append((plan, out))
     for plan, out in plans:
         print(f"{out}: {write_shards(plan, out, args.overwrite)}", flush=True)

@@ -25,6 +25,7 @@ from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, make_i
 from isonet.errors import DataError, printable
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
 
+_OWN_NAME = re.compile(r"\d{6,}\.tar")
 _THREADS = 16  # files read at a time, because a network file system is slow for one request after another
 
 
@@ -69,7 +70,7 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
-        if overwrite or not check_plan(plan, folder):
+        if not check_plan(plan, folder, overwrite):
             for file in [folder / INDEX, folder / PLAN, folder / SUMS, folder / ROWS, *folder.glob("*.tar")]:
                 file.unlink(missing_ok=True)
             write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
@@ -84,10 +85,18 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
         return make_index(folder, plan.classes, plan.marks, sums)
 
 
-def check_plan(plan: Plan, folder: Path) -> bool:
-    """Whether ``folder`` has some or all shards of this plan. Raises ``DataError`` if it has shards of another plan."""
-    marks = read_head(folder / INDEX) or read_head(folder / PLAN)
-    if not marks and not any(folder.glob("*.tar")):
+def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
+    """Whether ``folder`` has some or all shards of this plan, and ``overwrite`` does not ask to replace them.
+
+    Raises ``DataError`` if it has shards of another plan that ``overwrite`` does not ask to replace, or a tar file that
+    may be the user's own: it has another name than this module gives, or no index or plan of this module is beside it.
+    """
+    marks, tars = read_head(folder / INDEX) or read_head(folder / PLAN), sorted(folder.glob("*.tar"))
+    if others := [tar for tar in tars if not (marks.get("source") and _OWN_NAME.fullmatch(tar.name))]:
+        raise DataError(
+            f"{printable(others[0])} is no shard that this command wrote: move it, or name another folder with --output"
+        )
+    if overwrite or not marks:
         return False
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(

@@ -14,7 +14,7 @@ from pathlib import Path
 from isonet.config import load_cfg
 from isonet.errors import EXIT_DONE, EXIT_STOPPED, CheckpointError, printable, run_cli
 from isonet.files.run_folder import AUTO, run_folder
-from isonet.files.storage import FolderLock
+from isonet.files.storage import FolderLock, make_own
 from isonet.signals import StopSignals
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.runs import Run
@@ -56,6 +56,7 @@ def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop
 def _start(run: Run, gpus: str | None, folder: Path, lifeline: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "isonet.tools.sweep.processes", "--cfg", str(folder / CFG_FILE)]
     command += ["--output", run.name, *([] if gpus is None else ["--gpus", gpus]), *run.opts]
+    make_own(_output(run, folder))
     with _output(run, folder).open("ab") as file:
         return subprocess.Popen(command, stdin=lifeline, stdout=file, stderr=subprocess.STDOUT)
 
