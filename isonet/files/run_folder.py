@@ -1,6 +1,5 @@
 """The folder of a run, ``OUTPUT_DIR/DATASET.NAME/<output>/``, and its files. This module does not import torch."""
 
-import contextlib
 import logging
 import os
 import re
@@ -97,11 +96,12 @@ class RunFolder:
             self.log.replace(self.log.with_name("log-before-restart.txt"))
 
     def check(self) -> None:
-        """Raise ``StorageError`` if a name of the run's files is a folder, a pipe, a socket or a device."""
-        check_kind(*self._named(), *(file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)))
+        """Raise ``StorageError`` if a file that the run needs is a folder, a pipe, a socket or a device."""
+        needed = [file for file in self._named() if file != self.curves]  # a run continues without its picture
+        check_kind(*needed, *(file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)))
 
     def holds_a_run(self) -> bool:
-        return any(os.path.lexists(file) for file in self._files())
+        return bool(self._files())
 
     def clear(self) -> None:
         """Remove the files of the run, and nothing else."""
@@ -113,11 +113,11 @@ class RunFolder:
 
         The first ``save`` removes them. Until then, ``settle`` puts them back. A run that saved nothing is removed.
         """
-        if not any(map(os.path.lexists, [self.latest, self.best, self.metrics, *self.numbered()])):
+        if not set(self._files()) - {self.config, self.log, self.versions, self.profile, self.skipped}:
             return self.clear()
         moving = self.path / _MOVING
         moving.mkdir()
-        for file in filter(os.path.lexists, self._files()):
+        for file in self._files():
             file.replace(moving / file.name)
         moving.replace(self.path / _FORMER)
 
@@ -149,8 +149,9 @@ class RunFolder:
         former = self.path / _FORMER
         if former.is_dir():
             RunFolder(former).clear()
-            with contextlib.suppress(OSError):  # the user has added a file
-                former.rmdir()
+            for file in former.iterdir():  # the user has added it
+                file.replace(self.path / file.name)
+            former.rmdir()
 
     def _named(self) -> list[Path]:
         return [file for name, file in vars(self).items() if name != "path"]
@@ -159,7 +160,8 @@ class RunFolder:
         damaged = [
             f for f in self.path.glob("epoch*.pt.damaged") if _NUMBERED.fullmatch(f.name.removesuffix(".damaged"))
         ]
-        return self._named() + self.events() + self.numbered() + damaged
+        files = self._named() + self.events() + self.numbered() + damaged
+        return [file for file in files if file.is_symlink() or (file.exists() and not file.is_dir())]
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
