@@ -155,6 +155,21 @@ def test_a_complete_set_is_not_rewritten_and_another_is_not_mixed_with_it(folder
     assert (tmp_path / "val/000002.tar").read_bytes() == good
 
 
+@pytest.mark.parametrize(("name", "beside"), [("000000.tar", ""), ("backup.tar", ""), ("backup.tar", "own shards")])
+def test_a_tar_file_that_the_command_did_not_write_is_never_removed(folder, tmp_path, name, beside):
+    write = ["write", folder, "--split", "val", "--output", tmp_path, "--images-per-shard", 4]
+    mine = tmp_path / "val" / name
+    mine.parent.mkdir()
+    if beside:
+        command(*write)
+    write_tar(mine, [("1.png", png(1)), ("1.cls", b"0")])
+    before = contents(mine.parent)
+    for options in ([], ["--overwrite"]):
+        with pytest.raises(DataError, match=f"{name} is no shard that this command wrote"):
+            command(*write, *options)
+    assert contents(mine.parent) == before
+
+
 def test_a_changed_folder_is_not_mixed_with_what_was_written(copy):
     command("write", copy, "--split", "val", "--images-per-shard", 4)  # the same files with the same times
     next((copy / "val").rglob("*.png")).touch()

@@ -34,6 +34,8 @@ def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop
     """
     waiting, free = list(runs), list(slots)
     busy: dict[str | None, tuple[Run, subprocess.Popen[bytes]]] = {}
+    for run in runs:
+        make_own(_output(run, folder))
     read_end, write_end = os.pipe()
     # The standard input of all processes: they stop at its end, that is, when this process closes it or dies
     with open(read_end, "rb") as lifeline, open(write_end, "wb") as ours:
@@ -56,7 +58,6 @@ def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop
 def _start(run: Run, gpus: str | None, folder: Path, lifeline: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "isonet.tools.sweep.processes", "--cfg", str(folder / CFG_FILE)]
     command += ["--output", run.name, *([] if gpus is None else ["--gpus", gpus]), *run.opts]
-    make_own(_output(run, folder))
     with _output(run, folder).open("ab") as file:
         return subprocess.Popen(command, stdin=lifeline, stdout=file, stderr=subprocess.STDOUT)
 
