@@ -13,8 +13,11 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# A terminal sends SIGINT (and SIGHUP when it closes), `kill` SIGTERM, a scheduler SIGUSR1 before it ends the job
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+# A terminal sends SIGINT (and SIGHUP when it closes), `kill` SIGTERM. Before they end a job, schedulers send SIGTERM,
+# SIGUSR1 (Slurm as configured, Grid Engine), SIGUSR2 (LSF, Grid Engine) or SIGXCPU (a limit of CPU time). Windows has
+# the first two signals
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP")
+STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
 _AGAIN_SECONDS = 0.01
 
@@ -51,18 +54,23 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other thread
             handled = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # see nohup
             self._former = {number: signal.signal(number, self._note) for number in handled}
-            self._former[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)
-            self._former_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
+            if hasattr(signal, "setitimer"):  # not on Windows
+                self._former[signal.SIGALRM] = signal.signal(signal.SIGALRM, signal.default_int_handler)
+                self._former_hook, sys.unraisablehook = sys.unraisablehook, self._raise_again
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._former:
+        if self._former and hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
             sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        if self._received and self._received.name == "SIGXCPU":  # the kernel repeats it every second, also at exit,
+            signal.signal(
+                self._received, signal.SIG_IGN
+            )  # where Python replaces its own handlers by the default action
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:

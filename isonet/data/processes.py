@@ -37,11 +37,13 @@ def starting_workers() -> Iterator[None]:
 
     This process receives the signals after the block.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    masked = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS) if masked else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     _workers.update(multiprocessing.active_children())
 
 
@@ -51,8 +53,11 @@ def outlive_stop_signals(_: int) -> None:
     Only the main process acts on these signals, and it needs batches until it stops. A SIGTERM from the main process
     ends the worker: when the main process exits, it sends SIGTERM to the workers that are left.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     sys.excepthook = _print_unless_disconnected
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: only Ctrl-C reaches a worker
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     if hasattr(signal, "sigwaitinfo"):
         threading.Thread(target=_wait_for_the_end, daemon=True).start()
     else:  # macOS: every SIGTERM ends the worker

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import pickletools
+import zipfile
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+_NO_VALUE = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")  # opcodes between a key and its value
 
 
 @dataclass
@@ -66,6 +72,39 @@ class Progress:
             timing=_rows(state.get("timing", [])),
             part=_part(state["part"], num_images) if state.get("part") else None,
         )
+
+
+def is_saved_at(path: Path, epoch: int, step: int) -> bool:
+    """Return whether the checkpoint at ``path`` was saved in ``epoch`` after ``step`` (0: after the epoch).
+
+    True also for a damaged file. Only the words of the pickle are read: no tensor and no other object is created.
+    """
+    status = path.stat()
+    found = _numbers_in(path, status.st_ino, status.st_mtime_ns)
+    within = found.get("steps", 0) if found else 0
+    return found is None or (found.get("epoch", -1) + bool(within), within) == (epoch, step)
+
+
+@functools.lru_cache(maxsize=256)
+def _numbers_in(path: Path, _inode: int, _modified: int) -> dict[str, int] | None:
+    """Return the first ``epoch`` and ``steps`` of a checkpoint, which precede its rows of metrics, or None."""
+    found: dict[str, int] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
+            if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses, and the size would be unknown
+                return None
+            pickled = archive.read(entry)
+        key: Any = None
+        for opcode, value, _ in pickletools.genops(pickled):
+            if opcode.name in _NO_VALUE:
+                continue
+            if key in ("epoch", "steps") and type(value) is int:
+                found.setdefault(key, value)
+            key = value
+    except Exception:  # zipfile and pickletools raise nearly every kind of exception for a damaged file
+        return None
+    return found
 
 
 def count(value: Any) -> int:

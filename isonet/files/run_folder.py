@@ -1,5 +1,6 @@
 """The folder of a run, ``OUTPUT_DIR/DATASET.NAME/<output>/``, and its files. This module does not import torch."""
 
+import logging
 import os
 import re
 from pathlib import Path
@@ -7,12 +8,17 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, ConfigError
-from isonet.files.storage import link_file, write_file
+from isonet.files.progress import is_saved_at
+from isonet.files.storage import check_kind, link_file, write_file
+
+log = logging.getLogger("isonet")
 
 LATEST = ""  # the value of --resume without a checkpoint
 AUTO = "auto"  # the value of --resume that resumes this run if it has saved anything, or else starts it
 
-_NUMBERED = re.compile(r"epoch(\d+)(?:-step(\d+))?\.pt")
+EVENTS = ".isonet"  # the end of the names of the run's events for TensorBoard, unlike the user's own events
+_NUMBERED = re.compile(r"epoch(\d{4,})(?:-step(\d{6,}))?\.pt")
+_FORMER, _MOVING = ".isonet-former", ".isonet-former-moving"  # folders in the folder of a run
 
 
 class RunFolder:
@@ -33,14 +39,26 @@ class RunFolder:
 
     def events(self) -> list[Path]:
         """Return the files for TensorBoard, which a run with RUNTIME.TENSORBOARD writes."""
-        return list(self.path.glob("events.out.tfevents.*"))
+        return list(self.path.glob(f"events.out.tfevents.*{EVENTS}"))
 
     def numbered(self) -> list[Path]:
-        """Return ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4) and so on, in order."""
-        matches = {file: _NUMBERED.fullmatch(file.name) for file in self.path.glob("epoch*.pt")}
-        # A name without a step: after the whole epoch
-        positions = {file: (int(match[1]), float(match[2] or "inf")) for file, match in matches.items() if match}
-        return sorted(positions, key=lambda file: positions[file])
+        """Return ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4) and so on, in order.
+
+        A file that was saved at another epoch or step than its name says is no checkpoint of this run.
+        """
+        return [file for file, is_ours in self._by_name() if is_ours]
+
+    def misnamed(self) -> list[Path]:
+        """Return the files that have a name of ``numbered``, but were saved at another epoch or step."""
+        return [file for file, is_ours in self._by_name() if not is_ours]
+
+    def _by_name(self) -> list[tuple[Path, bool]]:
+        found = []
+        for file in self.path.glob("epoch*.pt"):
+            if (match := _NUMBERED.fullmatch(file.name)) and file.is_file():
+                epoch, step = int(match[1]), int(match[2] or 0)
+                found.append((epoch, step or float("inf"), file, is_saved_at(file, epoch, step)))
+        return [(file, is_ours) for *_, file, is_ours in sorted(found)]
 
     def resumable(self) -> list[Path]:
         """Return the checkpoints to resume from, newest first. ``latest`` replaces its other name if it has one."""
@@ -54,14 +72,17 @@ class RunFolder:
     def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
         """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch) as the latest, and keep the last ``keep``.
 
-        best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. Raises
-        ``StorageError``, with both intact, if nothing can be written.
+        best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. The files
+        of a run that was set aside are removed. Raises ``StorageError``, with both intact, if nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
+        if path in self.misnamed():
+            path.replace(path.with_name(f"{path.name}.other"))
         write_file(path, content)
         if best:  # first, so that the latest never names a best epoch whose file is missing
             link_file(path, self.best)
         link_file(path, self.latest)
+        self._discard_former()
         for old in self.numbered()[:-keep]:
             old.unlink(missing_ok=True)
 
@@ -74,17 +95,73 @@ class RunFolder:
         if self.log.exists():
             self.log.replace(self.log.with_name("log-before-restart.txt"))
 
+    def check(self) -> None:
+        """Raise ``StorageError`` if a file that the run needs is a folder, a pipe, a socket or a device."""
+        needed = [file for file in self._named() if file != self.curves]  # a run continues without its picture
+        check_kind(*needed, *(file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)))
+
     def holds_a_run(self) -> bool:
-        return any(file.exists() for file in self._files())
+        return bool(self._files())
 
     def clear(self) -> None:
         """Remove the files of the run, and nothing else."""
         for file in self._files():
             file.unlink(missing_ok=True)
 
+    def set_former_aside(self) -> None:
+        """Move the files of the run, and nothing else, to a folder in this folder, for another run to start here.
+
+        The first ``save`` removes them. Until then, ``settle`` puts them back. A run that saved nothing is removed.
+        """
+        if not set(self._files()) - {self.config, self.log, self.versions, self.profile, self.skipped}:
+            return self.clear()
+        moving = self.path / _MOVING
+        moving.mkdir()
+        for file in self._files():
+            file.replace(moving / file.name)
+        moving.replace(self.path / _FORMER)
+
+    def settle(self) -> bool:
+        """Put the files of ``set_former_aside`` back if no run has saved anything since, and return whether it did so.
+
+        After a kill at any moment, the next call completes what the process has begun. The caller holds the lock.
+        """
+        former, moving = self.path / _FORMER, self.path / _MOVING
+        if former.is_dir() and self.resumable():
+            self._discard_former()
+        elif former.is_dir():
+            self.set_log_aside()
+            self.clear()
+            former.replace(moving)  # from here on, the files in this folder are the former run's
+        if not moving.is_dir():
+            return False
+        for file in moving.iterdir():
+            file.replace(self.path / file.name)
+        moving.rmdir()
+        log.warning("the start that was to replace the run in %s saved nothing: the former run is back", self.path)
+        return True
+
+    def is_unsettled(self) -> bool:
+        """Return whether a run was killed while it replaced another run, before its first save."""
+        return (self.path / _FORMER).exists() or (self.path / _MOVING).exists()
+
+    def _discard_former(self) -> None:
+        former = self.path / _FORMER
+        if former.is_dir():
+            RunFolder(former).clear()
+            for file in former.iterdir():  # the user has added it
+                file.replace(self.path / file.name)
+            former.rmdir()
+
+    def _named(self) -> list[Path]:
+        return [file for name, file in vars(self).items() if name != "path"]
+
     def _files(self) -> list[Path]:
-        named = [file for name, file in vars(self).items() if name != "path"]
-        return named + self.events() + self.numbered() + list(self.path.glob("*.pt.damaged"))
+        damaged = [
+            f for f in self.path.glob("epoch*.pt.damaged") if _NUMBERED.fullmatch(f.name.removesuffix(".damaged"))
+        ]
+        files = self._named() + self.events() + self.numbered() + damaged
+        return [file for file in files if file.is_symlink() or (file.exists() and not file.is_dir())]
 
 
 def run_folder(cfg: CfgNode, output: str) -> RunFolder:
@@ -104,6 +181,7 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     """
     if resume is not None and overwrite:
         raise CheckpointError("--resume continues a run and --overwrite removes it: give one of them")
+    folder.check()
     own = folder.resumable()
     if resume is None:
         if folder.holds_a_run() and not overwrite:

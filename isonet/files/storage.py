@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import socket
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,16 +20,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("isonet")
 
+_TEMPORARY = re.compile(r"\.isonet-[0-9a-f]{16}\.tmp")  # no other program writes such names
+_KINDS = {
+    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}  # fmt: skip
+
+
+def check_kind(*paths: Path) -> None:
+    """Raise ``StorageError`` if one of ``paths`` exists and is neither a regular file nor a link to one.
+
+    A program that opens a named pipe waits for another program. A file renamed to a device replaces the device.
+    """
+    for path in paths:
+        try:
+            mode, link = path.stat().st_mode, os.readlink(path) if path.is_symlink() else ""
+        except OSError:  # no such file, or a link to nothing: either can be replaced
+            continue
+        kind = "a device" if link.startswith("/proc/") else _KINDS.get(stat.S_IFMT(mode))  # /proc/: such as /dev/stdout
+        if kind:
+            raise StorageError(f"{path} is {kind}, not a file: remove it, or name another place")
+
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` atomically: ``path`` is always a complete file, the former or the new file.
 
     The content is written to a temporary file beside ``path``, synced to disk and renamed, so a kill or power failure
-    never leaves an incomplete file. Raises ``StorageError``, with the former file intact, if it cannot be written.
+    never leaves an incomplete file. If ``path`` is a link, the new file replaces the link, not the file that it leads
+    to. Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    check_kind(path)
+    temporary = _temporary(path.parent)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -43,6 +68,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file. A kill may truncate the last line, which readers must tolerate."""
+    make_own(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -50,22 +76,36 @@ def append_line(path: Path, line: str) -> None:
         raise StorageError(f"{path}: cannot be written ({reason(error)})") from None
 
 
+def make_own(path: Path) -> None:
+    """Prepare ``path`` for appending: replace a link by a copy of its file, which is not changed then.
+
+    Raises ``StorageError`` for anything else than a file (see ``check_kind``).
+    """
+    check_kind(path)
+    if path.is_symlink():
+        write_file(path, path.read_bytes() if path.exists() else b"")
+
+
 def link_file(path: Path, name: Path) -> None:
     """Make ``name`` another name of the file at ``path``, atomically, or a copy if the file system has no links."""
-    temporary = name.parent / f".{name.name}.link.tmp"
+    check_kind(name)
+    temporary = _temporary(name.parent)
     try:
-        temporary.unlink(missing_ok=True)
         os.link(path, temporary)
         os.replace(temporary, name)
         _sync_folder(name.parent)
     except OSError:
         write_file(name, path.read_bytes())
+    finally:  # it is left if ``name`` was the same file already
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the incomplete files of a killed process from ``folder``."""
-    for file in folder.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
+    """Remove the incomplete files that ``write_file`` left in ``folder`` when its process was killed, and no others."""
+    for file in folder.iterdir():
+        if _TEMPORARY.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
+            file.unlink(missing_ok=True)
 
 
 def reason(error: OSError) -> str:
@@ -74,8 +114,14 @@ def reason(error: OSError) -> str:
     return f"{error.strerror or error}{remedy.get(error.errno or 0, '')}"
 
 
+def _temporary(folder: Path) -> Path:
+    return folder / f".isonet-{os.urandom(8).hex()}.tmp"
+
+
 def _sync_folder(folder: Path) -> None:
-    """Sync a rename to disk."""
+    """Sync a rename to disk, except on Windows, which cannot open a folder."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems do not support it
@@ -111,6 +157,9 @@ class FolderLock:
 
         if self._lock:
             return False
+        check_kind(self.path, self.holder)
+        if self.path.is_symlink():
+            raise StorageError(f"{self.path} is a link, and a lock must be a file of its folder: remove it")
         lock, folder = FileLock(self.path), self.path.parent
         try:
             lock.acquire(timeout=0)

@@ -58,6 +58,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command. It imports only what it needs, so --help needs no torch."""
+    from isonet.data.shards.scan import require_pread
+
+    require_pread()
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 

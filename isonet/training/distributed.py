@@ -4,6 +4,7 @@ Without a launcher, a run is one process. Under ``torchrun``, it has as many ran
 GPU are exchanged with NCCL. Everything else, and everything in a run on CPUs, is exchanged with gloo.
 """
 
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -164,6 +165,8 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     if process is None:
         yield ALONE, pick_devices(gpus)
         return
+    if not hasattr(os, "fork"):
+        raise UserError("several ranks need Linux or macOS: on Windows, start the script without torchrun")
     devices = [_own_device(process, gpus)]
     on_gpu = devices[0].type == "cuda"
     if on_gpu:

@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from isonet.config import image_size
 from isonet.errors import UserError, printable
-from isonet.files.run_folder import RunFolder
+from isonet.files.run_folder import EVENTS, RunFolder
 from isonet.files.storage import write_file
 from isonet.isometry import feature_sizes, network_extremes
 from isonet.plots import MISSING, Row, have_matplotlib
@@ -102,7 +102,7 @@ class Report:
 
         for file in self.folder.events():
             file.unlink(missing_ok=True)
-        self.events = SummaryWriter(str(self.folder.path), purge_step=1)
+        self.events = SummaryWriter(str(self.folder.path), purge_step=1, filename_suffix=EVENTS)
 
     def _write_events(self) -> None:
         events, self.events = self.events, None

@@ -1,4 +1,4 @@
-"""Resuming: the newest undamaged checkpoint, a folder that matches it, and the restored state."""
+"""Resuming: after a kill or a restart, the newest undamaged checkpoint, a matching folder, and the restored state."""
 
 import json
 import logging
@@ -9,16 +9,77 @@ from typing import Any
 import torch
 from torch import nn
 
-from isonet.errors import CheckpointError
+from isonet.errors import CheckpointError, StorageError
 from isonet.files.checkpoint import Checkpoint, fitted
 from isonet.files.progress import Progress, count, finite
-from isonet.files.run_folder import RunFolder
-from isonet.files.storage import link_file, write_file
+from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume
+from isonet.files.storage import link_file, reason, write_file
+from isonet.training.distributed import World
 from isonet.training.optim import Amp
 
 log = logging.getLogger("isonet")
 
 _NEEDED = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")
+
+
+def undo_killed_start(folder: RunFolder) -> bool:
+    """Put back the run that a killed process was to replace, and return whether there is one (``RunFolder.settle``).
+
+    Raises ``StorageError`` also if another object than a file has the name of one of the run's files.
+    """
+    folder.check()
+    try:
+        return folder.settle()
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def cannot_write(folder: RunFolder, error: OSError) -> StorageError:
+    """Return ``error`` as an error that names the folder of the run and the key OUTPUT_DIR."""
+    if isinstance(error, StorageError):
+        return error
+    return StorageError(f"{folder.path}: cannot be written ({reason(error)}); see OUTPUT_DIR")
+
+
+def after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
+    """Return ``resume`` and ``overwrite``, changed if torchrun has restarted the run in ``folder``.
+
+    torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run, the
+    run is resumed, regardless of the command line. If it has saved nothing, it starts again and its log is kept.
+
+    TORCHELASTIC_RESTART_COUNT is not enough: it counts the failures of one machine, and stays 0 if a machine joins.
+    """
+    launchers = set(world.gather(world.launch.launcher if world.launch else "")) - {""}
+    if not world.is_main or not launchers & set(_started_by(folder)):
+        return resume, overwrite
+    if folder.resumable():
+        return AUTO, False
+    folder.set_log_aside()
+    folder.clear()
+    return resume, overwrite
+
+
+def _started_by(folder: RunFolder) -> list[str]:
+    try:
+        found = json.loads(folder.versions.read_text(encoding="utf-8"))["launchers"]
+        return [str(name) for name in found]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool, undone: bool) -> Checkpoint | None:
+    """Return the newest whole one of ``checkpoints_to_resume``, or None for a new run.
+
+    undone: the result of ``undo_killed_start``. The user may expect another run than the former one to be resumed, so
+    this raises ``CheckpointError`` once.
+    """
+    files = checkpoints_to_resume(folder, resume, overwrite)
+    if files and undone:
+        raise CheckpointError(
+            f"{folder.path}: a start with --overwrite was killed before its first save, and the former run is back: "
+            "repeat this command to resume the former run, or replace it with --overwrite"
+        )
+    return newest_whole(files) if files else None
 
 
 def newest_whole(candidates: Sequence[Path]) -> Checkpoint:

@@ -3,18 +3,19 @@
 import json
 import logging
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from yacs.config import CfgNode
 
 from isonet.data import build_loader
 from isonet.data.build import build_source
-from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
+from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.progress import Progress
 from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_folder
-from isonet.files.storage import FolderLock, reason, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file
 from isonet.models import build_model
 from isonet.signals import StopSignals
 from isonet.training.changes import changes, resumed_cfg
@@ -26,7 +27,14 @@ from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_f
 from isonet.training.loop import Run, train
 from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
 from isonet.training.report import Report, require_tensorboard
-from isonet.training.resume import adopt, newest_whole, restore
+from isonet.training.resume import (
+    adopt,
+    after_restart,
+    cannot_write,
+    checkpoint_to_resume,
+    restore,
+    undo_killed_start,
+)
 
 log = logging.getLogger("isonet")
 
@@ -54,34 +62,29 @@ def train_on_ranks(
     folder = run_folder(cfg, output)
     lock = FolderLock(folder.path) if world.is_main else nullcontext()
     with StopSignals(quiet=not world.is_main, launched=bool(world.launch)) as stop, lock, explained(world, stop):
-        resume, overwrite = _after_restart(folder, world, resume, overwrite)
-
-        def read() -> Checkpoint | None:
-            files = checkpoints_to_resume(folder, resume, overwrite)
-            return newest_whole(files) if files else None
-
-        checkpoint = world.from_main(read)
+        undone = world.is_main and undo_killed_start(folder)
+        resume, overwrite = after_restart(folder, world, resume, overwrite)
+        checkpoint = world.from_main(lambda: checkpoint_to_resume(folder, resume, overwrite, undone))
         run, changed = build_run(cfg, folder, world, devices, checkpoint)
         world.barrier()  # every user error has been raised before anything is written
         launchers = world.gather(world.launch.launcher if world.launch else "")
-        if world.is_main:
-            _open_folder(run, lock, resume, overwrite, checkpoint is None, launchers)
-        _announce(run)
-        try:
-            if checkpoint:
-                for change in changed:
-                    log.warning("resuming with another value of %s", change)
+        with _opened(run, lock, resume, overwrite, checkpoint is None, launchers):
+            _announce(run)
+            try:
+                if checkpoint:
+                    for change in changed:
+                        log.warning("resuming with another value of %s", change)
+                    if world.is_main:
+                        adopt(folder, checkpoint.path, run.progress)
+                    log.info("resuming %s after %s", checkpoint.path, run.progress)
+                del checkpoint  # it contains a second copy of the weights
+                report = Report(folder, run.cfg.RUNTIME.TENSORBOARD, run.progress.history, world.is_main)
+                with explained(world, stop), report:  # again, so that the log contains the explanation
+                    _train(run, report, stop)
+            except (UserError, Stopped, KeyboardInterrupt) as error:
                 if world.is_main:
-                    adopt(folder, checkpoint.path, run.progress)
-                log.info("resuming %s after %s", checkpoint.path, run.progress)
-            del checkpoint  # it contains a second copy of the weights
-            report = Report(folder, run.cfg.RUNTIME.TENSORBOARD, run.progress.history, world.is_main)
-            with explained(world, stop), report:  # again, so that the log contains the explanation
-                _train(run, report, stop)
-        except (UserError, Stopped, KeyboardInterrupt) as error:
-            if world.is_main:
-                _log_end(folder, error)
-            raise
+                    _log_end(folder, error)
+                raise
     return folder
 
 
@@ -163,10 +166,17 @@ def _announce(run: Run) -> None:
         log.warning("%s", unused)
 
 
-def _open_folder(
+@contextmanager
+def _opened(
     run: Run, lock: FolderLock | nullcontext, resume: str | None, overwrite: bool, afresh: bool, launchers: list[str]
-) -> None:
-    """Create the folder, lock it, and write the config and versions of the run, before it starts."""
+) -> Iterator[None]:
+    """On rank 0, create the folder, lock it, and write the config and versions of the run, before it starts.
+
+    At the end of the ``with`` block, a former run that this run was to replace is put back if nothing was saved.
+    """
+    if not run.world.is_main:
+        yield
+        return
     folder = run.folder
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -175,44 +185,27 @@ def _open_folder(
         if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
             raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
         remove_leftovers(folder.path)
-        if overwrite or (resume == AUTO and afresh):
-            folder.clear()
-        write_file(folder.config, run.cfg.dump())
-        write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
-        log_to_file(folder.log)
-    except StorageError:
-        raise
     except OSError as error:
-        raise StorageError(f"{folder.path}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+        raise cannot_write(folder, error) from None
+    try:
+        try:
+            if overwrite or (resume == AUTO and afresh):
+                folder.set_former_aside()
+            write_file(folder.config, run.cfg.dump())
+            write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
+            make_own(folder.log)
+            log_to_file(folder.log)
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+        for file in folder.misnamed():
+            log.warning("%s was saved at another epoch or step than its name says: this run does not use it", file)
+        yield
+    finally:
+        with suppress(OSError):  # the next start tries again
+            folder.settle()
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:
     if folder.latest.exists() and not isinstance(error, (Stopped, NonFiniteError)):  # their messages say more
         log.info("%s is complete: resume with the same command and --resume (or --resume auto)", folder.latest)
     note_failure(folder.log, error)
-
-
-def _after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
-    """Return ``resume`` and ``overwrite``, changed if torchrun has restarted the run in ``folder``.
-
-    torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run, the
-    run is resumed, regardless of the command line. If it has saved nothing, it starts again and its log is kept.
-
-    TORCHELASTIC_RESTART_COUNT is not enough: it counts the failures of one machine, and stays 0 if a machine joins.
-    """
-    launchers = set(world.gather(world.launch.launcher if world.launch else "")) - {""}
-    if not world.is_main or not launchers & set(_started_by(folder)):
-        return resume, overwrite
-    if folder.resumable():
-        return AUTO, False
-    folder.set_log_aside()
-    folder.clear()
-    return resume, overwrite
-
-
-def _started_by(folder: RunFolder) -> list[str]:
-    try:
-        found = json.loads(folder.versions.read_text(encoding="utf-8"))["launchers"]
-        return [str(name) for name in found]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []

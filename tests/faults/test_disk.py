@@ -20,7 +20,7 @@ from isonet import load_cfg
 from isonet.errors import CheckpointError, StorageError
 from isonet.files.checkpoint import read_checkpoint, save_checkpoint
 from isonet.files.run_folder import LATEST, RunFolder
-from isonet.files.storage import FolderLock, link_file, write_file
+from isonet.files.storage import FolderLock, link_file, remove_leftovers, write_file
 from isonet.training.log import log, log_to_file, log_to_terminal
 from isonet.training.run import run_training
 from launch import REPO, Script, run_script, start, wait_until
@@ -318,11 +318,15 @@ def test_keep_bounds_how_many_are_kept(tmp_path):
     assert [file.name for file in folder.numbered()] == ["epoch0003.pt"]
 
 
-def test_the_incomplete_file_of_a_killed_process_is_removed(tmp_path):
-    folder = run_training(cfg(tmp_path), "run")
-    (folder.path / ".latest.pt.abc.tmp").write_bytes(bytes(1000))
-    run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 2), "run", resume=LATEST)
-    assert not list(folder.path.glob(".*"))
+def test_only_the_incomplete_files_of_killed_processes_are_removed(tmp_path):
+    ours = tmp_path / f".isonet-{'0a' * 8}.tmp"
+    names = [".mine.tmp", ".latest.pt.1234.tmp", ".isonet-mine.tmp", "isonet.tmp", f".isonet-{'1b' * 8}.tmp"]
+    ours.write_bytes(bytes(1000))
+    for name in names[:-1]:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / names[-1]).symlink_to("isonet.tmp")
+    remove_leftovers(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(names)
 
 
 def test_a_log_that_cannot_be_written_is_reported_once(mounted, capsys):

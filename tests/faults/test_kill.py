@@ -126,6 +126,7 @@ def test_kill_9_at_critical_moments(whole, tmp_path, tally, kind, count):
         "SIGTERM",
         "SIGINT",
         pytest.param("SIGUSR1", marks=pytest.mark.torture),
+        pytest.param("SIGXCPU", marks=pytest.mark.torture),
         pytest.param("SIGHUP", marks=pytest.mark.torture),
     ],
 )

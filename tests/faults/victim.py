@@ -48,7 +48,7 @@ def die_at(kind: str, count: int) -> None:
         if mode == "a" and self.name == "metrics.jsonl" and now("append"):
             _die()
         file = real(self, mode, *args, **kwargs)
-        if mode == "wb" and now("part"):
+        if mode == "xb" and now("part"):
             file.write(os.urandom(5000))  # the part of a write that has reached the disk
             file.flush()
             os.fsync(file.fileno())

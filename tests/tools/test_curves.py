@@ -75,7 +75,7 @@ def test_a_picture_that_cannot_be_written_gives_one_warning(tmp_path):
     folder.curves.unlink()
     folder.curves.mkdir()
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)  # drawn after epochs 2 and 3
-    (line,) = (line for line in folder.log.read_text().splitlines() if "Is a directory" in line)
+    (line,) = (line for line in folder.log.read_text().splitlines() if "is a folder" in line)
     assert "warning" in line
     assert "curves.png" in line
     assert len(folder.metrics.read_text().splitlines()) == 3

@@ -42,6 +42,12 @@ Part = tuple[int, int]  # offset and size of a member's bytes
 Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are odd
 
 
+def require_pread() -> None:
+    """Raise ``DataError`` on Windows, where Python has no call that reads a file at an offset."""
+    if not hasattr(os, "pread"):
+        raise DataError("tar shards need os.pread, which Python lacks on Windows: read the image folder instead")
+
+
 def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
     """Return the images of a shard in its order: ``ROW`` (N,). Raises ``DataError`` if it is not a whole tar file."""
     rows = []

@@ -14,6 +14,7 @@ import numpy as np
 
 from isonet.data.folders import check_known
 from isonet.data.shards.index import TOOL, ShardIndex, read_index
+from isonet.data.shards.scan import require_pread
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
@@ -22,6 +23,7 @@ MAX_OPEN = 64  # shards that a process keeps open
 
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
     """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
+    require_pread()
     index = read_index(folder)
     classes = index.classes if classes is None else classes
     check_known(folder, index.classes, classes)

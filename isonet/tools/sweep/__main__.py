@@ -16,7 +16,7 @@ from yacs.config import CfgNode
 from isonet.config import flat, read_written_cfg
 from isonet.errors import Stopped, UserError, printable, run_cli
 from isonet.files.run_folder import run_folder
-from isonet.files.storage import FolderLock, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, check_kind, remove_leftovers, write_file
 from isonet.launch import is_launched
 from isonet.plots import MISSING, have_matplotlib
 from isonet.signals import StopSignals
@@ -102,6 +102,7 @@ def check_same(runs: Sequence[Run], folder: Path) -> None:
     kept = [("sweep", folder / CFG_FILE, runs[0].cfg, list(runs[0].values))]
     kept += [("run", run.folder.config, run.cfg, []) for run in runs]
     for kind, file, cfg, varying in kept:
+        check_kind(file)
         if file.exists() and (other := difference(read_written_cfg(file), cfg, varying)):
             raise UserError(f"{file.parent} is a {kind} with {other}: choose another --output")
 
