@@ -115,7 +115,7 @@ def predict(
         probabilities = logits.softmax(1)
         if not probabilities.isfinite().all():
             raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it predicts nothing")
-        # A ranking of all classes begins with the same ones for every ``top``. Softmax rounds some logits to equal values
+        # All classes are ranked, so that the first ones do not depend on ``top``. Softmax may make two of them equal
         best = best_classes(logits, logits.shape[1])[:, :top]
         for path, labels, values in zip(read, best.tolist(), probabilities.gather(1, best).tolist(), strict=True):
             yield path, [(label, float(f"{value:.9g}")) for label, value in zip(labels, values, strict=True)]

@@ -21,7 +21,7 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
-from isonet.plots.runs import draw_sweep
+from isonet.plots.sweep import draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
