@@ -98,7 +98,7 @@ def _isolated(values: Sequence[float], place: int) -> bool:
 
 def _band(accuracy: float, images: int) -> tuple[float, float]:
     error = standard_error(accuracy, images)
-    return max(0.0, accuracy - error), min(100.0, accuracy + error)
+    return max(accuracy - error, 0.0), min(accuracy + error, 100.0)  # in this order, nan stays nan
 
 
 def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:
