@@ -44,18 +44,19 @@ _SECTIONS = (
         plots.spectrum_by_layer,
         """The thin line spans the singular values of the convolution on its feature map, with circular padding; the
         thick part spans the middle half, and the dot is the median. The grey line is 1. Values below 0.001 are drawn at
-        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. Where a note
-        says k of n, line, part and dot are those of the k largest values, and the others are dotted.""",
+        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. Beside a
+        convolution marked k of n, the line, its thick part and the dot show the k largest values, and a dotted line
+        leads to the others. All networks have the same axes.""",
     ),
     (
         "The signal forward, the gradient backward",
         plots.norms_by_layer,
         """The length of the signal after each activation, relative to the first activation, and the length of the
         gradient of the loss, relative to the last activation, as means over the images. Changes of width and resolution
-        are included. In a network with shortcuts, the line passes through the activations after each sum, and hollow
-        markers are activations inside the residual branches: a small multiplier makes their gradient small, and the
-        shortcut keeps that of the line. A line that falls or rises by many powers of ten indicates a network that does
-        not train. Values below 1e-12 are drawn at 1e-12.""",
+        are included. In a network with shortcuts, the line passes through the activations after each sum. Hollow
+        markers show the activations inside the residual branches, where a small multiplier makes the gradient small
+        while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates a
+        network that does not train. Values below 1e-12 are drawn at 1e-12.""",
     ),
     (
         "Whole stages",
@@ -63,7 +64,7 @@ _SECTIONS = (
         """Largest and smallest singular value of the Jacobian of each stage at one image, activations included. The
         computation approaches them from within, so the true range may be wider. A filled marker is a value that is
         determined to a tenth or better. A hollow marker is only a bound: the value is somewhere on the dotted line, and
-        a smallest value may be 0. More --steps determine more values. Pooling maps many directions to 0.""",
+        a smallest value may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
     ),
     (
         "What SReLU and the residual branches have learned",
@@ -83,10 +84,11 @@ _SECTIONS = (
 )
 
 
-_COUNTED = """Smallest value and share near 1 count the k largest of the n singular values of all convolutions. Usually
-k is n. If a convolution has a stride and more outputs than inputs, the penalty, as published, is 0 only if the squares
-of its singular values sum up to the number of inputs at each place, so that not all of them can be 1: k counts those
-that can. The others are often 0, which is no fault of the training."""
+_COUNTED = """The smallest value and the share within 0.1 of 1 are those of the k largest of the n singular values of
+each convolution. k is smaller than n in two cases. If a convolution has a stride and more outputs than inputs, the
+published penalty is 0 only if the squares of its singular values sum up to the number of input channels at each output
+position, so only k of them can be 1. A kernel smaller than its stride does not reach every pixel. The other singular
+values are often 0, which is no sign of poor training."""
 
 
 def page(reports: Reports) -> str:
@@ -100,12 +102,7 @@ def page(reports: Reports) -> str:
 
 def _body(reports: Reports) -> Iterator[str]:
     yield _tables({name: _summary(report) for name, report in reports.items()})
-    if any(
-        conv["kept"]["singular_values"] < conv["singular_values"]
-        for report in reports.values()
-        for conv in report["convs"]
-    ):
-        yield f"<p>{_COUNTED}</p>"
+    yield f"<p>{_COUNTED}</p>"
     for title, draw, text in _SECTIONS:
         if figure := draw(reports):
             image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'

@@ -5,16 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from isonet.plots import (
-    Row,
-    as_png,
-    legend_below,
-    log_scale,
-    look,
-    new_figure,
-    plain_numbers,
-    style,
-)
+from isonet.plots import Row, as_png, legend_below, log_scale, look, new_figure, plain_numbers, style
 from isonet.plots.accuracy import show_worth, standard_error
 
 _MOST_MARKERS = 10  # on one curve
