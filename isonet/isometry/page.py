@@ -55,8 +55,8 @@ _SECTIONS = (
         gradient of the loss, relative to the last activation, as means over the images. Changes of width and resolution
         are included. In a network with shortcuts, the line passes through the activations after each sum. Hollow
         markers show the activations inside the residual branches, where a small multiplier makes the gradient small
-        while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates a
-        network that does not train. Values below 1e-12 are drawn at 1e-12.""",
+        while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates
+        a network that does not train. Values below 1e-12 are drawn at 1e-12.""",
     ),
     (
         "Whole stages",
