@@ -56,7 +56,8 @@ _SECTIONS = (
         are included. In a network with shortcuts, the line passes through the activations after each sum. Hollow
         markers show the activations inside the residual branches, where a small multiplier makes the gradient small
         while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates
-        a network that does not train. Values below 1e-12 are drawn at 1e-12.""",
+        a network that does not train. Values of 0 are not drawn, and values below
+        1e-12 are drawn at 1e-12.""",
     ),
     (
         "Whole stages",
@@ -133,7 +134,7 @@ def _summary(report: dict[str, Any]) -> list[dict[str, str]]:
         "signal, last / first": _ratio(last["forward"], first["forward"], "no signal"),
         "gradient, first / last": _ratio(first["backward"], last["backward"], "no gradient"),
     }
-    return [{"": key, "value": value} for key, value in figures.items()]
+    return [{"": key, " ": value} for key, value in figures.items()]
 
 
 def _ratio(value: float, base: float, without: str) -> str:
@@ -159,7 +160,7 @@ def _tables(networks: dict[str, list[dict[str, str]]]) -> str:
 def _table(caption: str, rows: list[dict[str, str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) for row in rows]
-    body = "".join(f"<tr>{line}</tr>\n" for line in (head, *lines))
+    body = "".join(f"<tr>{line}</tr>\n" for line in ([head, *lines] if "".join(rows[0]).strip() else lines))
     return f"<table><caption>{html.escape(caption)}</caption>\n{body}</table>\n"
 
 

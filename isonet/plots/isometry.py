@@ -37,16 +37,21 @@ def spectrum_by_layer(reports: Reports) -> Any:
         axis.vlines(x, low, [each["largest"] for each in kept], color=colour, linewidth=1.2)
         axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
         axis.plot(x, median, "o", color="black", markersize=3)
-        for place, conv in zip(x, convs, strict=True):
-            count, total = conv["kept"]["singular_values"], conv["singular_values"]
-            if count < total:
-                ends = max(conv["smallest"], bottom / 2), conv["kept"]["smallest"]
-                axis.vlines(place, *ends, color=colour, linewidth=1.2, linestyle=":")
-                axis.text(place + 0.12, bottom, f" {count:,} of {total:,}", rotation=90, va="bottom", size=6)
+        partly = [(place, conv) for place, conv in zip(x, convs, strict=True) if _count(conv["kept"]) < _count(conv)]
+        for i, (place, conv) in enumerate(partly):
+            ends = max(conv["smallest"], bottom / 2), conv["kept"]["smallest"]
+            axis.vlines(place, *ends, color=colour, linewidth=1.2, linestyle=":")
+            height = bottom ** (1 - 0.5 * (i % 2))  # neighbours at two heights
+            note = f" {_count(conv['kept']):,} of {_count(conv):,}"
+            axis.text(place + 0.12, height, note, rotation=90, va="bottom", size=6)
         _log_around_1(axis, "singular value", bottom, top)
         axis.set_title(name)
         _name_layers(axis, layers)
     return figure
+
+
+def _count(figures: Mapping[str, Any]) -> int:
+    return int(figures["singular_values"])
 
 
 def norms_by_layer(reports: Reports) -> Any:
@@ -60,26 +65,22 @@ def norms_by_layer(reports: Reports) -> Any:
     ):  # fmt: skip
         for number, (name, report) in enumerate(reports.items()):
             signal, base = report["signal"], report["signal"][start][key]
-            points = [(i / max(1, len(signal) - 1), layer) for i, layer in enumerate(signal)]
             for branch, style in ((False, {}), (True, {"linestyle": "", "fillstyle": "none"})):
-                part = [
-                    (x, max(layer[key] / base, LOWEST_NORM))
-                    for x, layer in points
-                    if base and layer["branch"] == branch
-                ]
-                if part or not branch:
-                    part = part or [(math.nan, math.nan)]
-                    title = f"{name}, residual branches" if branch else name if base else f"{name}: all are 0"
-                    every = max(1, len(part) // 25)
-                    axis.plot(*zip(*part, strict=True), label=title, markevery=every, **look(number), **style)
+                places = [i for i, layer in enumerate(signal) if layer["branch"] == branch]
+                if not places:
+                    continue
+                x = [i / max(1, len(signal) - 1) for i in places]
+                values = [signal[i][key] / base if base else 0.0 for i in places]
+                y = [max(value, LOWEST_NORM) if value else math.nan for value in values]
+                title = name + branch * ", residual branches" + (not any(values)) * ": all are 0"
+                axis.plot(x, y, label=title, markevery=max(1, len(x) // 25), **look(number), **style)
         axis.set_yscale("log")
         low, high = axis.get_ylim()
         _log_around_1(axis, label, min(low, 0.1), max(high, 10))
         axis.set_xlim(-0.05, 1.05)
     backward.set_xlabel("depth: 0 the first activation, 1 the last")
-    _add_legend(forward)
-    if any(not report["signal"][-1]["backward"] for report in reports.values()):
-        _add_legend(backward)
+    for axis in (forward, backward):
+        _add_legend(axis)
     return figure
 
 
