@@ -104,9 +104,12 @@ def test_the_line_of_a_network_with_shortcuts_passes_through_its_trunk(compared)
         drawn = [layer[key] / each["signal"][base][key] for layer, on in zip(each["signal"], trunk, strict=True) if on]
         assert lines[name].get_ydata() == pytest.approx(drawn)
         if not all(trunk):
-            branches = lines[f"{name}, residual branches"]
+            (branches,) = (line for label, line in lines.items() if label.startswith(f"{name}, "))
             assert branches.get_linestyle() == "None"
-            assert len(branches.get_ydata()) == trunk.count(False)
+            norms = [layer[key] for layer, on in zip(each["signal"], trunk, strict=True) if not on]
+            drawn = [norm / each["signal"][base][key] or math.nan for norm in norms]  # a norm of 0 is not drawn
+            assert branches.get_ydata() == pytest.approx(drawn, nan_ok=True)
+            assert branches.get_label().endswith("0") == (not any(norms))
 
 
 def test_a_network_without_a_gradient_has_no_line(compared):
