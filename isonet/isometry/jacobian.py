@@ -16,13 +16,16 @@ from isonet.errors import NonFiniteError
 
 Product = Callable[[Tensor], Tensor]
 
+_DETERMINED = 0.1  # the largest error of a determined value, as a fraction of it
+
 
 @dataclass(frozen=True)
 class Extremes:
     """Bounds on the extremes of the min(rows, columns) singular values after ``steps`` steps.
 
     The largest singular value is at least ``largest``, and the smallest is at most ``smallest``. A singular value is
-    within ``largest_error`` of ``largest``, and one is within ``smallest_error`` of ``smallest``.
+    within ``largest_error`` of ``largest``, and one is within ``smallest_error`` of ``smallest``. Values below
+    ``rounding`` cannot be distinguished from 0.
     """
 
     largest: float
@@ -30,6 +33,20 @@ class Extremes:
     smallest: float
     smallest_error: float
     steps: int
+    rounding: float
+
+    @property
+    def largest_is_bound(self) -> bool:
+        """Whether the largest singular value is not determined, and ``largest`` only a lower bound on it."""
+        return self.largest_error > _DETERMINED * self.largest
+
+    @property
+    def smallest_is_bound(self) -> bool:
+        """Whether the smallest singular value is not determined: the larger of ``smallest`` and ``rounding`` bounds it.
+
+        It may be 0.
+        """
+        return self.smallest_error > _DETERMINED * self.smallest or self.smallest <= self.rounding
 
 
 def jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> tuple[Product, Product, int, int]:
@@ -83,7 +100,7 @@ def extreme_singular_values(
         count = len(diagonal)
         if count == small or length <= torch.finfo(at.dtype).eps * max(diagonal) * count:
             length = 0.0  # the whole space is searched
-        extremes = _extremes(diagonal, above, length)
+        extremes = _extremes(diagonal, above, length, torch.finfo(at.dtype).eps)
         settled = max(extremes.largest_error, extremes.smallest_error) <= tolerance * extremes.largest
         if settled or count >= steps or not length:
             return extremes
@@ -91,14 +108,18 @@ def extreme_singular_values(
         above.append(length)
 
 
-def _extremes(diagonal: list[float], above: list[float], beyond: float) -> Extremes:
-    """The extremes of the bidiagonal matrix. beyond: the next entry above its diagonal, which gives the errors."""
+def _extremes(diagonal: list[float], above: list[float], beyond: float, eps: float) -> Extremes:
+    """Return the extremes of the bidiagonal matrix.
+
+    beyond: the next entry above its diagonal, which gives the errors. eps: the precision of the products.
+    """
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     matrix += torch.diag(torch.tensor(above, dtype=torch.float64), 1)
     left, values, _ = torch.linalg.svd(matrix)
     errors = beyond * left[-1].abs()
-    return Extremes(values[0].item(), errors[0].item(), values[-1].item(), errors[-1].item(), count)
+    largest, smallest = values[0].item(), values[-1].item()
+    return Extremes(largest, errors[0].item(), smallest, errors[-1].item(), count, eps * count * largest)
 
 
 def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:

@@ -11,13 +11,16 @@ from isonet.plots.isometry import Reports
 
 _STYLE = """
 body { margin: 0 auto; max-width: 54rem; padding: 1rem 1rem 4rem; font: 1rem/1.55 system-ui, sans-serif; }
+h1, caption { overflow-wrap: anywhere; }
 h2 { margin: 2.5rem 0 .5rem; }
 img { width: 100%; min-width: 40rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #dddddd; vertical-align: bottom; }
+th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid #dddddd; vertical-align: bottom; }
 td { white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.cards { display: flex; flex-wrap: wrap; gap: 1.5rem 2rem; align-items: end; }
+caption { text-align: left; font-weight: bold; padding-bottom: .3rem; }
 """
 
 _PAGE = """<!doctype html>
@@ -41,21 +44,28 @@ _SECTIONS = (
         plots.spectrum_by_layer,
         """The thin line spans the singular values of the convolution on its feature map, with circular padding; the
         thick part spans the middle half, and the dot is the median. The grey line is 1. Values below 0.001 are drawn at
-        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count.""",
+        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. Beside a
+        convolution marked k of n, the line, its thick part and the dot show the k largest values, and a dotted line
+        leads to the others. All networks have the same axes.""",
     ),
     (
         "The signal forward, the gradient backward",
         plots.norms_by_layer,
         """The length of the signal after each activation, relative to the first activation, and the length of the
         gradient of the loss, relative to the last activation, as means over the images. Changes of width and resolution
-        are included. A line that falls or rises by many powers of ten indicates a network that does not train.""",
+        are included. In a network with shortcuts, the line passes through the activations after each sum. Hollow
+        markers show the activations inside the residual branches, where a small multiplier makes the gradient small
+        while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates
+        a network that does not train. Values of 0 are not drawn, and values below
+        1e-12 are drawn at 1e-12.""",
     ),
     (
         "Whole stages",
         plots.jacobian_by_part,
-        """Largest (filled) and smallest (hollow) singular value of the Jacobian of each stage at one image, activations
-        included. The computation approaches them from within, so the true range may be wider. The table gives the
-        uncertainty. Pooling maps many directions to 0. Values below 1e-6 are drawn at 1e-6.""",
+        """Largest and smallest singular value of the Jacobian of each stage at one image, activations included. The
+        computation approaches them from within, so the true range may be wider. A filled marker is a value that is
+        determined to a tenth or better. A hollow marker is only a bound: the value is somewhere on the dotted line, and
+        a smallest value may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
     ),
     (
         "What SReLU and the residual branches have learned",
@@ -69,10 +79,17 @@ _SECTIONS = (
         "The penalty, layer by layer",
         plots.penalty_by_layer,
         """The orthogonality penalty 1/2 sum ||G[d] - [d = 0] I||^2 of each convolution that it includes, without its
-        coefficient. It is 0 if the convolution is orthogonal. Values below a millionth of the largest are drawn at the
-        lower edge.""",
+        coefficient. It is 0 if the convolution is orthogonal. Projections of shortcuts are not on the line. A hollow
+        marker is a penalty below a millionth of the largest, such as 0.""",
     ),
 )
+
+
+_COUNTED = """The smallest value and the share within 0.1 of 1 are those of the k largest of the n singular values of
+each convolution. k is smaller than n in two cases. If a convolution has a stride and more outputs than inputs, the
+published penalty is 0 only if the squares of its singular values sum up to the number of input channels at each output
+position, so only k of them can be 1. A kernel smaller than its stride does not reach every pixel. The other singular
+values are often 0, which is no sign of poor training."""
 
 
 def page(reports: Reports) -> str:
@@ -85,13 +102,14 @@ def page(reports: Reports) -> str:
 
 
 def _body(reports: Reports) -> Iterator[str]:
-    yield _table([_summary(name, report) for name, report in reports.items()])
+    yield _tables({name: _summary(report) for name, report in reports.items()})
+    yield f"<p>{_COUNTED}</p>"
     for title, draw, text in _SECTIONS:
         if figure := draw(reports):
             image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'
             yield f'<h2>{title}</h2>\n<p>{text}</p>\n<div class="scroll">{image}</div>'
         if draw is plots.jacobian_by_part:
-            yield _table([_extremes(name, row) for name, report in reports.items() for row in report["jacobian"]])
+            yield _tables({name: [_extremes(row) for row in report["jacobian"]] for name, report in reports.items()})
     yield "<h2>How it was measured</h2>"
     for name, report in reports.items():
         count, _, height, width = report["images"]
@@ -99,34 +117,51 @@ def _body(reports: Reports) -> Iterator[str]:
         yield "<p>" + html.escape(f"{name}: {report['source']}; {images}; {report['versions']}") + "</p>"
 
 
-def _summary(name: str, report: dict[str, Any]) -> dict[str, str]:
+def _summary(report: dict[str, Any]) -> list[dict[str, str]]:
     convs, first, last = report["convs"], report["signal"][0], report["signal"][-1]
-    near = sum(conv["near_1"] * conv["singular_values"] for conv in convs)
-    return {
-        "": name,
+    kept = [conv["kept"] for conv in convs]
+    count = sum(each["singular_values"] for each in kept)
+    near = sum(each["near_1"] * each["singular_values"] for each in kept)
+    figures = {
         "parameters": f"{report['parameters']:,}",
         "convs": str(len(convs)),
-        "singular values within 0.1 of 1": f"{100 * near / sum(conv['singular_values'] for conv in convs):.1f} %",
-        "smallest": _number(min(conv["smallest"] for conv in convs)),
+        "singular values, n": f"{sum(conv['singular_values'] for conv in convs):,}",
+        "that can be 1, k": f"{count:,}",
+        "within 0.1 of 1": f"{100 * near / count:.1f} %",
+        "smallest": _number(min(each["smallest"] for each in kept)),
         "largest": _number(max(conv["largest"] for conv in convs)),
         "penalty": _number(sum(conv["penalty"] or 0 for conv in convs)),
-        "signal, last / first": _number(last["forward"] / first["forward"]),
-        "gradient, first / last": _number(first["backward"] / last["backward"]) if last["backward"] else "no gradient",
+        "signal, last / first": _ratio(last["forward"], first["forward"], "no signal"),
+        "gradient, first / last": _ratio(first["backward"], last["backward"], "no gradient"),
     }
+    return [{"": key, " ": value} for key, value in figures.items()]
 
 
-def _extremes(name: str, row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "part": f"{name}, {row['part']}",
-        **{key: f"{_number(row[key])} ± {_number(row[f'{key}_error'])}" for key in ("smallest", "largest")},
-        "steps": str(row["steps"]),
+def _ratio(value: float, base: float, without: str) -> str:
+    return _number(value / base) if base else without
+
+
+def _extremes(row: dict[str, Any]) -> dict[str, str]:
+    cells = {
+        key: f"{_number(row[key])} ± {max(row[f'{key}_error'], row['rounding']):.1g}" for key in ("smallest", "largest")
     }
+    if row["smallest_is_bound"]:
+        cells["smallest"] = f"< {1.05 * plots.lower_end(row):.2g}"  # two digits round by less than 5 %
+    if row["largest_is_bound"]:
+        cells["largest"] = f"> {row['largest'] / 1.05:.2g}"
+    return {"part": row["part"], **cells, "steps": str(row["steps"])}
 
 
-def _table(rows: list[dict[str, str]]) -> str:
+def _tables(networks: dict[str, list[dict[str, str]]]) -> str:
+    """Return a table for each network, so narrow that a page of any width shows it whole, side by side if they fit."""
+    return '<div class="cards">\n' + "".join(_table(name, rows) for name, rows in networks.items()) + "</div>"
+
+
+def _table(caption: str, rows: list[dict[str, str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
     lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) for row in rows]
-    return '<div class="scroll"><table>\n' + "".join(f"<tr>{line}</tr>\n" for line in (head, *lines)) + "</table></div>"
+    body = "".join(f"<tr>{line}</tr>\n" for line in ([head, *lines] if "".join(rows[0]).strip() else lines))
+    return f"<table><caption>{html.escape(caption)}</caption>\n{body}</table>\n"
 
 
 def _number(value: float) -> str:

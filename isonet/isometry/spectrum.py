@@ -41,6 +41,11 @@ class Spectrum:
         """Every singular value, in decreasing order."""
         return self.values.repeat_interleave(self.counts).sort(descending=True).values
 
+    def largest_values(self, count: int) -> "Spectrum":
+        """The ``count`` largest singular values."""
+        values = self.all()[:count]
+        return Spectrum(values, torch.ones_like(values, dtype=torch.int64))
+
     def quantiles(self, shares: Sequence[float]) -> list[float]:
         """The quantiles of the singular values at ``shares`` between 0 and 1."""
         values = self.all().flip(0)

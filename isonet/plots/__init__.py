@@ -1,6 +1,6 @@
 """The style, the palette and the PNG output that all figures share.
 
-``runs`` draws metrics and sweeps, ``isometry`` the figures of the isometry report.
+``runs`` draws metrics, ``sweep`` the accuracies of a sweep, ``isometry`` the figures of the isometry report.
 matplotlib is an optional dependency, so only the functions that draw import it.
 """
 
@@ -90,12 +90,22 @@ def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], colu
 
 
 def log_scale(axis: Any, low: float, high: float) -> None:
-    """Make the y axis logarithmic for values from ``low`` to ``high``, with ticks at 1, 2 and 5 within two decades."""
+    """Make the y axis logarithmic for values from ``low`` to ``high``, with ticks at 1, 2 and 5 within two decades.
+
+    Other values are not drawn.
+    """
     from matplotlib.ticker import LogLocator
 
-    axis.set_yscale("log")
+    axis.set_yscale("log", nonpositive="mask")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     plain_numbers(axis.yaxis)
+
+
+def at_least(axis: Any, span: float) -> None:
+    """Make the y axis span ``span`` or more, so that a picture does not magnify differences without meaning."""
+    low, high = axis.get_ylim()
+    if high - low < span:
+        axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)
 
 
 def plain_numbers(axis: Any) -> None:

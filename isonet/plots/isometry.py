@@ -1,68 +1,119 @@
-"""The figures of the isometry report. ``Reports`` maps a network to the result of ``isonet.isometry.measure``."""
+"""The figures of the isometry report. ``Reports`` maps a network to the result of ``isonet.isometry.measure``.
 
-import itertools
-from collections.abc import Mapping, Sequence
+All networks share the axes of a quantity. A hollow marker is a bound: the value is smaller, or is not determined.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from isonet.plots import log_scale, look, new_figure
+from isonet.plots import at_least, log_scale, look, new_figure
 
 Reports = dict[str, dict[str, Any]]
 
+LOWEST_SINGULAR, LOWEST_NORM, LOWEST_PENALTY = 1e-3, 1e-12, 1e-6  # smaller values are drawn here
 _WIDTH = 1200  # pixels
 _MOST_NAMES = 28  # layer names along the x axis
+_SHIFTS = 0.2  # the smallest range of the shifts that is drawn: a smaller one would magnify the first steps of training
 
 
 def spectrum_by_layer(reports: Reports) -> Any:
-    """Draw a panel per network: the range of each convolution's singular values, thick between the quartiles."""
+    """Draw a panel per network: the range of each convolution's singular values, thick between the quartiles.
+
+    Values that cannot be 1 (``isonet.isometry.measure.kept_values``) are dotted.
+    """
     figure, axes = _panels(540, len(reports))
+    layers = _in_order([conv["name"] for conv in report["convs"]] for report in reports.values())
+    kept = [conv["kept"] for report in reports.values() for conv in report["convs"]]
+    bottom = min(0.5, 0.8 * max(LOWEST_SINGULAR, min(each["smallest"] for each in kept)))
+    top = max(2.0, 1.25 * max(each["largest"] for each in kept))
     for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
         convs, colour = report["convs"], look(number)["color"]
-        x = range(len(convs))
-        low, high = ([max(conv[key], 1e-3) for conv in convs] for key in ("smallest", "largest"))
-        quarter, median, three_quarters = ([max(conv["quantiles"][i], 1e-3) for conv in convs] for i in (1, 2, 3))
-        axis.vlines(x, low, high, color=colour, linewidth=1.2)
+        x, kept = [layers.index(conv["name"]) for conv in convs], [conv["kept"] for conv in convs]
+        low = [max(each["smallest"], LOWEST_SINGULAR) for each in kept]
+        quarter, median, three_quarters = (
+            [max(each["quantiles"][i], LOWEST_SINGULAR) for each in kept] for i in (1, 2, 3)
+        )
+        axis.vlines(x, low, [each["largest"] for each in kept], color=colour, linewidth=1.2)
         axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
         axis.plot(x, median, "o", color="black", markersize=3)
-        _log_around_1(axis, "singular value", min(0.5, 0.8 * min(low)), max(2.0, 1.25 * max(high)))
+        partly = [(place, conv) for place, conv in zip(x, convs, strict=True) if _count(conv["kept"]) < _count(conv)]
+        for i, (place, conv) in enumerate(partly):
+            ends = max(conv["smallest"], bottom / 2), conv["kept"]["smallest"]
+            axis.vlines(place, *ends, color=colour, linewidth=1.2, linestyle=":")
+            height = bottom ** (1 - 0.5 * (i % 2))  # neighbours at two heights
+            note = f" {_count(conv['kept']):,} of {_count(conv):,}"
+            axis.text(place + 0.12, height, note, rotation=90, va="bottom", size=6)
+        _log_around_1(axis, "singular value", bottom, top)
         axis.set_title(name)
-        _name_layers(axis, [conv["name"] for conv in convs])
+        _name_layers(axis, layers)
     return figure
 
 
+def _count(figures: Mapping[str, Any]) -> int:
+    return int(figures["singular_values"])
+
+
 def norms_by_layer(reports: Reports) -> Any:
-    """Draw the signal's length relative to the first layer, and the gradient's length relative to the last layer."""
+    """Draw the signal's length relative to the first layer, and the gradient's length relative to the last layer.
+
+    The line passes through the activations of the trunk. Activations inside residual branches are hollow markers.
+    """
     figure, (forward, backward) = _panels(450, 2)
-    for number, (name, report) in enumerate(reports.items()):
-        signal = report["signal"]
-        x = [i / max(1, len(signal) - 1) for i in range(len(signal))]
-        for axis, key, start in ((forward, "forward", signal[0]), (backward, "backward", signal[-1])):
-            y = [max(layer[key] / start[key], 1e-12) if start[key] else 1.0 for layer in signal]
-            axis.plot(x, y, label=name, markevery=max(1, len(x) // 25), **look(number))
-    for axis, label in ((forward, "signal / first layer's"), (backward, "gradient / last layer's")):
+    for axis, key, start, label in (
+        (forward, "forward", 0, "signal / first layer's"), (backward, "backward", -1, "gradient / last layer's")
+    ):  # fmt: skip
+        for number, (name, report) in enumerate(reports.items()):
+            signal, base = report["signal"], report["signal"][start][key]
+            for branch, style in ((False, {}), (True, {"linestyle": "", "fillstyle": "none"})):
+                places = [i for i, layer in enumerate(signal) if layer["branch"] == branch]
+                if not places:
+                    continue
+                x = [i / max(1, len(signal) - 1) for i in places]
+                values = [signal[i][key] / base if base else 0.0 for i in places]
+                y = [max(value, LOWEST_NORM) if value else math.nan for value in values]
+                title = name + branch * ", residual branches" + (not any(values)) * ": all are 0"
+                axis.plot(x, y, label=title, markevery=max(1, len(x) // 25), **look(number), **style)
         axis.set_yscale("log")
         low, high = axis.get_ylim()
         _log_around_1(axis, label, min(low, 0.1), max(high, 10))
+        axis.set_xlim(-0.05, 1.05)
     backward.set_xlabel("depth: 0 the first activation, 1 the last")
-    _add_legend(forward)
+    for axis in (forward, backward):
+        _add_legend(axis)
     return figure
 
 
 def jacobian_by_part(reports: Reports) -> Any:
-    """Draw the largest (filled) and the smallest (hollow) singular value of each part's Jacobian."""
+    """Draw the largest and the smallest singular value of each part's Jacobian.
+
+    A value that is not determined is hollow, and dotted in the direction where it lies.
+    """
     figure, (axis,) = _panels(480)
     parts = list(dict.fromkeys(row["part"] for report in reports.values() for row in report["jacobian"]))
+    rows = [row for report in reports.values() for row in report["jacobian"]]
+    values = [value for row in rows for value in (lower_end(row), row["largest"]) if value > 0] or [1.0]
+    bottom, top = min(*values, 0.5) / 3, max(*values, 2.0) * 3
     for number, (name, report) in enumerate(reports.items()):
         shift = 0.7 * (number - (len(reports) - 1) / 2) / len(reports)
-        x = [parts.index(row["part"]) + shift for row in report["jacobian"]]
-        low, high = ([max(row[key], 1e-6) for row in report["jacobian"]] for key in ("smallest", "largest"))
-        axis.vlines(x, low, high, color=look(number)["color"], linewidth=2)
-        axis.plot(x, high, linestyle="", label=name, **look(number))
-        axis.plot(x, low, linestyle="", fillstyle="none", **look(number))
-    axis.set_yscale("log")
-    _log_around_1(axis, "singular value of the Jacobian", *axis.get_ylim())
+        for row in report["jacobian"]:
+            x, low, high = parts.index(row["part"]) + shift, lower_end(row), row["largest"]
+            axis.vlines(x, low, high, color=look(number)["color"], linewidth=2)
+            for key, y, end in (("largest", high, top), ("smallest", low, bottom)):
+                bound = row[f"{key}_is_bound"]
+                axis.plot(x, y, linestyle="", fillstyle="none" if bound else "full", **look(number))
+                if bound:
+                    axis.vlines(x, min(y, end), max(y, end), color=look(number)["color"], linewidth=1.2, linestyle=":")
+        axis.plot([], linestyle="", label=name, **look(number))
+    _log_around_1(axis, "singular value of the Jacobian", bottom, top)
     axis.set_xticks(range(len(parts)), parts)
     _add_legend(axis)
     return figure
+
+
+def lower_end(row: Mapping[str, Any]) -> float:
+    """Return the smallest singular value of a part's Jacobian or, if it is not determined, the upper bound on it."""
+    return max(row["smallest"], row["rounding"]) if row["smallest_is_bound"] else row["smallest"]
 
 
 def shifts_and_multipliers(reports: Reports) -> Any:
@@ -73,25 +124,50 @@ def shifts_and_multipliers(reports: Reports) -> Any:
         return None
     figure, axes = _panels(480, len(labels))
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
-        _lines_by_layer(axis, label, {name: report[key] for name, report in reports.items()})
+        layers = _in_order(report[key] for report in reports.values())
+        for number, (name, report) in enumerate(reports.items()):
+            x = [layers.index(layer) for layer in report[key]]
+            rows = [sorted(value) if isinstance(value, list) else [value] for value in report[key].values()]
+            low, middle, high = ([row[int(q * (len(row) - 1))] for row in rows] for q in (0.05, 0.5, 0.95))
+            if rows:
+                axis.fill_between(x, low, high, color=look(number)["color"], alpha=0.2, linewidth=0)
+                axis.plot(x, middle, label=name, **look(number))
         if key == "multipliers":
             axis.axhline(0, color="#888888", linewidth=0.8)
+        else:
+            at_least(axis, _SHIFTS)
+        axis.set_ylabel(label)
+        _name_layers(axis, layers)
     _add_legend(axes[0])
     return figure
 
 
 def penalty_by_layer(reports: Reports) -> Any:
-    """Draw the penalty of each convolution that has one. Values below a millionth of the largest are raised to that."""
-    largest = max((conv["penalty"] or 0 for report in reports.values() for conv in report["convs"]), default=0)
-    floor = 1e-6 * largest or 1e-6
+    """Draw the penalty of each convolution that has one. Projections of shortcuts are beside the line.
+
+    Values below a millionth of the largest are hollow markers there.
+    """
+    figure, (axis,) = _panels(510)
     penalties = {
-        name: {conv["name"]: max(conv["penalty"], floor) for conv in report["convs"] if conv["penalty"] is not None}
+        name: {conv["name"]: conv["penalty"] for conv in report["convs"] if conv["penalty"] is not None}
         for name, report in reports.items()
     }
-    figure, (axis,) = _panels(510)
-    _lines_by_layer(axis, "penalty", penalties)
+    layers = _in_order(penalties.values())
+    floor = LOWEST_PENALTY * max((max(each.values(), default=0) for each in penalties.values()), default=0)
+    floor = floor or LOWEST_PENALTY
+    for number, (name, values) in enumerate(penalties.items()):
+        places = {layers.index(layer): (layer.endswith(".proj"), value) for layer, value in values.items()}
+        line = [(x, value if value > floor else math.nan) for x, (beside, value) in places.items() if not beside]
+        others = [(x, value) for x, (beside, value) in places.items() if beside and value > floor]
+        bounds = [(x, floor) for x, (_, value) in places.items() if value <= floor]
+        for part, style in ((line, {"label": name}), (others, {"linestyle": ""}),
+                            (bounds, {"linestyle": "", "fillstyle": "none"})):  # fmt: skip
+            if part:
+                axis.plot(*zip(*part, strict=True), **style, **look(number))
     axis.set_yscale("log")
     log_scale(axis, *axis.get_ylim())
+    axis.set_ylabel("penalty")
+    _name_layers(axis, layers)
     _add_legend(axis)
     return figure
 
@@ -109,21 +185,16 @@ def _log_around_1(axis: Any, label: str, low: float, high: float) -> None:
     axis.set_ylabel(label)
 
 
-def _lines_by_layer(axis: Any, label: str, networks: Mapping[str, Mapping[str, float | list[float]]]) -> None:
-    """Draw a line per network at the median of the values of each layer, in a band of the middle nine tenths.
-
-    The layers of the deepest network are first, so that equal layers have the same place.
-    """
-    layers = list(dict.fromkeys(itertools.chain(*sorted(networks.values(), key=len, reverse=True))))
-    for number, (name, values) in enumerate(networks.items()):
-        x = [layers.index(layer) for layer in values]
-        rows = [sorted(value) if isinstance(value, list) else [value] for value in values.values()]
-        low, middle, high = ([row[int(q * (len(row) - 1))] for row in rows] for q in (0.05, 0.5, 0.95))
-        if values:
-            axis.fill_between(x, low, high, color=look(number)["color"], alpha=0.2, linewidth=0)
-            axis.plot(x, middle, label=name, **look(number))
-    axis.set_ylabel(label)
-    _name_layers(axis, layers)
+def _in_order(networks: Iterable[Iterable[str]]) -> list[str]:
+    """Return the layers of all networks in the order of computation. Equal layers have the same place."""
+    layers: list[str] = []
+    for names in networks:
+        place = 0
+        for name in names:
+            if name not in layers:
+                layers.insert(place, name)
+            place = layers.index(name) + 1
+    return layers
 
 
 def _name_layers(axis: Any, names: Sequence[str]) -> None:

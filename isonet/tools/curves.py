@@ -38,7 +38,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Print the table and draw the picture."""
     folders = [find_run(name, args.output_dir) for name in args.runs]
-    runs, lines = {}, []
+    runs, images, lines = {}, {}, []
     for name, folder in zip(short_names([folder.path for folder in folders]), folders, strict=True):
         rows, invalid = read_rows(folder.metrics)
         if not rows:
@@ -46,10 +46,12 @@ def main(args: argparse.Namespace) -> None:
         if invalid:
             print(f"{printable(folder.metrics)}: {invalid} invalid or incomplete lines are ignored", flush=True)
         runs[name] = rows
-        lines.append([name, *cells(summary_of(folder))])
+        summary = summary_of(folder)
+        images[name] = summary.validation_images
+        lines.append([name, *cells(summary)])
     print(text_table(["run", *COLUMNS], lines), flush=True)
     require_matplotlib(str(args.output))
-    write_file(args.output, draw_runs(runs, [args.key] if args.key else SHOWN))
+    write_file(args.output, draw_runs(runs, [args.key] if args.key else SHOWN, images))
     print(f"drawn in {printable(args.output)}")
 
 

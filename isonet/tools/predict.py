@@ -100,6 +100,7 @@ def predict(
 
     from isonet.data.build import read_batches
     from isonet.tools.trained import placed
+    from isonet.training.metrics import best_classes
 
     forward, amp = placed(trained, devices)
     for images, read, failures in read_batches(trained.cfg, paths, batch_size, devices[0]):
@@ -110,11 +111,13 @@ def predict(
             continue
         with torch.no_grad(), amp.autocast():
             logits = forward(images)
-        probabilities = logits.float().softmax(1).cpu()
+        logits = logits.float().cpu()
+        probabilities = logits.softmax(1)
         if not probabilities.isfinite().all():
             raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it predicts nothing")
-        best = probabilities.topk(min(top, probabilities.shape[1]))
-        for path, labels, values in zip(read, best.indices.tolist(), best.values.tolist(), strict=True):
+        # All classes are ranked, so that the first ones do not depend on ``top``. Softmax may make two of them equal
+        best = best_classes(logits, logits.shape[1])[:, :top]
+        for path, labels, values in zip(read, best.tolist(), probabilities.gather(1, best).tolist(), strict=True):
             yield path, [(label, float(f"{value:.9g}")) for label, value in zip(labels, values, strict=True)]
 
 

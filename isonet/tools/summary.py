@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class Summary:
     penalty: float | None = None  # training, last epoch
     images_per_second: float | None = None  # median of the epochs
     seconds: float | None = None  # sum over all epochs, training and validation
+    validation_images: int | None = None
 
 
 def read_rows(file: Path) -> tuple[list[Row], int]:
@@ -64,12 +66,23 @@ def summary_of(folder: RunFolder) -> Summary:
         penalty=last.get("penalty"),
         images_per_second=statistics.median(speeds) if speeds else None,
         seconds=sum(row.get("seconds", 0.0) for row in timing) if timing else None,
+        validation_images=validation_images(folder),
     )
+
+
+def validation_images(folder: RunFolder) -> int | None:
+    """Return the number of validation images that the run's log has for its last start, if it has one."""
+    numbers = re.findall(r"(\d+) images for validation", _log(folder))
+    return int(numbers[-1]) or None if numbers else None
+
+
+def _log(folder: RunFolder) -> str:
+    return folder.log.read_text("utf-8", "replace") if folder.log.is_file() else ""
 
 
 def divergence(folder: RunFolder) -> str:
     """Return the message of the ``NonFiniteError`` that ended the run, from the last line of its log, or ""."""
-    lines = folder.log.read_text("utf-8", "replace").splitlines() if folder.log.is_file() else []
+    lines = _log(folder).splitlines()
     return lines[-1].partition(" NonFiniteError: ")[2] if lines else ""
 
 

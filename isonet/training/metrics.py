@@ -139,10 +139,21 @@ class EpochSums:
         return self.world.sum(self.own.clone()).tolist()
 
 
+def best_classes(logits: Tensor, count: int) -> Tensor:
+    """Return the ``count`` classes with the largest logits of each row of ``logits`` (N, classes), the largest first.
+
+    The first class is that of ``argmax``: the lowest of the classes that share the largest logit, on every device. In
+    ``topk``, which of them is first depends on ``count``, and 16-bit logits are often equal.
+    """
+    best = logits.topk(min(count, logits.shape[1]), dim=1).indices
+    first = logits.argmax(1, keepdim=True)
+    place = (best == first).int().argmax(1, keepdim=True)  # 0 if only others that share the largest logit are in best
+    return best.scatter(1, place, best[:, :1]).scatter(1, torch.zeros_like(place), first)
+
+
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the number of labels that are the first guess, and among the first five guesses: (2,) int64."""
-    guesses = logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
-    hits = guesses == labels[:, None]
+    hits = best_classes(logits, TOP_K) == labels[:, None]
     return torch.stack([hits[:, 0].sum(), hits.sum()])
 
 

@@ -46,11 +46,13 @@ class Report:
     With RUNTIME.TENSORBOARD it also writes each row of metrics as scalars, with the epoch as the step. If a picture or
     the events cannot be written, the run continues without them, after one warning.
 
-    rows: the metrics of all epochs; the run appends one row per epoch. shown: whether this rank shows the report.
+    rows: the metrics of all epochs; the run appends one row per epoch. images: the number of validation images.
+    shown: whether this rank shows the report.
     """
 
-    def __init__(self, folder: RunFolder, tensorboard: bool, rows: Sequence[Row], shown: bool = True) -> None:
+    def __init__(self, folder: RunFolder, tensorboard: bool, rows: Sequence[Row], images: int, shown: bool) -> None:
         self.folder, self.rows, self.shown, self.tensorboard = folder, rows, shown, tensorboard
+        self.images = images
         self.draws = False
         self.drawn: int | None = None  # rows in the picture
         self.last = 0.0  # when it was drawn
@@ -87,9 +89,9 @@ class Report:
     def _draw(self) -> None:
         if not self.draws or not self.rows or self.drawn == len(self.rows):
             return
-        self.draws, self.drawn = False, len(self.rows)
+        self.draws, self.drawn, name = False, len(self.rows), self.folder.path.name
         with self._tolerated():
-            write_file(self.folder.curves, draw_runs({self.folder.path.name: self.rows}))
+            write_file(self.folder.curves, draw_runs({name: self.rows}, images={name: self.images}))
             self.draws = True
         self.last = time.monotonic()
 

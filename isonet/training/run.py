@@ -78,7 +78,8 @@ def train_on_ranks(
                         adopt(folder, checkpoint.path, run.progress)
                     log.info("resuming %s after %s", checkpoint.path, run.progress)
                 del checkpoint  # it contains a second copy of the weights
-                report = Report(folder, run.cfg.RUNTIME.TENSORBOARD, run.progress.history, world.is_main)
+                tensorboard, images = run.cfg.RUNTIME.TENSORBOARD, run.val_loader.num_images
+                report = Report(folder, tensorboard, run.progress.history, images, world.is_main)
                 with explained(world, stop), report:  # again, so that the log contains the explanation
                     _train(run, report, stop)
             except (UserError, Stopped, KeyboardInterrupt) as error:

@@ -74,6 +74,23 @@ def test_a_few_steps_bound_the_extremes_from_within():
     assert (exact.largest, exact.smallest) == pytest.approx((values[0].item(), values[-1].item()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rank", [7, 12])
+def test_a_smallest_value_that_is_not_determined_is_a_bound(rank, dtype):
+    """Whether it is 0 or the search ended too early, the true value is below the bound."""
+    torch.manual_seed(0)
+    matrix = (torch.randn(20, rank, dtype=torch.float64) @ torch.randn(rank, 12, dtype=torch.float64)).to(dtype)
+    values = torch.linalg.svdvals(matrix.double())
+    for steps in (2, 5, 12):
+        found = extreme_singular_values(lambda x: matrix @ x, torch.zeros(12, dtype=dtype), steps, 0.0)
+        assert values[-1] <= found.smallest + found.rounding
+        assert found.smallest_is_bound == (steps < 12 or rank < 12)
+        if not found.smallest_is_bound:
+            assert found.smallest == pytest.approx(values[-1].item(), rel=0.1)
+    assert found.largest == pytest.approx(values[0].item(), rel=1e-5)
+    assert not found.largest_is_bound
+
+
 def test_one_step_is_enough_for_an_isometry():
     rotation = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64)).Q
     found = extreme_singular_values(lambda x: 3 * rotation @ x, torch.zeros(30, dtype=torch.float64))

@@ -11,7 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conftest import NUMERICS, reference_model
 from isonet import delta_init_
+from isonet.convs import shape_of
 from isonet.isometry import conv_spectrum, feature_sizes, network_extremes
+from isonet.isometry.measure import kept_values
+from isonet.ortho import kernel_penalty
 
 # out, in, kernel, stride, dilation, groups, height, width
 CASES = [
@@ -68,6 +71,36 @@ def test_the_delta_initialisation_is_an_isometry():
         if stride == 1 or wide >= 4 * narrow:
             assert len(found.all()) == 36 * min(wide, narrow) or stride > 1
     assert conv_spectrum(nn.Conv2d(4, 4, 3, 2), 7, 5).all().shape == (4 * 4 * 3,)  # the same as for 8 x 6
+
+
+@pytest.mark.parametrize(("out", "in_"), [(8, 4), (6, 4), (12, 4), (16, 2), (4, 4), (4, 8)])
+def test_where_the_published_penalty_is_0_the_squares_sum_up_to_the_values_that_can_be_1(out, in_):
+    """Kernels of 2x2 with stride 2, whose offsets do not overlap: orthonormal columns (rows) have no penalty."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(in_, out, 2, 2, bias=False).double()
+    with torch.no_grad():
+        if out > in_:
+            nn.init.orthogonal_(matrix := torch.empty(out * 4, in_, dtype=torch.float64))
+            conv.weight.copy_(matrix.view(out, 2, 2, in_).permute(0, 3, 1, 2))
+        else:
+            nn.init.orthogonal_(conv.weight)
+    assert kernel_penalty(conv.weight, shape_of(conv)).item() == pytest.approx(0, abs=1e-12)
+    values = torch.linalg.svdvals(dense(conv, 4, 2).detach())
+    assert values.square().sum().item() == pytest.approx(kept_values(conv, len(values), published=True))
+    delta = nn.Conv2d(in_, out, 3, 2, padding=1, bias=False)
+    delta_init_(delta)
+    if out >= in_:  # otherwise the delta initialisation loses channels
+        ones = torch.linalg.svdvals(dense(delta, 4, 2).detach())
+        assert (ones - 1).abs().le(1e-9).sum().item() == kept_values(delta, len(ones), published=True)
+        assert conv_spectrum(delta, 4, 2).largest_values(int((ones > 0.5).sum())).smallest == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("out", "in_", "kernel", "stride"), [(8, 4, 1, 2), (8, 4, 3, 2), (18, 2, 2, 3), (4, 8, 1, 2)])
+def test_as_many_values_can_be_1_as_the_rank_of_random_weights(out, in_, kernel, stride):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(in_, out, kernel, stride, bias=False).double()
+    matrix = dense(conv, 6, 6).detach()
+    assert torch.linalg.matrix_rank(matrix).item() == kept_values(conv, min(matrix.shape), published=False)
 
 
 def test_feature_sizes_equal_the_networks():

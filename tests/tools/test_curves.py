@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 
 import pytest
@@ -13,9 +14,11 @@ from conftest import TINY
 from isonet import load_cfg
 from isonet.errors import UserError
 from isonet.files.run_folder import LATEST
-from isonet.plots import COLOURS, look, short
+from isonet.plots import COLOURS, as_png, look, short
+from isonet.plots.accuracy import standard_error
+from isonet.plots.runs import draw_runs
 from isonet.tools import curves
-from isonet.tools.summary import read_rows
+from isonet.tools.summary import read_rows, summary_of
 from isonet.training.run import run_training
 
 QUICK = [*TINY[:-1], 2, "SOLVER.TEST_BATCH_SIZE", 360]
@@ -34,6 +37,7 @@ def pixels(data, size):
 
 def test_a_run_draws_its_curves_and_writes_events_once_for_each_epoch(tmp_path):
     folder = run_training(cfg(tmp_path, "RUNTIME.TENSORBOARD", True), "run")
+    assert summary_of(folder).validation_images == 360
     assert COLOURS[0] in pixels(folder.curves, (1600, 1000))
     two_epochs = folder.curves.read_bytes()
     run_training(cfg(tmp_path, "RUNTIME.TENSORBOARD", True, "SOLVER.MAX_EPOCHS", 3), "run", resume=LATEST)
@@ -111,6 +115,38 @@ def test_the_tool_prints_a_table_and_draws_a_picture(tmp_path, monkeypatch, caps
     assert second.split() == ["_elsewhere$", "1", "9.50", "(1)", "9.50", "1.2500", "3.5", "100", "7"]
     assert "all.png" in drawn
     assert {COLOURS[0], COLOURS[1]} <= pixels(tmp_path / "all.png", (1600, 1000))
+
+
+def test_the_standard_error_is_the_binomial_distributions():
+    images = 12
+    for hits in range(1, images):
+        share = hits / images
+        chances = [math.comb(images, k) * share**k * (1 - share) ** (images - k) for k in range(images + 1)]
+        variance = sum(chance * (k / images - share) ** 2 for k, chance in enumerate(chances))
+        assert standard_error(100 * share, images) == pytest.approx(100 * max(variance**0.5, 1 / images))
+    assert standard_error(100.0, 360) == standard_error(0.0, 360) == pytest.approx(100 / 360)
+
+
+def test_one_image_is_no_trend_and_a_missing_epoch_is_a_gap(monkeypatch):
+    figures = []
+    monkeypatch.setattr("isonet.plots.runs.as_png", lambda figure: figures.append(figure) or as_png(figure))
+    step = 100 / 360
+    rows = [{"epoch": epoch, "top1": 98.0 + step * (epoch % 2), "train_top1": 98.0} for epoch in (1, 2, 4, 5, 9)]
+    for images in ({"a": 360}, {}):
+        draw_runs({"a": rows}, ["top1"], images)
+    known, unknown = (figure.axes[0] for figure in figures)
+    low, high = known.get_ylim()
+    assert high - low >= 9.99 * step
+    assert "360" in known.get_title("left")
+    (band,) = (collection.get_datalim(known.transData) for collection in known.collections)
+    assert band.y1 == pytest.approx(98 + step + standard_error(98 + step, 360))
+    assert not unknown.collections
+    assert unknown.get_ylim()[1] - unknown.get_ylim()[0] >= 0.99
+    for line in known.lines:
+        x, y = line.get_data()
+        assert [epoch for epoch, value in zip(x, y, strict=True) if not math.isnan(value)] == [1, 2, 4, 5, 9]
+        assert {3, 6} <= {epoch for epoch, value in zip(x, y, strict=True) if math.isnan(value)}  # the line breaks
+        assert len(y) - 1 in line.get_markevery()  # no line leads to the last epoch
 
 
 def test_after_seven_runs_the_colours_repeat_with_a_different_marker(tmp_path, monkeypatch):

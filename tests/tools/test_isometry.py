@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
+import itertools
 import json
 import math
 import re
@@ -17,6 +19,7 @@ from isonet import build_model, load_cfg, ortho_penalty
 from isonet.errors import run_cli
 from isonet.isometry import conv_spectrum, signal_norms
 from isonet.isometry.page import page
+from isonet.plots import isometry as plots
 from isonet.tools import isometry as tool
 from isonet.training.run import run_training
 
@@ -54,21 +57,98 @@ def test_the_numbers_match_the_network(tmp_path):
     assert sum(conv["penalty"] or 0 for conv in found["convs"]) == pytest.approx(ortho_penalty(model).item(), abs=1e-9)
     assert [row["part"] for row in found["jacobian"]] == ["stem", "s1", "s2", "s3", "head", "whole"]
     assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialisation, and no value is clipped
-    found["jacobian"][-1]["smallest_error"] = math.nan
-    assert "nan</td>" in page(numbers)
+    kept = strided["kept"]  # the penalty, as published, is 0 for 16 of the 32 singular values at each place
+    assert (kept["singular_values"], kept["smallest"], kept["near_1"]) == (4 * 4 * 16, 1.0, 1.0)
+    found["signal"][-1]["backward"] = 0.0
+    assert "no gradient" in page(numbers)
     assert len(found["signal"]) == len(signal_norms(model, torch.rand(2, 3, 8, 8), torch.tensor([0, 1])))
     assert found["images"] == [5, 3, 8, 8]
 
 
-def test_the_page_needs_no_other_file_and_shows_every_network(tmp_path, trained):
-    names = ["start", "<b>trained</b>", "$a_$"]  # matplotlib would parse the last one as an invalid formula
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, trained):
+    """The numbers and the page of three networks, two of them with shortcuts."""
+    place = tmp_path_factory.mktemp("compared")
     plain = load_cfg(DIGITS, ["ISON.HAS_BN", True, "ISON.HAS_ST", True, "ISON.SReLU", False])
-    (tmp_path / "plain.yaml").write_text(plain.dump())
-    numbers, text = report(
-        tmp_path / "out", "--compare", f"start={DIGITS}", f"<b>trained</b>={trained.path}",
-        f"$a_$={tmp_path / 'plain.yaml'}", "--steps", 3, *SMALL,
+    (place / "plain.yaml").write_text(plain.dump())
+    return report(
+        place / "out", "--compare", f"start={DIGITS}", f"<b>trained</b>={trained.path}",
+        f"$a_$={place / 'plain.yaml'}", "--steps", 3, *SMALL,
     )  # fmt: skip
+
+
+def test_the_networks_share_the_axes_of_the_singular_values(compared):
+    numbers, _ = compared
+    figure = plots.spectrum_by_layer(numbers)
+    first, *others = figure.axes
+    assert len(others) == 2
+    convs = [conv for each in numbers.values() for conv in each["convs"]]
+    low, high = first.get_ylim()
+    assert low <= min(conv["kept"]["smallest"] for conv in convs) < max(conv["largest"] for conv in convs) <= high
+    for axis in others:
+        assert axis.get_ylim() == first.get_ylim()
+        assert axis.get_xlim() == first.get_xlim()
+        labels = [text.get_text() for text in axis.get_xticklabels()]
+        assert labels == [text.get_text() for text in first.get_xticklabels()]
+        assert labels.index("s1.b1.b") < labels.index("s2.b1.proj") < labels.index("s3.b1.a")  # though "start" has none
+
+
+def test_the_line_of_a_network_with_shortcuts_passes_through_its_trunk(compared):
+    numbers, _ = compared
+    for (name, each), panel in itertools.product(numbers.items(), (0, 1)):
+        key, base = ("forward", 0) if panel == 0 else ("backward", -1)
+        names = [layer["name"] for layer in each["signal"]]
+        trunk = [".f." not in layer or name == "start" for layer in names]  # "start" has no shortcuts
+        assert not all(trunk) or name == "start"
+        lines = {line.get_label(): line for line in plots.norms_by_layer(numbers).axes[panel].lines}
+        drawn = [layer[key] / each["signal"][base][key] for layer, on in zip(each["signal"], trunk, strict=True) if on]
+        assert lines[name].get_ydata() == pytest.approx(drawn)
+        if not all(trunk):
+            (branches,) = (line for label, line in lines.items() if label.startswith(f"{name}, "))
+            assert branches.get_linestyle() == "None"
+            norms = [layer[key] for layer, on in zip(each["signal"], trunk, strict=True) if not on]
+            drawn = [norm / each["signal"][base][key] or math.nan for norm in norms]  # a norm of 0 is not drawn
+            assert branches.get_ydata() == pytest.approx(drawn, nan_ok=True)
+            assert branches.get_label().endswith("0") == (not any(norms))
+
+
+def test_a_network_without_a_gradient_has_no_line(compared):
+    numbers = copy.deepcopy(compared[0])
+    numbers["start"]["signal"][-1]["backward"] = 0.0
+    (line,) = (
+        line for line in plots.norms_by_layer(numbers).axes[1].lines if line.get_label().startswith("start")
+    )  # fmt: skip
+    assert all(math.isnan(value) for value in line.get_ydata())
+
+
+def test_a_bound_on_a_singular_value_is_hollow(compared):
+    """And a smallest one is in the table with its sign."""
+    numbers, text = compared
+    rows = [row for each in numbers.values() for row in each["jacobian"]]
+    (axis,) = plots.jacobian_by_part(numbers).axes
+    drawn = [(line.get_fillstyle(), y) for line in axis.lines for y in line.get_ydata() if line.get_marker() != "None"]
+    hollow = sorted(y for style, y in drawn if style == "none")
+    bounds = [max(row["smallest"], row["rounding"]) for row in rows if row["smallest_is_bound"]]
+    bounds += [row["largest"] for row in rows if row["largest_is_bound"]]
+    assert hollow == pytest.approx(sorted(bounds))
+    assert 0 < len(hollow) < len(drawn) == 2 * len(rows)
+    assert text.count("<td>&lt; ") == sum(row["smallest_is_bound"] for row in rows)
+
+
+def test_a_penalty_of_0_is_a_bound_beside_no_line(compared):
+    numbers, _ = compared
+    lines = plots.penalty_by_layer(numbers).axes[0].lines
+    (start,) = (line for line in lines if line.get_label() == "start")
+    assert all(math.isnan(value) for value in start.get_ydata())  # the delta initialisation has no penalty
+    assert any(line.get_fillstyle() == "none" and len(line.get_ydata()) == 6 for line in lines)
+
+
+def test_the_page_needs_no_other_file_and_shows_every_network(compared):
+    names = ["start", "<b>trained</b>", "$a_$"]  # matplotlib would parse the last one as an invalid formula
+    numbers, text = compared
     assert list(numbers) == names
+    columns = [row.count("<td>") for row in re.findall(r"<tr>.*</tr>", text)]
+    assert 0 < max(columns) <= 4  # a phone shows them whole
     assert "<b>trained" not in text
     assert "&lt;b&gt;trained&lt;/b&gt;" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)

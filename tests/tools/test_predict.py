@@ -222,6 +222,34 @@ def test_overrides_follow_the_images(capsys, run, few):
 
 
 @pytest.mark.parametrize(
+    ("logits", "first"),
+    [
+        ([0.0, 2.0, 1.0, 2.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0], 1),
+        ([0.0] * 10, 0),
+        ([1e-9, 2e-9, 4e-9, 3e-9] + [0.0] * 6, 2),  # softmax rounds all of these to equal probabilities
+    ],
+)
+def test_the_first_classes_are_the_same_for_every_top(capsys, tmp_path, few, logits, first):
+    cfg = load_cfg(None, TINY)
+    model = network(cfg)
+    with torch.no_grad():
+        model.head.fc.weight.zero_()
+        model.head.fc.bias.copy_(torch.tensor(logits))
+    save_checkpoint(tmp_path / "a.pt", {"model": model.state_dict(), "config": cfg.dump()})
+    ranking = []
+    for top in (10, 5, 2, 1):
+        _, out, _ = predict(capsys, "--ckpt", tmp_path / "a.pt", "--format", "json", "--top", top, few[0])
+        (item,) = json.loads(out)
+        labels = [each["label"] for each in item["top"]]
+        ranking = ranking or labels
+        assert labels == ranking[:top]
+        probabilities = [each["probability"] for each in item["top"]]
+        assert probabilities == sorted(probabilities, reverse=True)
+    assert ranking[0] == first
+    assert sorted(ranking) == list(range(10))
+
+
+@pytest.mark.parametrize(
     ("arguments", "word"),
     [(["--top", "0", "a.png"], "--top"), (["--batch-size", "-1", "a.png"], "--batch-size"), ([], "standard input")],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shlex
@@ -21,7 +22,8 @@ from isonet import load_cfg
 from isonet.config import flat
 from isonet.errors import ConfigError, UserError, run_cli
 from isonet.files.run_folder import RunFolder
-from isonet.plots.runs import draw_sweep
+from isonet.plots import as_png
+from isonet.plots.sweep import Point, draw_sweep
 from isonet.signals import StopSignals
 from isonet.tools.summary import Summary
 from isonet.tools.sweep import __main__ as sweep
@@ -242,6 +244,30 @@ def test_a_mistake_is_reported_before_the_first_run(opts, words):
 
 def test_a_negative_value_is_not_an_option():
     assert sweep.parse_args(command("ISON.RES_MULTIPLIER", "-1,-0.5")).opts[-1].strip() == "-1,-0.5"
+
+
+def test_one_image_is_no_trend_and_a_failed_run_is_a_gap(monkeypatch):
+    figures = []
+    monkeypatch.setattr("isonet.plots.sweep.as_png", lambda figure: figures.append(figure) or as_png(figure))
+    step = 100 / 360
+    states = ["finished", "diverged", "finished", "running"]
+    points = [
+        Point({"A": i, "B": i % 2}, None if state == "diverged" else 98 + i * step / 3, 97.5, state,
+              state == "diverged", 360)
+        for i, state in enumerate(states)
+    ]  # fmt: skip
+    for keys in (["A"], ["A", "B"]):
+        draw_sweep(keys, points)
+    curve, (grid, _) = figures[0].axes[0], figures[1].axes
+    assert curve.get_ylim()[1] - curve.get_ylim()[0] >= 9.99 * step
+    lines = {line.get_label(): line for line in curve.lines}
+    assert lines["best epoch, not finished"].get_fillstyle() == "none"
+    assert list(lines["best epoch, not finished"].get_xdata()) == [3]
+    (best,) = (line.get_ydata() for line in curve.lines if line.get_linestyle() == "-" and len(line.get_ydata()) == 4)
+    assert [math.isnan(value) for value in best] == [state == "diverged" for state in states]
+    low, high = grid.images[0].get_clim()
+    assert (high - low, high) == (pytest.approx(10 * step), pytest.approx(98 + step))
+    assert [text.get_text().split() for text in grid.texts][1:] == [["diverged"], ["98.19"], ["98.28", "running"]]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from isonet import SReLU, ortho_penalty
 from isonet.errors import DeviceError
 from isonet.training import TrainStep, evaluate
 from isonet.training.devices import explain_out_of_memory, parse_gpu_ids, pick_devices
-from isonet.training.metrics import EpochSums, NonFiniteStep
+from isonet.training.metrics import EpochSums, NonFiniteStep, best_classes
+from isonet.training.step import StepOutput
 
 CPU = torch.device("cpu")
 
@@ -83,6 +85,34 @@ def test_evaluation_against_one_pass_over_everything():
     assert found.top5 == pytest.approx(100 * (ranks <= 5).double().mean().item())
     assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert model.training
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+@pytest.mark.parametrize("classes", [3, 10, 1000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_first_guess_is_numpys_argmax_where_logits_tie(dtype, classes, layout):
+    """In training, in evaluation, and for every number of classes. Of equal logits, the lowest class is the guess."""
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(1000, classes, generator=generator).to(dtype)
+    logits[0] = 0.0  # every logit is equal
+    labels = torch.randint(0, classes, (1000,), generator=generator)
+    truth = np.argmax(logits.float().numpy(), axis=1)
+    assert ((logits == logits.amax(1, keepdim=True)).sum(1) > 1).any(), "no ties to test"
+    if layout == "columns":
+        logits = logits.T.contiguous().T
+    for count in (1, 2, 5, classes):
+        guesses = best_classes(logits, count).numpy()
+        assert np.array_equal(guesses[:, 0], truth)
+        chosen = np.take_along_axis(logits.float().numpy(), guesses, axis=1)
+        assert np.array_equal(chosen, -np.sort(-logits.float().numpy(), axis=1)[:, :count])  # the largest, falling
+        assert all(len(set(row)) == len(row) for row in guesses[:100].tolist())
+    found = evaluate(nn.Identity(), [(logits, labels)], CPU)
+    sums = EpochSums(CPU)
+    sums.add(StepOutput(logits, torch.tensor(1.0), torch.tensor(0.0), torch.tensor(True)), labels)
+    expected = 100 * np.mean(truth == labels.numpy())
+    assert found.top1 == sums.means()["train_top1"] == pytest.approx(expected)
+    within = (logits.float().topk(min(5, classes)).indices == labels[:, None]).sum().item()
+    assert found.top5 == sums.means()["train_top5"] == pytest.approx(within / 10, abs=0.101)  # but for the first row
 
 
 def test_top5_of_fewer_than_five_classes_is_all():

@@ -24,7 +24,7 @@ from isonet.errors import ConfigError, printable
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.files.storage import write_file
 from isonet.plots import have_matplotlib, short
-from isonet.plots.runs import Point, draw_sweep
+from isonet.plots.sweep import Point, draw_sweep
 from isonet.tools.summary import COLUMNS, Summary, cells, divergence, summary_of, text_table
 
 MOST_RUNS = 1000  # a larger number is probably a typo
@@ -69,7 +69,7 @@ class Run:
         """The run as a point of the picture."""
         failed = self.state in FAILED
         top1 = (None, None) if failed else (self.summary.best_top1, self.summary.last_top1)
-        return Point(self.values, *top1, self.state, failed)
+        return Point(self.values, *top1, self.state, failed, self.summary.validation_images)
 
     def as_row(self, values: dict[str, Any]) -> dict[str, Any]:
         """The run with ``values`` as a row of the JSON or of the CSV file."""
