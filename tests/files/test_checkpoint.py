@@ -81,7 +81,7 @@ class MakesFolder:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
     save({"net": MakesFolder(tmp_path / "ran")}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match=r"is refused: it (would call|has more than plain weights)"):
+    with pytest.raises(CheckpointError, match=r"is refused: .*torch\.save"):
         load_weights(network(), tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()
 
