@@ -121,7 +121,7 @@ def _read_old_format(data: bytes) -> Any:
     readers = [PickleReader(file, len(data)) for _ in range(5)]
     *_, content, keys = (reader.load() for reader in readers)
     reader = readers[3]
-    if set(keys) != set(reader.tensor_data):
+    if not isinstance(keys, list) or set(keys) != set(reader.tensor_data):
         raise ArchiveError("is damaged: it does not have the tensor data that it names")
     for key in keys:
         dtype, buffer = reader.tensor_data[key]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import stat
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,16 +24,12 @@ from isonet import __version__
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
 from isonet.files.archive import pack, unpack
-from isonet.files.pickles import ArchiveError, Unread, refusal, unread_in
+from isonet.files.pickles import ArchiveError, Unread, refusal
 from isonet.files.safetensors import is_safetensors, unpack_safetensors
 from isonet.files.storage import reason, write_file
+from isonet.files.weights import first_of, prefix_hint, weights_of
 
 log = logging.getLogger("isonet")
-
-# Of this project, of the published implementation, of others; averages of the weights last
-_WEIGHT_KEYS = ("model", "net", "state_dict", "model_state_dict", "state_dict_ema", "model_ema")
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
-_SHOWN = 5  # names listed in an error
 
 
 @dataclass(frozen=True)
@@ -150,47 +145,6 @@ def load_weights(model: nn.Module, path: str | Path, prefix: str = "") -> nn.Mod
     return model
 
 
-def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, under the names of the bare network. prefix: see ``load_weights``.
-
-    Warn of objects beside the weights that are left unread, and of further weights.
-    """
-    keys = [key for key in _WEIGHT_KEYS if _tensors(state.get(key))]
-    inner: dict[Any, Any] = state[keys[0]] if keys else state
-    named = _tensors(inner)
-    if not inner or len(named) < len(inner):
-        if unread := unread_in(inner):
-            raise CheckpointError(
-                f"{path}: {refusal(f'its weights need {_first(unread)}, which this code never calls')}"
-            )
-        found = _first([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
-        raise CheckpointError(f"{path}: the file contains no state dictionary (found {found})")
-    if unread := unread_in({key: value for key, value in state.items() if value is not inner}) if keys else []:
-        log.warning("%s: beside the weights, objects of these classes are left unread: %s", path, _first(unread))
-    if keys[1:]:
-        log.warning("%s: the weights in %r are used, and those in %s are not", path, keys[0], ", ".join(keys[1:]))
-    weights = {_bare_name(name): value for name, value in named.items()}
-    if len(weights) < len(named):
-        twice = [name for name in named if name not in weights]
-        raise CheckpointError(f"{path}: some weights occur twice, with and without a wrapper's name ({_first(twice)})")
-    return _below(weights, f"{prefix.rstrip('.')}.", path) if prefix else weights
-
-
-def _tensors(inner: Any) -> dict[str, Tensor]:
-    items = inner.items() if isinstance(inner, dict) else ()
-    return {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
-
-
-def _below(weights: dict[str, Tensor], prefix: str, path: str | Path) -> dict[str, Tensor]:
-    """Return the weights whose names begin with ``prefix``, without it."""
-    if below := {_bare_name(name[len(prefix) :]): value for name, value in weights.items() if name.startswith(prefix)}:
-        return below
-    common = [f"{first}." for first, _ in Counter(name.partition(".")[0] for name in weights).most_common()]
-    raise CheckpointError(
-        f"{path}: no weight has a name that begins with {prefix}; the names begin with {_first(common)}"
-    )
-
-
 def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
     """Copy ``weights`` into ``model``, all of them or, if they do not fit, none. path: the file that messages name."""
     model.load_state_dict(fitted(model, weights, path))
@@ -212,25 +166,18 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {first_of(names)}" for kind, names in problems.items() if names)
         raise CheckpointError(
             f"{path}: the file belongs to another network than the config describes ({found})"
-            f"{_hint(list(own), weights)}"
+            f"{prefix_hint(list(own), weights)}"
         )
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
+            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({first_of(bad)}): "
             "it was saved after training had diverged; use an earlier one"
         )
     return converted
-
-
-def _hint(own: list[str], weights: dict[str, Tensor]) -> str:
-    """Return the prefix that precedes the names of the network in ``weights``, if there is one."""
-    prefixes = (name.removesuffix(own[0]) for name in weights if name.endswith(f".{own[0]}"))
-    found = next((prefix for prefix in prefixes if all(prefix + name in weights for name in own)), "")
-    return f'; its names have {found} before them: load_weights(model, FILE, prefix="{found}")' if found else ""
 
 
 def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -> Tensor:
@@ -243,13 +190,3 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -
 
 def _numbers(version: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]
-
-
-def _bare_name(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(name[:80] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

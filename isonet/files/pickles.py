@@ -79,11 +79,11 @@ def unread_in(content: Any) -> list[str]:
 
 def _tensor(storage: TensorData, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
     """Return the tensor of an older pickle or, without its gradient and hooks, of a present one."""
-    if not isinstance(storage, TensorData):
-        raise ArchiveError("is damaged: a tensor in it has no tensor data")
+    if not isinstance(storage, TensorData) or type(size) is not tuple or type(stride) is not tuple:
+        raise ArchiveError("is damaged: a tensor in it has no tensor data or no shape")
     dtype, data = storage
-    numbers = [offset, *size, *stride]
-    if len(size) != len(stride) or len(size) > _MOST_AXES or any(type(n) is not int or n < 0 for n in numbers):
+    whole = all(type(n) is int and 0 <= n < 2**63 for n in (offset, *size, *stride))
+    if not whole or not len(size) == len(stride) <= _MOST_AXES:
         raise ArchiveError("is damaged: a tensor in it has a shape that no tensor has")
     if math.prod(size) == 0:
         return torch.empty(size, dtype=dtype)
@@ -105,14 +105,23 @@ def _tensor_v3(storage: TensorData, *args: Any) -> Tensor | Unread:
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
+    """Return a dictionary of pairs, as Python 2 saved it."""
     ordered: dict[Any, Any] = OrderedDict()
-    _set_items(ordered, [item for pair in pairs for item in pair])
+    for key, value in map(_sequence, _sequence(pairs)):
+        _set_items(ordered, [key, value])
     return ordered
+
+
+def _sequence(value: Any) -> Any:
+    """Return ``value`` if it is a tuple or a list. Nothing else is iterated over: a tensor may repeat its numbers."""
+    if type(value) not in (tuple, list):
+        raise ArchiveError(f"is damaged: its pickle has a {type(value).__name__} in place of a tuple")
+    return value
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
-    "torch.Size": tuple,
+    "torch.Size": _sequence,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
@@ -141,7 +150,7 @@ def _append(target: Any, items: list[Any]) -> None:
 
 
 def _call(reader: Any) -> None:
-    args, named = reader.stack.pop(), reader.stack.pop()
+    args, named = _sequence(reader.stack.pop()), reader.stack.pop()
     build = _BUILDERS.get(named.name)
     reader.stack.append(build(*args) if build else Unread(named.name))
 
@@ -217,7 +226,7 @@ class PickleReader(pickle._Unpickler):
         return _DTYPES.get(full) or Unread(full)
 
     def persistent_load(self, pid: Any) -> TensorData | Unread:
-        if pid[0] == "module":  # a class of the old format, with the text of its program
+        if _sequence(pid)[0] == "module":  # a class of the old format, with the text of its program
             return Unread(pid[1].name)
         _, kind, key, _, count, *view = pid
         if not isinstance(key, str) or type(count) is not int or count < 0 or view not in ([], [None]):
@@ -227,16 +236,12 @@ class PickleReader(pickle._Unpickler):
         if key not in self.tensor_data:
             self.left -= count * dtype.itemsize
             if self.left < 0:
-                raise _wrong_length(key)
+                raise ArchiveError(f"is damaged: its end is missing, or its data {key!r:.80} is not as long as it says")
             self.tensor_data[key] = TensorData(dtype, bytearray(count * dtype.itemsize))
         return TensorData(dtype, self.tensor_data[key].data)
 
     def fill(self, key: str, data: bytes) -> None:
         """Copy ``data`` into the tensors of the tensor data ``key``. Raises ``ArchiveError`` for another length."""
         if len(data) != len(self.tensor_data[key].data):
-            raise _wrong_length(key)
+            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
         memoryview(self.tensor_data[key].data)[:] = data
-
-
-def _wrong_length(key: str) -> ArchiveError:
-    return ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")

@@ -17,7 +17,7 @@ import socket
 import tarfile
 import warnings
 import zipfile
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -280,6 +280,11 @@ def test_an_object_number_that_no_pickler_writes(refused):
     """Picklers count their objects, and each object takes more than a byte. Torch accepts any small number."""
     one = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (1000).to_bytes(4, "little") + pickle.STOP
     refused(changed(foreign(weights()), data_pkl=one), "more objects")
+
+
+@pytest.mark.parametrize("function", [torch.Size, OrderedDict])
+def test_a_tensor_where_a_pickle_has_a_tuple(refused, function):
+    refused(foreign({"model": weights(), "x": Runs(function, torch.ones(2, 2))}), "in place of a tuple")
 
 
 STORAGE = object()
