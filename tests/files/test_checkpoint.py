@@ -65,7 +65,7 @@ def test_a_prefix_selects_the_weights_of_the_network(tmp_path, before, prefix):
 
 def test_a_missing_or_a_wrong_prefix_is_explained(tmp_path):
     torch.save({"state_dict": {**prefixed("net."), "loss.weight": torch.ones(3)}}, tmp_path / "c.ckpt")
-    with pytest.raises(CheckpointError, match='another network .*prefix="net."'):
+    with pytest.raises(CheckpointError, match=r'another network .*prefix="net\.'):
         load_weights(network(), tmp_path / "c.ckpt")
     with pytest.raises(CheckpointError, match=r"begins with model\..*net\., loss\."):
         load_weights(network(), tmp_path / "c.ckpt", prefix="model.")
@@ -90,7 +90,8 @@ def test_safetensors_of_other_programs(tmp_path, name):
         save_file(weights, tmp_path / name, metadata={"format": "pt"})
         assert same(load_weights(network(seed=1), tmp_path / name), network())
         assert Checkpoint.read(tmp_path / name).cfg is None
-    save_file({key: value.half() for key, value in network().state_dict().items()}, tmp_path / name)
+    half = network().half().state_dict()
+    save_file(half, tmp_path / name)
     loaded = load_weights(network(seed=1), tmp_path / name)
     torch.testing.assert_close(loaded[0].weight, network()[0].weight, atol=1e-3, rtol=1e-3)
     assert loaded[0].weight.dtype == torch.float32

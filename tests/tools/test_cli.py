@@ -61,13 +61,13 @@ def test_a_place_where_no_file_can_be_is_refused_first(tmp_path):
     (tmp_path / "file").touch()
     for place in (None, tmp_path / "new.json", tmp_path / "file"):
         look_for_folder_of("--json", place and str(place))
-    for place in ("", tmp_path, tmp_path / "link", tmp_path / "pipe", tmp_path / "gone/a", tmp_path / "file/a", "/dev/null",
-                  "/dev/stdout"):  # fmt: skip
+    below = [tmp_path / name for name in ("link", "pipe", "gone/a", "file/a")]
+    for place in ("", tmp_path, *below, "/dev/null", "/dev/stdout"):
         with pytest.raises(UserError, match="--json"):
             look_for_folder_of("--json", str(place))
     look_for_output_folder("--output", str(tmp_path / "a/b/c"))
     for place in (tmp_path / "file", tmp_path / "file/a/b", tmp_path / "pipe"):
-        with pytest.raises(UserError, match="--output .* no folder"):
+        with pytest.raises(UserError, match=r"--output .* no folder"):
             look_for_output_folder("--output", str(place))
 
 
@@ -82,7 +82,7 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         with pytest.raises(UserError, match=f"{option} .*a.png"):
             main(parse_args([*arguments, option, str(tmp_path / "a.png")]))
     (tmp_path / "b").touch()
-    with pytest.raises(UserError, match="--output .*no folder"):
+    with pytest.raises(UserError, match=r"--output .* no folder"):
         isometry.main(isometry.parse_args(["--cfg", "gone.yaml", "--output", str(tmp_path / "b")]))
 
 
