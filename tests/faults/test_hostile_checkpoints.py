@@ -268,6 +268,24 @@ def test_weights_that_are_more_than_tensors_and_how_to_save_them_alone(refused, 
     refused(foreign(content), "is refused", word, "if you trust", "torch.save(")
 
 
+@pytest.mark.parametrize("form", ["arrays", "module", "protocol 4", "plain pickle"])
+def test_the_code_in_a_refusal_saves_the_weights_of_a_trusted_file(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    model = build_model(CFG)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    if form == "plain pickle":
+        (tmp_path / "c.pt").write_bytes(pickle.dumps(arrays))
+    elif form == "protocol 4":
+        torch.save({"model": model.state_dict()}, "c.pt", pickle_protocol=4)
+    else:
+        torch.save({"model": arrays} if form == "arrays" else model, "c.pt")
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build_model(CFG), "c.pt")
+    exec(str(error.value).partition("alone: ")[2], {"torch": torch, "pickle": pickle, "FILE": "c.pt"})
+    loaded = load_weights(build_model(load_cfg(None, [*TINY, "RUNTIME.SEED", 9])), "weights.pt").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("protocol", [4, 5])
 def test_a_later_pickle_protocol_is_refused_as_such(refused, protocol):
     buffer = io.BytesIO()
