@@ -2,19 +2,28 @@
 
 Each network maps images (N, 3, H, W) to logits (N, num_classes). It is initialised as its config says, in float32 on
 the CPU. The ImageNet functions have the argument ``pretrained``: ``True`` selects the authors' weights trained with
-dropout, and a name of the zoo such as ``"IN1k-ISO18-nodropout"`` selects other weights. They are for 1,000 classes. For
-another number of classes, the last layer keeps its initial weights.
+dropout, and a name of the zoo such as ``"IN1k-ISO18-nodropout"`` selects other weights. They are for 1,000 classes. The
+path of a checkpoint file selects its weights, also for ``cifar_isonet``. If they are for another number of classes, the
+last layer keeps its initial weights.
 """
 
-from typing import Protocol
+import logging
+import os
+from pathlib import Path
+from typing import Protocol, TypeGuard
+
+from torch import Tensor
 
 from isonet.errors import ConfigError
-from isonet.files.checkpoint import load_state
+from isonet.files.checkpoint import Checkpoint, load_state
+from isonet.files.run_folder import find_checkpoint
 from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.models.build import architecture, init_network_
 from isonet.models.isonet import ISONet
 from isonet.models.layers import LayerFactory
-from isonet.published import NUM_CLASSES, ZOO, published
+from isonet.published import NUM_CLASSES, PREFIX, ZOO, published
+
+log = logging.getLogger("isonet")
 
 
 class ImageNetBuilder(Protocol):
@@ -30,14 +39,13 @@ def _imagenet(name: str, config: str) -> ImageNetBuilder:
         num_classes: int = NUM_CLASSES, pretrained: bool | str = False, dropout: float = entry.dropout_rate
     ) -> ISONet:
         model = _network(entry.depth, entry.transform, True, entry.residual, num_classes, dropout)
-        if pretrained:
+        if _is_file(pretrained):
+            _load_file(model, pretrained)
+        elif pretrained:
             source = published(pretrained) if isinstance(pretrained, str) else entry
             if source.network != entry.network:
                 raise ConfigError(f"pretrained={source.name!r} is {source.network}, not {entry.network}")
-            weights = zoo_weights(source)
-            if num_classes != NUM_CLASSES:  # the last layer keeps its initial weights
-                weights.update({f"head.fc.{key}": value for key, value in model.head.fc.state_dict().items()})
-            load_state(model, weights, zoo_file(source))
+            _load(model, zoo_weights(source), zoo_file(source))
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -57,11 +65,43 @@ r_isonet101 = _imagenet("r_isonet101", "IN1k-RISO101")
 
 
 def cifar_isonet(
-    depth: int, num_classes: int = 10, shortcuts: bool = False, bottleneck: bool = False, dropout: float = 0.0
+    depth: int,
+    num_classes: int = 10,
+    shortcuts: bool = False,
+    bottleneck: bool = False,
+    dropout: float = 0.0,
+    pretrained: str | None = None,
 ) -> ISONet:
-    """Return the ISONet or, with ``shortcuts``, R-ISONet for 32x32 images. depth: 6n+2, or 9n+2 with ``bottleneck``."""
+    """Return the ISONet or, with ``shortcuts``, R-ISONet for 32x32 images.
+
+    depth: 6n+2, or 9n+2 with ``bottleneck``. pretrained: a checkpoint file; None for the initial weights.
+    """
     transform = "bottleneck_transform" if bottleneck else "basic_transform"
-    return _network(depth, transform, False, shortcuts, num_classes, dropout)
+    model = _network(depth, transform, False, shortcuts, num_classes, dropout)
+    if pretrained is not None:
+        _load_file(model, pretrained)
+    return model
+
+
+def _is_file(pretrained: bool | str) -> TypeGuard[str]:
+    """Return whether ``pretrained`` is the path of a checkpoint or of a run folder, and not a name of the zoo."""
+    if not isinstance(pretrained, str) or pretrained.removeprefix(PREFIX) in ZOO:
+        return False
+    return os.path.exists(pretrained) or os.path.basename(pretrained) != pretrained or "." in pretrained
+
+
+def _load_file(model: ISONet, name: str) -> None:
+    path = find_checkpoint(None, name)
+    if _load(model, Checkpoint.read(path).weights, path):
+        log.warning("%s is for another number of classes: the last layer keeps its initial weights", path)
+
+
+def _load(model: ISONet, weights: dict[str, Tensor], path: Path) -> bool:
+    """Load ``weights``, but not into a last layer of another number of classes. Return whether there is one."""
+    own = {f"head.fc.{key}": value for key, value in model.head.fc.state_dict().items()}
+    fresh = {key: value for key, value in own.items() if key in weights and len(weights[key]) != len(value)}
+    load_state(model, weights | fresh, path)
+    return bool(fresh)
 
 
 def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_classes: int, dropout: float) -> ISONet:

@@ -105,6 +105,11 @@ def options(config: dict[str, object]) -> list[object]:
     return [item for pair in config.items() for item in pair]
 
 
+def once(*opts: object) -> list[object]:
+    """Return KEY VALUE pairs with the last value of each key. A command line may give each key once."""
+    return options(dict(zip(opts[::2], opts[1::2], strict=True)))
+
+
 def reference_model(name: str) -> nn.Module:
     """Return a record's network, with the weights used to make the record."""
     torch.manual_seed(0)

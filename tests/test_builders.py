@@ -109,6 +109,26 @@ def test_pretrained_weights_and_a_fresh_head(cached):
         isonet.r_isonet18(pretrained="IN1k-RISO18-dropout")
 
 
+def test_a_file_gives_the_weights(cached, tmp_path, caplog):
+    path, weights = cached
+    model = isonet.r_isonet18(pretrained=str(path))
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert not caplog.records
+    small = isonet.r_isonet18(num_classes=5, pretrained=str(path)).state_dict()
+    assert all(torch.equal(small[name], value) for name, value in weights.items() if not name.startswith("head."))
+    assert "number of classes" in caplog.records[0].getMessage()
+
+    mine = isonet.cifar_isonet(8)
+    torch.save(mine.state_dict(), tmp_path / "best.pt")
+    for name in (tmp_path / "best.pt", tmp_path):  # a file, and the folder of a run
+        loaded = isonet.cifar_isonet(8, pretrained=str(name)).state_dict()
+        assert all(torch.equal(loaded[key], value) for key, value in mine.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"no checkpoint .*gone\.pt"):
+        isonet.isonet18(pretrained=str(tmp_path / "gone.pt"))
+    with pytest.raises(CheckpointError, match="another network"):
+        isonet.isonet18(pretrained=str(path))
+
+
 HUB = """
 import sys, torch
 folder = sys.argv[1]

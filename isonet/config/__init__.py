@@ -11,6 +11,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from isonet import __version__
 from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
@@ -47,7 +48,14 @@ def read_written_cfg(path: Path) -> CfgNode:
 
 
 def _written(pairs: list[tuple[str, Any]], source: str, opts: Sequence[Any] = ()) -> CfgNode:
-    """Turn RUNTIME.CHECKPOINT_ACTIVATIONS off with batch norm, which former versions allowed: it only saves memory."""
+    """Return the config of ``pairs``, which this version of isonet or another one wrote.
+
+    Turn RUNTIME.CHECKPOINT_ACTIVATIONS off with batch norm, which former versions allowed: it only saves memory.
+    """
+    for key, value in pairs:
+        if key not in KEYS and (problem := _no_key(default_cfg(), key, value)):
+            newer = f"a version of isonet that is newer than {__version__} may have written it; update isonet"
+            raise ConfigError(f"{source}: {problem}; or {newer}")
     has_bn = any(key == "ISON.HAS_BN" and str(value).lower() == "true" for key, value in pairs)
     without = [("RUNTIME.CHECKPOINT_ACTIVATIONS", False)] if has_bn else []
     return _merged([(source, [*BEFORE_THE_KEY.items(), *pairs, *without])], opts)

@@ -1,11 +1,14 @@
 """Checkpoints: their content, and how they are written and read safely.
 
-A checkpoint of this project is a dictionary with ``model`` (the bare network's weights) and ``config``
-(its config as YAML). A training run adds the entries that ``--resume`` needs (see ``isonet.training.loop.Run.save``).
+A checkpoint of this project is a dictionary with ``model`` (the bare network's weights), ``config`` (its config as
+YAML) and ``isonet`` (the version that wrote it). A training run adds the entries that ``--resume`` needs (see
+``isonet.training.loop.Run.save``).
 """
 
 from __future__ import annotations
 
+import logging
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +20,16 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from isonet import __version__
 from isonet.config import parse_cfg
-from isonet.errors import CheckpointError
-from isonet.files.archive import ArchiveError, pack, unpack
+from isonet.errors import CheckpointError, printable
+from isonet.files.archive import pack, unpack
+from isonet.files.pickles import ArchiveError, Unread, refusal
+from isonet.files.safetensors import is_safetensors, unpack_safetensors
 from isonet.files.storage import reason, write_file
+from isonet.files.weights import first_of, prefix_hint, weights_of
 
-_WEIGHT_KEYS = ("model", "net", "state_dict")  # of this project, of the published implementation, of others
-_WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
-_SHOWN = 5  # names listed in an error
+log = logging.getLogger("isonet")
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,11 @@ class Checkpoint:
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint file (see ``read_checkpoint``)."""
-        return cls(Path(path), read_checkpoint(path))
+        checkpoint = cls(Path(path), read_checkpoint(path))
+        writer = str(checkpoint.state.get("isonet", ""))
+        if _numbers(writer) > _numbers(__version__):
+            log.warning("%s was written by isonet %.40s, newer than this version, %s", path, writer, __version__)
+        return checkpoint
 
     @cached_property
     def cfg(self) -> CfgNode | None:
@@ -96,14 +105,19 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dictionary in a checkpoint file, on the CPU. Nothing in the file is executed.
 
-    Raises ``CheckpointError`` for a file that is missing, damaged, or contains other objects than tensors,
-    numbers, text and containers of them.
+    The file is one of ``torch.save`` or a .safetensors file. An ``Unread`` replaces each object in it that is neither a
+    tensor, a number, text nor a container of them. Raises ``CheckpointError`` for a file that is missing, damaged, or
+    no checkpoint.
     """
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
             raise CheckpointError(f"{path} is no file, so no checkpoint")
-        state = unpack(path.read_bytes())
+        data = path.read_bytes()
+        state = unpack_safetensors(data) if is_safetensors(data) else unpack(data)
+        if isinstance(state, Unread):
+            whole = f"it holds a whole {printable(state.name):.80} instead of a dictionary of weights"
+            raise refusal(whole, "torch.load(FILE, weights_only=False).state_dict()")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -115,29 +129,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(model: nn.Module, path: str | Path) -> nn.Module:
+def load_weights(model: nn.Module, path: str | Path, prefix: str = "") -> nn.Module:
     """Load a checkpoint file into ``model``, whose device and type do not change, and return ``model``.
 
     The file is a checkpoint of this project or of the published implementation (``{"net": ...}``), or a bare state
-    dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names. Raises ``CheckpointError``, with
-    ``model`` unchanged, for any other file, for weights of another network, and for values that are not finite.
+    dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names, or a .safetensors file.
+
+    prefix: what precedes the names of ``model`` in the file, such as ``net.`` if a LightningModule has the network as
+    ``self.net``. Weights with other names are not loaded.
+
+    Raises ``CheckpointError``, with ``model`` unchanged, for any other file, for weights of another network, and for
+    values that are not finite.
     """
-    load_state(model, weights_of(read_checkpoint(path), path), path)
+    load_state(model, weights_of(read_checkpoint(path), path, prefix), path)
     return model
-
-
-def weights_of(state: dict[str, Any], path: str | Path) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, under the names of the bare network."""
-    inner: Any = next((state[key] for key in _WEIGHT_KEYS if isinstance(state.get(key), dict)), state)
-    named = {name: value for name, value in inner.items() if isinstance(name, str) and isinstance(value, Tensor)}
-    if not inner or len(named) < len(inner):
-        keys = _first([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
-        raise CheckpointError(f"{path}: the file contains no state dictionary (found {keys})")
-    weights = {_bare_name(name): value for name, value in named.items()}
-    if len(weights) < len(named):
-        twice = [name for name in named if name not in weights]
-        raise CheckpointError(f"{path}: some weights occur twice, with and without a wrapper's name ({_first(twice)})")
-    return weights
 
 
 def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> None:
@@ -161,12 +166,15 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{path}: the file belongs to another network than the config describes ({found})")
+        found = "; ".join(f"{len(names)} {kind}: {first_of(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(
+            f"{path}: the file belongs to another network than the config describes ({found})"
+            f"{prefix_hint(list(own), weights)}"
+        )
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({_first(bad)}): "
+            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({first_of(bad)}): "
             "it was saved after training had diverged; use an earlier one"
         )
     return converted
@@ -180,11 +188,5 @@ def _converted(name: str, value: Tensor, dtype: torch.dtype, path: str | Path) -
     return value.detach().to(dtype)
 
 
-def _bare_name(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.split(".", 1)[1]
-    return name
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(name[:80] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d{1,9}", version)[:3]]

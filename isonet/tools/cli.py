@@ -32,7 +32,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option."""
-        return self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
+        args = self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
+        self.check_once(getattr(args, "opts", []))
+        return args
+
+    def check_once(self, opts: Sequence[str]) -> None:
+        """Exit with an error if a key is given twice in ``KEY VALUE`` pairs, as the reader of a config file does."""
+        keys = opts[::2]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            self.error(f"key {twice[0]:.160} is given twice; keep one of them")
 
     def error(self, message: str) -> NoReturn:
         """Print one line on rank 0, with the nearest option if one is unknown, and exit."""
@@ -78,10 +86,17 @@ def positive(text: str) -> int:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split ``words`` before the first word that looks like a config key: other arguments, and overrides."""
-    nodes, leaves = ({name.partition(".")[0] for name in KEYS if ("." in name) == nested} for nested in (True, False))
-    key = re.compile(rf"(?:{'|'.join(nodes)})\.\w+|{'|'.join(leaves)}")
-    first = next((at for at, word in enumerate(words) if key.fullmatch(word)), len(words))
+    """Split ``words`` before the first config key: other arguments, and overrides.
+
+    A word such as MODEL.JPG, which looks like a key and is none, may be a misspelt key or the name of a file.
+    """
+    nodes = {name.partition(".")[0] for name in KEYS if "." in name}
+    like_a_key = re.compile(rf"(?:{'|'.join(nodes)})\.[A-Z_]+")
+
+    def is_key(word: str) -> bool:
+        return word in KEYS or bool(like_a_key.fullmatch(word) and not os.path.lexists(word))
+
+    first = next((at for at, word in enumerate(words) if is_key(word)), len(words))
     return words[:first], words[first:]
 
 
@@ -135,6 +150,38 @@ def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:
-    """Raise ``UserError`` if the folder of ``file``, which ``option`` asks to write at the end, does not exist."""
-    if file and not os.path.isdir(os.path.dirname(file) or "."):
+    """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, is a place where no file can be."""
+    if file is None:
+        return
+    folder = os.path.dirname(file) or "."
+    if not file:
+        raise UserError(f"{option} names no file; leave the option out, or name one")
+    if not os.path.isdir(folder):
         raise UserError(f"{option} {file}: there is no such folder; make it first")
+    of_the_system = os.path.realpath(folder) == "/dev" or os.path.realpath(folder).startswith("/proc/")
+    if of_the_system or (os.path.lexists(file) and not os.path.isfile(file)):
+        raise UserError(f"{option} {file}: is a folder, a pipe or a device, or a link to nothing; name another file")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {file}: the folder cannot be written; name another one, or change its permissions")
+
+
+def look_for_output_folder(option: str, folder: str) -> None:
+    """Raise ``UserError`` if ``folder``, which ``option`` asks to make at the end, cannot be made or written."""
+    made = os.path.abspath(folder)
+    while not os.path.lexists(made):
+        made = os.path.dirname(made)
+    if not os.path.isdir(made):
+        raise UserError(f"{option} {folder}: {made} is no folder; name another one")
+    if not os.access(made, os.W_OK):
+        raise UserError(f"{option} {folder}: {made} cannot be written; name another folder, or change its permissions")
+
+
+def as_cell(text: str) -> str:
+    """Return ``text`` for a CSV file, with an apostrophe before what a spreadsheet would run as a formula."""
+    if not text.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text

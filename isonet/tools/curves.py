@@ -12,7 +12,7 @@ from isonet.files.run_folder import RunFolder
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
 from isonet.plots.runs import PANELS, SHOWN, draw_runs
-from isonet.tools.cli import tool_parser
+from isonet.tools.cli import look_for_folder_of, tool_parser
 from isonet.tools.summary import COLUMNS, cells, read_rows, summary_of, text_table
 
 EXAMPLES = """\
@@ -37,6 +37,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print the table and draw the picture."""
+    look_for_folder_of("--output", str(args.output))
     folders = [find_run(name, args.output_dir) for name in args.runs]
     runs, images, lines = {}, {}, []
     for name, folder in zip(short_names([folder.path for folder in folders]), folders, strict=True):

@@ -1,4 +1,4 @@
-"""Export the network of a checkpoint for other programs: as ONNX, as a torch program, or its weights as safetensors.
+"""Export the network of a checkpoint: as ONNX, as a torch program, or its weights as safetensors or as published.
 
 The network takes any number of float32 images (N, 3, H, W), normalised as "images" in the file's metadata describes,
 and returns logits (N, classes). The file must pass a check: it gives the network's logits for random images.
@@ -23,7 +23,7 @@ EXAMPLES = """\
   python -m isonet.tools.export --ckpt RISO18.pt --cfg configs/IN1k-RISO18.yaml --format torch --output riso18.pt2
   python -m isonet.tools.export --ckpt best.pt --format safetensors"""
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors"}
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "published": "-published.pt"}
 PACKAGES = {"onnx": ("onnx", "onnxruntime", "onnxscript"), "safetensors": ("safetensors",)}
 OPSETS = range(18, 24)  # the operator sets that torch's exporter writes without conversion
 TOLERANCE = 1e-4  # another order of summation changes float32 by far less
@@ -36,8 +36,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, a run folder (its best.pt), the name of a "
         "run of --cfg, or zoo: and a published checkpoint; --cfg overrides the config in it")  # fmt: skip
-    add("--format", required=True, choices=SUFFIXES, help="onnx; torch, for torch.export.load; safetensors")
-    add("--output", metavar="FILE", help="(default: the checkpoint's name with .onnx, .pt2 or .safetensors)")
+    add("--format", required=True, choices=SUFFIXES, help="onnx; torch, for torch.export.load; safetensors; "
+        "published, for the test.py of the published implementation")  # fmt: skip
+    add("--output", metavar="FILE", help="(default: the checkpoint's name with .onnx, .pt2, .safetensors or "
+        "-published.pt)")  # fmt: skip
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
     add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help="largest difference that the check allows, "
@@ -50,6 +52,7 @@ def main(args: argparse.Namespace) -> None:
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
+    look_for_folder_of("--output", args.output)
     look_for_network(args)
     from isonet.tools.formats import export
     from isonet.tools.trained import class_names, load_trained

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isonet import __version__
 from isonet.config import image_size, uses_small_images
 from isonet.data.augment import EVAL_RESIZE
 from isonet.data.build import statistics
 from isonet.errors import NonFiniteError, UserError
+from isonet.files.archive import unpack
+from isonet.files.safetensors import NUMBERED, pack_safetensors, unpack_safetensors
 from isonet.files.storage import write_file
+from isonet.files.weights import weights_of
 from isonet.models import build_model
 from isonet.tools.trained import Trained
 
@@ -53,11 +58,15 @@ def export(
 
 
 def metadata(trained: Trained, classes: list[str]) -> dict[str, str]:
-    """Return a file's metadata: the config as YAML, and the class names and the preprocessing as JSON."""
+    """Return a file's metadata: the config as YAML, class names and preprocessing as JSON, epoch and version."""
     size, (mean, std) = image_size(trained.cfg), statistics(trained.cfg)
     resize = size if uses_small_images(trained.cfg) else round(size * EVAL_RESIZE)  # the shorter side, before the crop
     images = {"resize": resize, "crop": size, "mean": list(mean), "std": list(std)}
-    return {"config": trained.cfg.dump(), "classes": json.dumps(classes), "images": json.dumps(images)}
+    named = trained.classes or []
+    numbers = [str(label) for label in range(len(named), len(classes))]
+    about = {"config": trained.cfg.dump(), "classes": json.dumps(classes), "images": json.dumps(images)}
+    about |= {"isonet": __version__} | ({} if trained.epoch is None else {"epoch": str(trained.epoch)})
+    return about | ({NUMBERED: str(len(numbers))} if numbers and classes == [*named, *numbers] else {})
 
 
 def _onnx(trained: Trained, example: Tensor, about: dict[str, str], opset: int) -> tuple[bytes, Network]:
@@ -87,15 +96,26 @@ def _torch(trained: Trained, example: Tensor, about: dict[str, str], _opset: int
 
 
 def _safetensors(trained: Trained, _example: Tensor, about: dict[str, str], _opset: int) -> tuple[bytes, Network]:
-    from safetensors.torch import load, save
-
     weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
-    content = save(weights, metadata=about)
+    content = pack_safetensors(weights, about)
+    return content, _with_weights(trained, unpack_safetensors(content))
+
+
+def _published(trained: Trained, _example: Tensor, _about: dict[str, str], _opset: int) -> tuple[bytes, Network]:
+    """Write the names of DataParallel. The form before torch 1.6 would have other bytes each time: it has addresses."""
+    weights = OrderedDict((f"module.{name}", value) for name, value in trained.model.state_dict().items())
+    buffer = io.BytesIO()
+    torch.save({"net": weights}, buffer)
+    return buffer.getvalue(), _with_weights(trained, unpack(buffer.getvalue()))
+
+
+def _with_weights(trained: Trained, state: dict[str, Any]) -> Network:
+    """Return another network of the same config with the weights that were read from a file."""
     model = build_model(trained.cfg)
-    model.load_state_dict(load(content))
-    return content, model.eval()
+    model.load_state_dict(weights_of(state, trained.path))
+    return model.eval()
 
 
 # Returns the content of a file, and the network that other programs read from it
 Exporter = Callable[[Trained, Tensor, dict[str, str], int], tuple[bytes, Network]]
-FORMATS: dict[str, Exporter] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors}
+FORMATS: dict[str, Exporter] = {"onnx": _onnx, "torch": _torch, "safetensors": _safetensors, "published": _published}

@@ -21,7 +21,14 @@ from isonet.errors import UserError, printable, run_cli
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.plots import require_matplotlib
-from isonet.tools.cli import look_for_checkpoint, look_for_network, make_parser, positive, split_overrides
+from isonet.tools.cli import (
+    look_for_checkpoint,
+    look_for_network,
+    look_for_output_folder,
+    make_parser,
+    positive,
+    split_overrides,
+)
 from isonet.training.log import log_to_terminal, versions
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.compare, overrides = split_overrides(args.compare)
     args.opts = overrides + args.opts
+    parser.check_once(args.opts)
     if not (args.cfg or args.ckpt or args.compare):
         parser.error("name a network: --cfg, --ckpt or --compare")
     return args
@@ -58,6 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
+    look_for_output_folder("--output", str(args.output))
     cfg = look_for_network(args)
     networks = networks_of(args, cfg)
     for network in networks.values():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import GPUS_HELP, look_for_network, positive, split_overrides, tool_parser
+from isonet.tools.cli import GPUS_HELP, as_cell, look_for_network, positive, split_overrides, tool_parser
 
 if TYPE_CHECKING:
     import torch
@@ -51,12 +51,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "run of --cfg, or zoo: and a published checkpoint")  # fmt: skip
     add("--cfg", metavar="FILE", help="the config, if the checkpoint has none or another one is wanted")
     add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
-    add("--format", choices=FORMATS, default="table", help="output format; only json has exact names (default: table)")
+    add("--format", choices=FORMATS, default="table", help="output format (default: table); "
+        "only json has exact names: csv has ' before a text that a spreadsheet would run as a formula")  # fmt: skip
     add("--top", type=positive, default=5, metavar="K", help="number of classes for each image (default: 5)")
     add("--batch-size", type=positive, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     args.images, args.opts = split_overrides(args.images)
+    parser.check_once(args.opts)
     if not args.images:
         parser.error("name images or folders, or - for paths on standard input")
     return args
@@ -161,7 +163,9 @@ def print_csv(predictions: Iterable[Prediction], classes: Sequence[str], _paths:
     """Print a line for each class of an image."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows(rows(predictions, classes))
+    writer.writerows(
+        [cell if not isinstance(cell, str) else as_cell(cell) for cell in row] for row in rows(predictions, classes)
+    )
 
 
 FORMATS = {"table": print_table, "json": print_json, "csv": print_csv}

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from isonet import __version__
 from isonet.config import global_batch
 from isonet.data import Loader
 from isonet.errors import NonFiniteError, Stopped, UserError
@@ -80,6 +81,7 @@ class Run:
             **self.progress.as_dict(),
             "num_devices": self.num_gpus,
             "accumulate": self.accumulate,
+            "isonet": __version__,
             "config": self.cfg.dump(),
             "classes": list(self.train_loader.classes),
             "num_images": self.train_loader.num_images,

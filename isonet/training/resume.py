@@ -113,7 +113,10 @@ def restore(
     """
     state, path = checkpoint.state, checkpoint.path
     if missing := [key for key in _NEEDED if key not in state]:
-        raise CheckpointError(f"{path} cannot be resumed: it lacks {', '.join(missing)}. It may still be evaluated")
+        raise CheckpointError(
+            f"{path} cannot be resumed: it lacks {', '.join(missing)}. A new run can start from its weights, with "
+            f"MODEL.INIT_FROM {path} and without --resume; it may also be evaluated"
+        )
     if state.get("layout") and state.get("part"):
         raise CheckpointError(
             f"{path} was saved within an epoch of shards in an order that this version no longer has; resume from a "

@@ -5,15 +5,21 @@ Each file is also harmless to torch, which loads it or refuses it with an ordina
 
 from __future__ import annotations
 
+import argparse
+import datetime
+import gzip
 import io
 import os
+import pathlib
 import pickle
 import random
 import socket
 import tarfile
 import warnings
 import zipfile
+from collections import Counter, OrderedDict, defaultdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,8 +27,9 @@ import test as test_script
 from conftest import REPO, TINY
 from isonet import build_model, load_cfg, load_weights
 from isonet.errors import CheckpointError, run_cli
-from isonet.files.archive import ArchiveError, check_storages, pack
+from isonet.files.archive import pack
 from isonet.files.checkpoint import read_checkpoint, save_checkpoint
+from isonet.files.pickles import ArchiveError, PickleReader
 
 CFG = load_cfg(None, TINY)
 
@@ -171,10 +178,26 @@ def test_tensor_data_of_another_length_than_the_pickle_says(refused):
     """Test a file with longer data, whose rest torch ignores, and the comparison of lengths in both directions."""
     pickled = part_of(foreign({"w": torch.arange(999.0)}), "data.pkl")
     refused(changed(foreign({"w": torch.arange(1000.0)}), data_pkl=pickled), "as long as")
+    numbers = torch.arange(1000.0).numpy().tobytes()
+    reader = PickleReader(io.BytesIO(pickled), limit=4 * 999)
+    content = reader.load()
     for items in (998, 1000):
         with pytest.raises(ArchiveError, match="as long as"):
-            check_storages(pickled, "archive/", {"archive/data/0": 4 * items})
-    check_storages(pickled, "archive/", {"archive/data/0": 4 * 999})
+            reader.fill("0", numbers[: 4 * items])
+    reader.fill("0", numbers[: 4 * 999])
+    assert torch.equal(content["w"], torch.arange(999.0))
+    with pytest.raises(ArchiveError, match="as long as"):
+        PickleReader(io.BytesIO(pickled), limit=4 * 998).load()
+
+
+def test_a_tensor_that_is_longer_than_its_data(refused):
+    """The numbers of a shape are one byte each. Our own reader, which compares them with the data, reads this file."""
+    pickled = part_of(foreign({"w": torch.arange(6.0).view(2, 3)}), "data.pkl")
+    shape = b"K\x02K\x03\x86"
+    for other in (b"K\x02K\x04\x86", b"K\x03K\x03\x86"):
+        with pytest.raises(ArchiveError, match="longer than its data"):
+            PickleReader(io.BytesIO(pickled.replace(shape, other)), limit=24).load()
+    assert PickleReader(io.BytesIO(pickled), limit=24).load()["w"].shape == (2, 3)
 
 
 ONE = foreign({"w": torch.ones(1)})  # torch writes the end record with 64-bit fields, the last 98 bytes
@@ -226,21 +249,60 @@ def test_the_old_format_with_other_tensor_data_than_it_names(refused):
 
 
 def test_an_opcode_that_no_weights_need(refused):
-    array = b"\x80\x05" + pickle.BYTEARRAY8 + (1).to_bytes(8, "little") + b"x" + pickle.STOP
+    array = b"\x80\x02" + pickle.BYTEARRAY8 + (1).to_bytes(8, "little") + b"x" + pickle.STOP
     refused(changed(foreign(weights()), data_pkl=array), "pickle code 150")
 
 
-def test_tensors_that_are_more_than_plain(refused):
-    noted = torch.nn.Parameter(torch.ones(2, 2))
-    noted.note = "x"
-    refused(foreign({"w": noted}), "no plain weights")
-    refused(foreign({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}), "no plain weights")
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ({"w": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])}, "nested"),
+        ({"model": {"w": np.ones(3)}}, "numpy"),
+        ({"model": {"w": torch.ones(3), "x": argparse.Namespace()}}, "Namespace"),
+        ({"net": torch.nn.Linear(2, 2)}, "Linear"),
+        (torch.nn.Linear(2, 2), "state_dict()"),
+    ],
+    ids=["nested", "numpy", "object", "module", "whole module"],
+)
+def test_weights_that_are_more_than_tensors_and_how_to_save_them_alone(refused, content, word):
+    refused(foreign(content), "is refused", word, "if you trust", "torch.save(")
+
+
+@pytest.mark.parametrize("form", ["arrays", "module", "protocol 4", "plain pickle"])
+def test_the_code_in_a_refusal_saves_the_weights_of_a_trusted_file(tmp_path, monkeypatch, form):
+    monkeypatch.chdir(tmp_path)
+    model = build_model(CFG)
+    arrays = {name: value.numpy() for name, value in model.state_dict().items()}
+    if form == "plain pickle":
+        (tmp_path / "c.pt").write_bytes(pickle.dumps(arrays))
+    elif form == "protocol 4":
+        torch.save({"model": model.state_dict()}, "c.pt", pickle_protocol=4)
+    else:
+        torch.save({"model": arrays} if form == "arrays" else model, "c.pt")
+    with pytest.raises(CheckpointError) as error:
+        load_weights(build_model(CFG), "c.pt")
+    exec(str(error.value).partition("alone: ")[2], {"torch": torch, "pickle": pickle, "FILE": "c.pt"})
+    loaded = load_weights(build_model(load_cfg(None, [*TINY, "RUNTIME.SEED", 9])), "weights.pt").state_dict()
+    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_later_pickle_protocol_is_refused_as_such(refused, protocol):
+    buffer = io.BytesIO()
+    torch.save({"model": weights()}, buffer, pickle_protocol=protocol)
+    refused(buffer.getvalue(), f"protocol {protocol}", "torch.load(")
+    refused(pickle.dumps({"w": 1}, protocol), "torch.save did not write", "pickle.load(")
 
 
 def test_an_object_number_that_no_pickler_writes(refused):
     """Picklers count their objects, and each object takes more than a byte. Torch accepts any small number."""
     one = pickle.PROTO + b"\x02" + pickle.EMPTY_DICT + pickle.LONG_BINPUT + (1000).to_bytes(4, "little") + pickle.STOP
     refused(changed(foreign(weights()), data_pkl=one), "more objects")
+
+
+@pytest.mark.parametrize("function", [torch.Size, OrderedDict])
+def test_a_tensor_where_a_pickle_has_a_tuple(refused, function):
+    refused(foreign({"model": weights(), "x": Runs(function, torch.ones(2, 2))}), "in place of a tuple")
 
 
 STORAGE = object()
@@ -257,7 +319,7 @@ class Pickler(pickle.Pickler):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ({("a", "b"): 1}, "unhashable"),
+        ({("a", "b"): 1}, "tuple as a key"),
         ({"model": {"w": ("a", "b")}}, "no state dictionary"),
         ({"w": STORAGE}, "text"),
     ],
@@ -309,10 +371,36 @@ def tarred() -> bytes:
     return buffer.getvalue()
 
 
+def zipped(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return buffer.getvalue()
+
+
+OTHER_FILES = {
+    "gzip": (gzip.compress(b"x"), "gunzip"),
+    "xz": (b"\xfd7zXZ\0" + bytes(20), "xz"),
+    "web page": (b"<!DOCTYPE html><html>Sign in to download</html>", "web page"),
+    "pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
+    "index of shards": (b'{"metadata": {}, "weight_map": {"w": "1.safetensors"}}', "several files"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
+    "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "TensorFlow Lite"),
+    "arrays": (zipped("a.npy", "b.npy"), "NumPy"),
+    "TorchScript": (zipped("a/data.pkl", "a/code/a.py", "a/constants.pkl"), "TorchScript"),
+    "zipped checkpoint": (zipped("c.pt"), "unzip"),
+    "empty": (b"", "empty"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), OTHER_FILES.values(), ids=OTHER_FILES)
+def test_files_of_other_programs_are_refused_by_what_they_are(refused, data, words):
+    refused(data, words)
+
+
 NO_CHECKPOINTS = {
-    "empty": b"",
     "text": b"a text file\n" * 100,
-    "html": b"<!DOCTYPE html><html>Sign in to download</html>",
     "zeros": bytes(10_000),
     "noise": random.Random(0).randbytes(10_000),
     "zip": (lambda b: (zipfile.ZipFile(b, "w").close(), b.getvalue())[1])(io.BytesIO()),
@@ -381,6 +469,12 @@ def channels_last(weights):
     return {k: v.to(memory_format=torch.channels_last) if v.dim() == 4 else v for k, v in weights.items()}
 
 
+def views_of_one_tensor(weights):
+    """Return the weights as parts of one tensor, whose data a file has once."""
+    parts = torch.cat([v.flatten() for v in weights.values()]).split([v.numel() for v in weights.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(weights.items(), parts, strict=True)}
+
+
 UNUSUAL_FORMS = {
     "module twice": (lambda w: foreign({"net": {f"module.module.{k}": v for k, v in w.items()}}), 0),
     "float16": (lambda w: foreign({"model": {k: v.half() for k, v in w.items()}}), 1e-3),
@@ -390,6 +484,10 @@ UNUSUAL_FORMS = {
     "before torch 1.6": (legacy, 0),
     "parameters": (lambda w: foreign({k: torch.nn.Parameter(v) for k, v in w.items()}), 0),
     "channels last": (lambda w: foreign(channels_last(w)), 0),
+    "parameters with attributes": (lambda w: foreign({k: parameter_with_a_note(v) for k, v in w.items()}), 0),
+    "float8": (lambda w: foreign({"model": {k: v.to(torch.float8_e4m3fn) for k, v in w.items()}}), 0.1),
+    "settings called model": (lambda w: foreign({"model": {"depth": 8}, "model_state_dict": w}), 0),
+    "views of one tensor": (lambda w: foreign(views_of_one_tensor(w)), 0),
 }
 
 
@@ -407,6 +505,45 @@ def test_another_network_and_duplicate_names(refused):
     deeper = build_model(load_cfg(None, [*TINY, "ISON.DEPTH", 14])).state_dict()
     refused(foreign({"model": deeper}), "another network", "unexpected")
     refused(foreign({**weights(), **{f"module.{k}": v for k, v in weights().items()}}), "twice")
+
+
+def parameter_with_a_note(value):
+    parameter = torch.nn.Parameter(value)
+    parameter.note = "x"
+    return parameter
+
+
+BESIDE = {
+    "numpy scalar": (np.float64(3.5), "scalar"),
+    "Namespace": (argparse.Namespace(lr=0.1), "argparse.Namespace"),
+    "path": (pathlib.Path("runs"), "pathlib"),
+    "Counter": (Counter("ab"), "Counter"),
+    "defaultdict": (defaultdict(list, a=[1]), "defaultdict"),
+    "date": (datetime.date(2020, 1, 1), "date"),
+    "function": (os.path.join, "join"),
+    "class": ({"act": torch.nn.ReLU}, "ReLU"),
+    "class as a key": ({torch.nn.ReLU: 1}, "ReLU"),
+    "tuple as a key": ({(1, 2): 3}, "tuple"),
+    "set, and bytes": ([{1}, b"x"], "set"),
+    "module": (torch.nn.Linear(2, 2), "Linear"),
+    "sparse": (torch.eye(2).to_sparse(), "sparse"),
+    "conjugate": (torch.ones(2, dtype=torch.complex64).conj(), "conjugate"),
+}
+
+
+@pytest.mark.parametrize("form", [foreign, legacy])
+@pytest.mark.parametrize(("value", "word"), BESIDE.values(), ids=BESIDE)
+def test_objects_beside_the_weights_are_left_unread(tmp_path, caplog, tally, form, value, word):
+    """Each weight is loaded, one line names what was left out, and nothing that the file names is called."""
+    ran = Runs(os.mkdir, str(tmp_path / "ran"))
+    (tmp_path / "c.pt").write_bytes(form({"state_dict": weights(seed=5), "epoch": 3, "args": value, "run": ran}))
+    model = load_weights(build_model(CFG), tmp_path / "c.pt")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights(seed=5).items())
+    assert not (tmp_path / "ran").exists()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert word in line
+    assert "mkdir" in line
+    tally("survived")
 
 
 def test_plain_torch_reads_our_checkpoints(tmp_path):

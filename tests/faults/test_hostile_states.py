@@ -76,6 +76,25 @@ def test_an_invalid_training_state_is_refused_before_anything_is_written(trained
     tally("refused")
 
 
+@pytest.mark.parametrize("form", ["published", "safetensors"])
+def test_a_file_that_has_only_weights_starts_a_run_and_resumes_none(trained, tmp_path, tally, form):
+    path = tmp_path / f"c.{form}"
+    if form == "published":
+        torch.save({"net": {f"module.{name}": value for name, value in trained["model"].items()}, "epoch": 9}, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(trained["model"], path)
+    config = ["SOLVER.MAX_EPOCHS", 1, "SOLVER.BASE_LR", 0.0, "OUTPUT_DIR", str(tmp_path / "out")]
+    with pytest.raises(CheckpointError, match=rf"{path.name}.*MODEL\.INIT_FROM {path}"):
+        run_training(load_cfg(None, [*TINY, *config]), "run", resume=str(path))
+    assert not (tmp_path / "out").exists()
+    tally("refused")
+    if form == "published":
+        return
+    folder = run_training(load_cfg(None, [*TINY, *config, "MODEL.INIT_FROM", str(path)]), "run")
+    for name, value in read_checkpoint(folder.latest)["model"].items():
+        assert torch.equal(value, trained["model"][name]), name
+
+
 def test_invalid_counts_are_not_compared_with_the_run(trained, tmp_path):
     torch.save({**trained, "num_devices": torch.ones(3), "num_images": "x"}, tmp_path / "c.pt")
     config = load_cfg(None, [*TINY, "SOLVER.MAX_EPOCHS", 1, "OUTPUT_DIR", str(tmp_path / "out")])

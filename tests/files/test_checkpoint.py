@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+import isonet
 from conftest import REPO
 from isonet import load_weights
-from isonet.errors import CheckpointError
-from isonet.files.checkpoint import read_checkpoint, save_checkpoint
+from isonet.errors import CheckpointError, ConfigError
+from isonet.files.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
 
 def network(seed=0, width=4):
@@ -51,6 +52,76 @@ def test_accepted_forms(tmp_path, content):
     assert same(target, network())
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["net.", "module.net.", "net.module.", "net._orig_mod."],
+    ids=["Lightning", "DataParallel around", "DataParallel inside", "compiled"],
+)
+@pytest.mark.parametrize("prefix", ["net.", "net"])
+def test_a_prefix_selects_the_weights_of_the_network(tmp_path, before, prefix):
+    torch.save({"state_dict": {**prefixed(before), "loss.weight": torch.ones(3)}, "epoch": 3}, tmp_path / "c.ckpt")
+    assert same(load_weights(network(seed=1), tmp_path / "c.ckpt", prefix=prefix), network())
+
+
+def test_a_missing_or_a_wrong_prefix_is_explained(tmp_path):
+    torch.save({"state_dict": {**prefixed("net."), "loss.weight": torch.ones(3)}}, tmp_path / "c.ckpt")
+    with pytest.raises(CheckpointError, match=r'another network .*prefix="net\.'):
+        load_weights(network(), tmp_path / "c.ckpt")
+    with pytest.raises(CheckpointError, match=r"begins with model\..*net\., loss\."):
+        load_weights(network(), tmp_path / "c.ckpt", prefix="model.")
+    torch.save({**prefixed("net."), **prefixed("net.module.")}, tmp_path / "c.ckpt")
+    with pytest.raises(CheckpointError, match="twice"):
+        load_weights(network(), tmp_path / "c.ckpt", prefix="net.")
+
+
+def test_other_weights_in_the_file_are_named(tmp_path, caplog):
+    averaged = {name: value + 1 for name, value in network().state_dict().items()}
+    torch.save({"state_dict": network().state_dict(), "state_dict_ema": averaged}, tmp_path / "c.pt")
+    assert same(load_weights(network(seed=1), tmp_path / "c.pt"), network())
+    (record,) = caplog.records
+    assert "state_dict_ema" in record.getMessage()
+
+
+@pytest.mark.parametrize("name", ["c.safetensors", "c.pt"])
+def test_safetensors_of_other_programs(tmp_path, name):
+    """The content says what the file is, and not its name."""
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    for weights in (network().state_dict(), prefixed("module.")):
+        save_file(weights, tmp_path / name, metadata={"format": "pt"})
+        assert same(load_weights(network(seed=1), tmp_path / name), network())
+        assert Checkpoint.read(tmp_path / name).cfg is None
+    half = network().half().state_dict()
+    save_file(half, tmp_path / name)
+    loaded = load_weights(network(seed=1), tmp_path / name)
+    torch.testing.assert_close(loaded[0].weight, network()[0].weight, atol=1e-3, rtol=1e-3)
+    assert loaded[0].weight.dtype == torch.float32
+
+
+def test_damaged_safetensors_and_a_missing_package(tmp_path, monkeypatch):
+    content = pytest.importorskip("safetensors.torch").save(network().state_dict())
+    for data in (content[:-10], content + b"x", content[:100], b"\xff" + content[1:]):
+        (tmp_path / "c.safetensors").write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"c\.safetensors: is damaged"):
+            read_checkpoint(tmp_path / "c.safetensors")
+    monkeypatch.setitem(sys.modules, "safetensors", None)  # cannot be imported
+    with pytest.raises(CheckpointError, match=r"c\.safetensors: .*pip install safetensors"):
+        read_checkpoint(tmp_path / "c.safetensors")
+
+
+def test_a_checkpoint_of_a_newer_version_says_so(tmp_path, caplog):
+    content = {"model": network().state_dict(), "isonet": "99.0.0", "config": "ISON: {DEPTH: 8, WINGS: 2}"}
+    torch.save(content, tmp_path / "c.pt")
+    checkpoint = Checkpoint.read(tmp_path / "c.pt")
+    (record,) = caplog.records
+    assert "99.0.0" in record.getMessage()
+    with pytest.raises(ConfigError, match=r"c\.pt.*ISON\.WINGS.*newer"):
+        checkpoint.config()
+    for version in (isonet.__version__, "0.0.9", "unknown", None):
+        torch.save({**content, "isonet": version}, tmp_path / "c.pt")
+        Checkpoint.read(tmp_path / "c.pt")
+    assert len(caplog.records) == 1
+
+
 def test_another_network_is_explained_and_changes_nothing(tmp_path):
     weights = network(width=5).state_dict()
     weights["extra"] = weights.pop("1.bias")
@@ -81,7 +152,7 @@ class MakesFolder:
 @pytest.mark.parametrize("save", [torch.save, lambda obj, path: path.write_bytes(pickle.dumps(obj))])
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, save):
     save({"net": MakesFolder(tmp_path / "ran")}, tmp_path / "c.pt")
-    with pytest.raises(CheckpointError, match=r"is refused: it (would call|has more than plain weights)"):
+    with pytest.raises(CheckpointError, match=r"is refused: .*torch\.save"):
         load_weights(network(), tmp_path / "c.pt")
     assert not (tmp_path / "ran").exists()
 

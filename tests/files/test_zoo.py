@@ -223,8 +223,8 @@ def hostile(folder):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"content": lambda _: b"<!DOCTYPE html><html><body>Quota exceeded</body></html>"}, "is not a checkpoint"),
-        ({"content": lambda _: b""}, "is not a checkpoint"),
+        ({"content": lambda _: b"<!DOCTYPE html><html><body>Quota exceeded</body></html>"}, "web page"),
+        ({"content": lambda _: b""}, "is empty"),
         ({"content": lambda _: os.urandom(5000)}, "not a checkpoint"),
         ({"content": other_network}, "no checkpoint of ISONet-18.* another network"),
         ({"content": hostile}, "refused.*mkdir"),

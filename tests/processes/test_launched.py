@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import REPO, TINY
+from conftest import REPO, TINY, once
 from isonet import load_cfg
 from isonet.errors import DataError, Stopped
 from isonet.files.checkpoint import read_checkpoint
@@ -23,10 +23,10 @@ from isonet.launch import launch
 from isonet.training.run import run_training
 from launch import Script, environment, forked, free_port, start, torchrun, wait_until
 
-RUN = [
+RUN = once(
     *TINY, "SOLVER.TRAIN_BATCH_SIZE", 24, "SOLVER.BASE_LR", 0.005, "SOLVER.MAX_EPOCHS", 2,
     "RUNTIME.SAVE_EVERY", 5, "ISON.DROPOUT", True, "ISON.DROPOUT_RATE", 0.3,
-]  # fmt: skip
+)  # fmt: skip
 CFG = ("--cfg", REPO / "configs" / "digits_ISO20.yaml", "--output", "run")
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -138,7 +138,7 @@ def test_two_launchers_are_one_run_and_its_checkpoint_is_evaluated_by_two(tmp_pa
     forked(4, train, tmp_path, alone, None, *opts)
     nodes = ("--nnodes", 2, "--nproc-per-node", 2, "--rdzv-backend", "c10d", "--rdzv-id", "test",
              "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
-    command = ("train.py", *CFG, *RUN, "OUTPUT_DIR", launched, *opts)
+    command = ("train.py", *CFG, *once(*RUN, "OUTPUT_DIR", launched, *opts))
     machines = [torchrun(*nodes, *command, cwd=tmp_path) for _ in range(2)]
     outputs = [machine.wait().output for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
@@ -172,7 +172,7 @@ def test_a_launcher_that_joins_and_one_whose_worker_is_killed_resume_the_run(tmp
              "--rdzv-id", "elastic", "--rdzv-conf", "last_call_timeout=1",
              "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
     separate_store = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # without it, no machine can join (see findings/)
-    command = ("train.py", *CFG, *RUN, "SOLVER.MAX_EPOCHS", 1000, "OUTPUT_DIR", tmp_path)
+    command = ("train.py", *CFG, *once(*RUN, "SOLVER.MAX_EPOCHS", 1000, "OUTPUT_DIR", tmp_path))
     first = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
     wait_for(folder / "epoch0001-step000005.pt", first)
     second = torchrun(*nodes, *command, cwd=tmp_path, **separate_store)
@@ -203,7 +203,7 @@ def test_the_error_of_one_rank_ends_all_of_them_and_is_printed_once(tmp_path):
     opts = [*RUN, "DATASET.ROOT", tmp_path, "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 8]
     opts += ["RUNTIME.INPUT", "workers", "DATASET.NUM_WORKERS", 0, "SOLVER.TRAIN_BATCH_SIZE", 2, "RUNTIME.LOG_EVERY", 1]
     opts += ["OUTPUT_DIR", tmp_path / "out"]
-    process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, *opts, cwd=tmp_path)
+    process = torchrun("--standalone", "--nproc-per-node", 3, "train.py", *CFG, *once(*opts), cwd=tmp_path)
     output = process.wait().output
     assert process.returncode == 1
     errors = re.findall(r"^error: (.*)$", output, re.MULTILINE)

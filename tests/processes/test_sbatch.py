@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_launched import CFG, RUN, assert_same_weights, train
 
-from conftest import REPO
+from conftest import REPO, once
 from isonet.files.checkpoint import read_checkpoint
 from launch import forked, wait_until
 
@@ -49,7 +49,7 @@ def job(tmp_path):
         slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "n[1-1]", "SLURM_NNODES": "1", "GPUS": "2",
                  "CFG": str(CFG[1]), "OUTPUT": "run", "PATH": f"{programs}:{os.environ['PATH']}"}  # fmt: skip
         return subprocess.Popen(
-            ["bash", REPO / "docs" / "train.sbatch", *map(str, [*RUN, "OUTPUT_DIR", tmp_path, *opts])],
+            ["bash", REPO / "docs" / "train.sbatch", *map(str, once(*RUN, "OUTPUT_DIR", tmp_path, *opts))],
             cwd=REPO, env={**os.environ, **slurm, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
         )  # fmt: skip

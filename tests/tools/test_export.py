@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 
-from conftest import TINY
+from conftest import REFERENCE, TINY, assert_same
 from isonet import build_model, load_cfg
 from isonet.config import parse_cfg
 from isonet.data.build import build_loader
@@ -111,6 +112,8 @@ def test_a_torch_program(capfd, network, tmp_path):
         images = torch.randn(count, 3, 8, 8)
         torch.testing.assert_close(program(images), network(images))
     assert_described(found)
+    code, _, err = export(capfd, "--ckpt", output, "--format", "safetensors")
+    assert (code, "exported program" in err) == (2, True)
 
 
 def test_safetensors(capfd, network, tmp_path):
@@ -125,6 +128,43 @@ def test_safetensors(capfd, network, tmp_path):
     assert all(torch.equal(weights[name], value) for name, value in network.state_dict().items())
     with safetensors.safe_open(tmp_path / "best.safetensors", framework="pt") as file:
         assert_described(file.metadata())
+
+
+@pytest.mark.parametrize("classes", [NAMES, NAMES[:7], None], ids=["named", "some named", "numbers"])
+def test_safetensors_are_a_checkpoint_of_the_same_bytes_each_time(capfd, network, tmp_path, classes):
+    pytest.importorskip("safetensors")
+    cfg = load_cfg(None, [*TINY, *RESIDUAL])
+    state = {"model": network.state_dict(), "config": cfg.dump(), "epoch": 3, "classes": classes}
+    save_checkpoint(tmp_path / "best.pt", state)
+    contents = set()
+    for _ in range(8):  # the library writes five entries of metadata in one of 120 orders
+        assert export(capfd, "--ckpt", tmp_path, "--format", "safetensors")[0] == 0
+        contents.add((tmp_path / "best.safetensors").read_bytes())
+    assert len(contents) == 1
+    assert int.from_bytes(contents.pop()[:8], "little") % 8 == 0
+    trained = load_trained(str(tmp_path / "best.safetensors"))
+    assert (trained.cfg, trained.classes, trained.epoch) == (cfg, classes, 3)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in trained.model.state_dict().items())
+    assert export(capfd, "--ckpt", tmp_path / "best.safetensors", "--format", "safetensors", "--output",
+                  tmp_path / "again")[0] == 0  # fmt: skip
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "best.safetensors").read_bytes()
+
+
+def test_a_published_checkpoint_is_written_as_the_authors_wrote_it(capfd, tmp_path):
+    """Compare with a file of the published implementation, whose test.py loads ``net`` into DataParallel."""
+    (tmp_path / "a.yaml").write_text("DATASET: {NAME: CIFAR10, NUM_CLASSES: 10}\nISON: {DEPTH: 20}\n")
+    shutil.copy(REFERENCE / "cifar10_ISO20.pt", tmp_path)
+    arguments = ["--ckpt", tmp_path / "cifar10_ISO20.pt", "--cfg", tmp_path / "a.yaml", "--format", "published"]
+    code, _, err = export(capfd, *arguments)
+    assert (code, err) == (0, "")
+    written = tmp_path / "cifar10_ISO20-published.pt"
+    theirs, ours = (torch.load(file, weights_only=True)["net"] for file in (REFERENCE / "cifar10_ISO20.pt", written))
+    assert_same(theirs, ours)
+    parallel = torch.nn.DataParallel(build_model(load_cfg(tmp_path / "a.yaml")))
+    parallel.load_state_dict(torch.load(written)["net"])
+    first = written.read_bytes()
+    export(capfd, *arguments)
+    assert written.read_bytes() == first
 
 
 def test_the_metadata_says_how_photographs_are_resized_and_cropped(network, tmp_path):

@@ -218,6 +218,15 @@ def test_a_grid_is_the_product_of_all_values(tmp_path):
         assert load_cfg(DIGITS, run.opts) == run.cfg  # the process of the run receives the opts
 
 
+@pytest.mark.parametrize("values", ["a/b.pt,a_b.pt", "é.pt,è.pt", "a b.pt,a_b.pt,a/b.pt"])
+def test_values_that_are_two_are_two_runs(values):
+    runs = make_grid(DIGITS, "s", ["MODEL.INIT_FROM", values])
+    assert [run.cfg.MODEL.INIT_FROM for run in runs] == values.split(",")
+    assert len({run.folder.path.name for run in runs}) == len(runs)
+    assert all(run.folder.path.parent == runs[0].folder.path.parent for run in runs)
+    assert make_grid(DIGITS, "s", ["MODEL.INIT_FROM", "a/b.pt,c.pt"])[0].name == "s-INIT_FROM=a_b.pt"  # as before
+
+
 def test_every_key_has_a_unique_short_name():
     names = [leaf(key) for key in flat(load_cfg())]
     assert len(set(names)) == len(names)
@@ -228,6 +237,7 @@ def test_every_key_has_a_unique_short_name():
     [
         (["SOLVER.BASE_LR", "0.1"], "several values"),
         (["SOLVER.BASE_LR", "0.1,0.10"], "s-BASE_LR=0.1"),
+        (["ISON.RES_MULTIPLIER", "0,-0"], "s-RES_MULTIPLIER=0"),
         (["SOLVER.BASE_LR", "0.1,,1"], "SOLVER.BASE_LR takes a number"),
         (["SOLVER.BASE_LR", "0.1,-1"], "SOLVER.BASE_LR must be between"),
         (["SOLVER.BASE_L", "0.1,1"], "did you mean SOLVER.BASE_LR"),

@@ -3,7 +3,8 @@
 Commas separate the values of a key. Each combination is trained, one after another, in
 OUTPUT_DIR/DATASET.NAME/NAME-KEY=VALUE.../, and tables and a picture of all runs are in OUTPUT_DIR/DATASET.NAME/NAME/.
 The same command resumes a sweep that was stopped or killed. It repeats neither finished nor diverged runs. Semicolons
-separate lists: SOLVER.LR_MILESTONES "[30,60];[40,80]".
+separate lists: SOLVER.LR_MILESTONES "[30,60];[40,80]". In the CSV file, ' precedes text that a spreadsheet would run as
+a formula; the JSON file has the exact text.
 """
 
 import argparse

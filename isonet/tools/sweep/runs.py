@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from yacs.config import CfgNode
 
@@ -25,6 +26,7 @@ from isonet.files.run_folder import RunFolder, run_folder
 from isonet.files.storage import write_file
 from isonet.plots import have_matplotlib, short
 from isonet.plots.sweep import Point, draw_sweep
+from isonet.tools.cli import as_cell
 from isonet.tools.summary import COLUMNS, Summary, cells, divergence, summary_of, text_table
 
 MOST_RUNS = 1000  # a larger number is probably a typo
@@ -97,17 +99,30 @@ def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
         raise ConfigError("no key has several values: separate them by commas, as in ISON.ORTHO_COEFF 1e-5,1e-4")
     if (size := math.prod(map(len, choices.values()))) > MOST_RUNS:
         raise ConfigError(f"a sweep has at most {MOST_RUNS:,} runs, and these values make {size:,}")
-    runs = []
-    for texts in itertools.product(*choices.values()):
-        pairs = [item for pair in zip(choices, texts, strict=True) for item in pair]
-        cfg = load_cfg(cfg_path, pairs)
-        values = {key: flat(cfg)[key] for key in varying}
-        name = "-".join([output, *(f"{leaf(key)}={shown(value)}" for key, value in values.items())])
-        runs.append(Run(name, values, pairs, cfg, run_folder(cfg, name)))
-    names = [run.name for run in runs]
+    pairs = [
+        [item for pair in zip(choices, texts, strict=True) for item in pair]
+        for texts in itertools.product(*choices.values())
+    ]
+    cfgs = [load_cfg(cfg_path, opts) for opts in pairs]
+    parts = zip(
+        *([f"{leaf(key)}={part}" for part in _name_parts([flat(cfg)[key] for cfg in cfgs])] for key in varying),
+        strict=True,
+    )
+    names = ["-".join([output, *of_run]) for of_run in parts]
     if len(set(names)) < len(names):
         raise ConfigError(f"two runs are called {max(names, key=names.count)}: give each value once")
-    return runs
+    return [
+        Run(name, {key: flat(cfg)[key] for key in varying}, opts, cfg, run_folder(cfg, name))
+        for name, opts, cfg in zip(names, pairs, cfgs, strict=True)
+    ]
+
+
+def _name_parts(values: Sequence[Any]) -> list[str]:
+    """Return ``values`` as parts of file names: the same text for equal values, and other text for other values."""
+    parts = [re.sub(r"[^A-Za-z0-9_.+-]", "_", shown(value)) for value in values]
+    if len(set(parts)) == len(set(map(shown, values))):
+        return parts
+    return [quote(shown(value), safe="") for value in values]  # such as a/b and a_b
 
 
 def _split(key: str, text: str) -> list[str]:
@@ -125,10 +140,10 @@ def leaf(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as part of a file name, the same text for equal values: 1e-4, 0.02, 30_60."""
+    """Return a value as text, the same text for equal values: 1e-4, 0.02, 30_60."""
     if isinstance(value, list):
         return "_".join(map(shown, value)) or "none"
-    return short(value) if isinstance(value, float) else re.sub(r"[^A-Za-z0-9_.+-]", "_", str(value))
+    return short(value + 0.0) if isinstance(value, float) else str(value)  # + 0.0: -0 is 0
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
@@ -142,6 +157,7 @@ def write_results(folder: Path, runs: Sequence[Run]) -> None:
     rows = [run.as_row({"values": run.values}) for run in best_first]
     write_file(folder / "sweep.json", json.dumps({"keys": keys, "runs": rows}, indent=1, allow_nan=False) + "\n")
     rows = [run.as_row({key: shown(value) for key, value in run.values.items()}) for run in best_first]
+    rows = [{key: as_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
