@@ -41,8 +41,9 @@ def main(args: argparse.Namespace) -> None:
     from isonet.training.failure import ranks
 
     with ranks(args.gpus) as (world, devices):
-        if world.is_main:
-            look_for_folder_of("--json", args.json)
+        with world.agreed():
+            if world.is_main:
+                look_for_folder_of("--json", args.json)
         result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
         if world.is_main:
             report(result, path, args.json)

@@ -18,14 +18,19 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 @dataclass(frozen=True)
 class FolderSource(EncodedSource):
-    """Image files with labels. ``image_folder`` lists the files of class folders."""
+    """Image files with labels. ``image_folder`` lists the files of class folders. folder: what contains all of them."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
     classes: Sequence[str]
+    folder: Path = Path()
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
         return read_file(self.paths[index]), self.paths[index]
+
+    def names(self) -> Iterable[bytes]:
+        start = len(str(self.folder))
+        return (os.fsencode(path)[start:] for path in self.paths)
 
 
 def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -> FolderSource:
@@ -47,7 +52,7 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
         images = images_below(folder / name)
         paths += images
         labels += [classes.index(name)] * len(images)
-    return FolderSource(paths, labels, classes)
+    return FolderSource(paths, labels, classes, folder)
 
 
 def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``folders.py``
 of files, and ``shards/source.py`` of tar shards."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,16 @@ class ImageSource:
     def read(self, index: int) -> Image.Image:
         """Read an image as RGB. Raises ``ImageError`` if the image itself is the reason, otherwise ``DataError``."""
         raise NotImplementedError
+
+    def names(self) -> Iterable[bytes]:
+        """Return what tells the images apart without reading them, for ``digest``, such as their names in order."""
+        return ()
+
+    def digest(self) -> str:
+        """Return a digest of the labels and names of the images in their order. It does not depend on their content."""
+        digest = hashlib.blake2b(np.asarray(self.labels, "<i8").tobytes(), digest_size=8)
+        digest.update(b"\0".join(self.names()))
+        return digest.hexdigest()
 
     def read_tensor(self, index: int) -> Tensor:
         """Read an image as uint8 (3, H, W), JPEG with torchvision's decoder. Raises the same errors as ``read``."""

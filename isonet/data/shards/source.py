@@ -60,6 +60,9 @@ class ShardSource(EncodedSource):
             ) from None
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 
+    def names(self) -> list[bytes]:
+        return [str(self.index.shards).encode(), self.index.rows.tobytes()]
+
     def _descriptor(self, path: Path) -> int:
         """Return a file descriptor of a shard. A forked process may use it too: ``os.pread`` changes no position."""
         descriptor = self._open.pop(path, None)
