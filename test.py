@@ -21,6 +21,7 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES, cfg_required=False)
+    parser.reports = True
     parser.add_argument(
         "--ckpt",
         required=True,

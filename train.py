@@ -27,6 +27,7 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
+    parser.reports = True
     parser.add_argument(
         "--output",
         metavar="NAME",

@@ -21,9 +21,7 @@ from isonet.errors import RankError, UserError, printable
 from isonet.launch import Launch
 
 Facts = dict[str, Any]
-Report = Sequence[
-    str
-]  # what is wrong on a rank, and the same as a sentence that names the rank; "" and "" if nothing is
+Report = Sequence[str]  # what is wrong on a rank, and a sentence that also names the rank; both "" if nothing is
 
 # What to do about a difference
 SAME_MACHINES = "all machines need the same code, the same software and the same kind of device"
@@ -61,22 +59,25 @@ def config_facts(cfg: CfgNode) -> Facts:
 
 
 def difference(own: Facts, where: str, reference: Facts, where_0: str) -> str:
-    """Name the first fact that differs, or return "". own: this rank's facts. reference: the facts of rank 0."""
-    name = next((name for name, value in reference.items() if own.get(name) != value), None)
-    if name is None:
-        return ""
-    return f"{name} is {shown(own.get(name))} on {where}, and {shown(reference[name])} on {where_0}"
+    """Name the first fact that differs, or return "". own: this rank's facts. reference: the facts of rank 0.
+
+    A fact that only one of them has is ignored: a rank that failed has fewer facts.
+    """
+    for name in reference:
+        if name in own and own[name] != reference[name]:
+            return f"{name} is {shown(own[name])} on {where}, and {shown(reference[name])} on {where_0}"
+    return ""
 
 
 def report(error: Exception | None, own: Facts, where: str, reference: Facts, where_0: str, remedy: str) -> Report:
-    """Return this rank's report: its error if it failed, else the first difference from the facts of rank 0, if any."""
-    if error is not None:
-        text = printable(error)
-        if isinstance(error, UserError):
-            return text, f"{where}: {text}"
-        return text or "error", f"{where} failed: {type(error).__name__}: {text}"
+    """Return this rank's report: the first difference from the facts of rank 0, or else its error, if it has one."""
     differs = difference(own, where, reference, where_0)
-    return (differs, f"{differs}; {remedy}") if differs else ("", "")
+    if differs:
+        return differs, f"{differs}; {remedy}"
+    if error is None:
+        return "", ""
+    text = printable(error) if isinstance(error, UserError) else f"{type(error).__name__}: {printable(error)}"
+    return text, f"{where}{'' if isinstance(error, UserError) else ' failed'}: {text}"
 
 
 def settle(reports: Sequence[Report], process: Launch, error: Exception | None) -> None:

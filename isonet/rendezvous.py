@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from isonet.agreement import SAME_MACHINES, Report, code_facts, report, settle
 from isonet.errors import RankError, UserError
-from isonet.launch import Launch, launch
+from isonet.launch import Launch, is_main, launch
 
 SECONDS = 300.0  # the machines of a job do not start at the same moment
 _POLL_SECONDS = 0.01
@@ -30,7 +30,9 @@ def rendezvous(process: Launch, device: str = "", error: Exception | None = None
     it with its report, and rank 0 writes the reports for all of them.
     """
     rank, size, where = process.rank, process.size, process.where
-    facts = {**code_facts(), "the version of torch": str(torch.__version__), "the kind of device": device}
+    facts = {**code_facts(), "the version of torch": str(torch.__version__)}
+    if error is None:
+        facts["the kind of device"] = device
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=SECONDS)))
     if rank == 0:
         prefix = f"isonet/{uuid.uuid4()}"
@@ -42,7 +44,8 @@ def rendezvous(process: Launch, device: str = "", error: Exception | None = None
                 read_store(store, f"{prefix}/read/{other}", _LAST_READ_SECONDS)
     else:
         prefix = _ask_for_prefix(store, rank)
-        own = report(error, facts, where, *json.loads(_from_rank_0(store, f"{prefix}/facts")), SAME_MACHINES)
+        reference, where_0 = json.loads(_from_rank_0(store, f"{prefix}/facts"))
+        own = report(error, facts, where, reference, where_0, SAME_MACHINES)
         store.set(f"{prefix}/report/{rank}", json.dumps(own))
         reports = json.loads(_from_rank_0(store, f"{prefix}/reports"))
         store.set(f"{prefix}/read/{rank}", "yes")
@@ -60,7 +63,7 @@ def reported(mistake: str) -> str:
         if process:
             rendezvous(process, error=UserError(mistake))
     except RankError as error:
-        return str(error) if process and process.rank == 0 or error.aloud else ""
+        return str(error) if is_main() or error.aloud else ""
     except (UserError, RuntimeError, ValueError, TimeoutError):
         return mistake
     return mistake

@@ -116,8 +116,9 @@ def build_run(
         # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
         train_loader = build_loader(cfg, "train", devices, share=world.share)
+        facts.update(train_loader.facts("train"))
         val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
-        facts.update({**train_loader.facts("train"), **val_loader.facts("val")})
+        facts.update(val_loader.facts("val"))
         warn_of_other_classes(classes, train_loader.classes)
         optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
         progress, changed, num_images = Progress(), [], train_loader.num_images
