@@ -18,19 +18,17 @@ IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 
 @dataclass(frozen=True)
 class FolderSource(EncodedSource):
-    """Image files with labels. ``image_folder`` lists the files of class folders. folder: what contains all of them."""
+    """Image files with labels. ``image_folder`` lists the files of class folders."""
 
     paths: Sequence[Path]
     labels: Sequence[int]
     classes: Sequence[str]
-    folder: Path = Path()
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
         return read_file(self.paths[index]), self.paths[index]
 
-    def names(self) -> Iterable[bytes]:
-        start = len(str(self.folder))
-        return (os.fsencode(path)[start:] for path in self.paths)
+    def names(self) -> bytes:
+        return "\0".join([path.name for path in self.paths]).encode(errors="surrogateescape")
 
 
 def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -> FolderSource:
@@ -52,7 +50,7 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
         images = images_below(folder / name)
         paths += images
         labels += [classes.index(name)] * len(images)
-    return FolderSource(paths, labels, classes, folder)
+    return FolderSource(paths, labels, classes)
 
 
 def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:

@@ -68,7 +68,7 @@ class Loader:
             f"the number of classes of {split}": len(self.classes),
             **{f"class {label} of {split}": name for label, name in enumerate(self.classes)},
             f"the number of {split} images": self.num_images,
-            f"the digest of the names of the {split} images": self.digest,
+            f"the digest of the labels and file names of the {split} images": self.digest,
         }
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
