@@ -21,6 +21,7 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES, cfg_required=False)
+    parser.reports = True
     parser.add_argument(
         "--ckpt",
         required=True,
@@ -41,8 +42,9 @@ def main(args: argparse.Namespace) -> None:
     from isonet.training.failure import ranks
 
     with ranks(args.gpus) as (world, devices):
-        if world.is_main:
-            look_for_folder_of("--json", args.json)
+        with world.agreed():
+            if world.is_main:
+                look_for_folder_of("--json", args.json)
         result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
         if world.is_main:
             report(result, path, args.json)

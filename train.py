@@ -27,6 +27,7 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(__doc__, EXAMPLES)
+    parser.reports = True
     parser.add_argument(
         "--output",
         metavar="NAME",
@@ -60,7 +61,9 @@ def main(args: argparse.Namespace) -> None:
     from isonet.training.run import train_on_ranks
 
     with ranks(args.gpus) as (world, devices):  # first, so that rank 0 alone prints a mistake that all ranks make
-        cfg, output = read(args)
+        with world.agreed() as facts:
+            facts.update({f"--{name}": getattr(args, name) for name in ("output", "resume", "overwrite")})
+            cfg, output = read(args)
         train_on_ranks(cfg, output, world, devices, args.resume, args.overwrite)
 
 

@@ -43,6 +43,15 @@ class DeviceError(UserError, ValueError):
     """Raised for a device that does not exist or has too little memory."""
 
 
+class RankError(UserError):
+    """Raised on each rank of a run if another rank has failed, cannot be reached, or differs from rank 0.
+
+    aloud: whether a rank other than rank 0 prints the message, too: the named rank, if the run has several machines.
+    """
+
+    aloud = False
+
+
 class NonFiniteError(UserError):
     """Raised for a non-finite loss, gradient or output."""
 

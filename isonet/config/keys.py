@@ -22,6 +22,7 @@ class Key:
     """A row of the table.
 
     may_differ: whether a resumed run may have another value than the run that it resumes.
+    per_rank: whether each rank of a run may have another value.
     before: the value that describes runs from before the key existed, if it is not the default.
     """
 
@@ -30,17 +31,19 @@ class Key:
     kind: Kind
     meaning: str
     may_differ: bool = False
+    per_rank: bool = False
     before: Any = None
 
 
 _ROWS = (
     # The images
-    Key("DATASET.ROOT", "./data/", Text(), "the folder that contains the data sets", may_differ=True),
+    Key("DATASET.ROOT", "./data/", Text(), "the folder that contains the data sets", may_differ=True, per_rank=True),
     Key("DATASET.NAME", "ILSVRC2012", Text(),
         "CIFAR10, CIFAR100, digits (in the package), or any folder ROOT/NAME/{train,val}/<class>/"),
     Key("DATASET.NUM_CLASSES", 1000, Int(1, _MANY), "the width of the last layer"),
     Key("DATASET.NUM_WORKERS", 8, Int(0, 4096),
-        "the number of processes that decode images that are not kept in memory; 0: none", may_differ=True),
+        "the number of processes that decode images that are not kept in memory; 0: none",
+        may_differ=True, per_rank=True),
     Key("DATASET.DOWNLOAD", False, Bool(), "download CIFAR to ROOT if it is not there", may_differ=True),
     Key("DATASET.CHECKSUM", True, Bool(),
         "refuse CIFAR files that are not the published ones; False: use such files, e.g. a subset", may_differ=True),
@@ -125,18 +128,22 @@ _ROWS = (
     Key("RUNTIME.DECODER", "pil", OneOf("pil", "torch"),
         "torch: workers decode JPEG with torchvision, which is faster; pixels differ by about 0.1 of 255"),
     Key("RUNTIME.PROFILE", 0, Int(0, 1000),
-        "the number of steps of the first epoch to profile, into profile.txt; 0: none", may_differ=True),
+        "the number of steps of the first epoch to profile, into profile.txt; 0: none", may_differ=True, per_rank=True),
     Key("RUNTIME.LOG_EVERY", 50, Int(1, 10**9),
         "the number of steps between two reads of the loss; each read waits for the device", may_differ=True),
     Key("RUNTIME.LOG_SPECTRUM", 0, Int(0, _MANY),
-        "the epochs between two measurements of the convolutions' extreme singular values; 0: never", may_differ=True),
+        "the epochs between two measurements of the convolutions' extreme singular values; 0: never",
+        may_differ=True, per_rank=True),
     Key("RUNTIME.SAVE_EVERY", 0, Int(0, 10**9),
         "the number of steps between two checkpoints within an epoch; 0: only after each epoch", may_differ=True),
-    Key("RUNTIME.TENSORBOARD", False, Bool(), "also write the metrics as TensorBoard events", may_differ=True),
-    Key("RUNTIME.KEEP", 2, Int(1, 10_000), "checkpoints to keep for --resume, with the newest", may_differ=True),
+    Key("RUNTIME.TENSORBOARD", False, Bool(), "also write the metrics as TensorBoard events",
+        may_differ=True, per_rank=True),
+    Key("RUNTIME.KEEP", 2, Int(1, 10_000), "checkpoints to keep for --resume, with the newest",
+        may_differ=True, per_rank=True),
 
     # Where runs are
-    Key("OUTPUT_DIR", "./outputs/cls", Text(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/", may_differ=True),
+    Key("OUTPUT_DIR", "./outputs/cls", Text(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/",
+        may_differ=True, per_rank=True),
 )  # fmt: skip
 
 KEYS = {row.name: row for row in _ROWS}

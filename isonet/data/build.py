@@ -73,10 +73,14 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     if in_memory:
         images = SourceImages(source, Augment(to_square(size), seed), size, on_error=on_error)
-        return MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
-    augment = Augment(image_transforms(size, small, crop_flip), seed)
-    images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
-    return WorkerLoader(images, batches, normalise, num_workers(cfg))
+        loader: Loader = MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
+    else:
+        augment = Augment(image_transforms(size, small, crop_flip), seed)
+        images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
+        loader = WorkerLoader(images, batches, normalise, num_workers(cfg))
+    if share.parts > 1:
+        loader.digest = source.digest()
+    return loader
 
 
 def read_batches(

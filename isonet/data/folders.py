@@ -37,6 +37,9 @@ class FolderSource(EncodedSource):
     def encoded(self, index: int) -> tuple[bytes, Path]:
         return read_file(self.paths[index]), self.paths[index]
 
+    def names(self) -> bytes:
+        return "\0".join([path.name for path in self.paths]).encode(errors="surrogateescape")
+
 
 def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -> FolderSource:
     """List the images of ``root/split/<class>/``, at any depth below the class folder, sorted by path.

@@ -1,6 +1,7 @@
 """Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``cifar.py`` of
 CIFAR's batches, ``folders.py`` of files, and ``shards/source.py`` of tar shards."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -23,6 +24,14 @@ class ImageSource:
     def read(self, index: int) -> Image.Image:
         """Read an image as RGB. Raises ``ImageError`` if the image itself is the reason, otherwise ``DataError``."""
         raise NotImplementedError
+
+    def names(self) -> bytes:
+        """Return what tells the images apart without reading them, such as the names of their files in order."""
+        return b""
+
+    def digest(self) -> str:
+        """Return a digest of the labels and names of the images in order, to compare ranks. It reads no image."""
+        return hashlib.blake2b(np.asarray(self.labels, "<i8").tobytes() + self.names(), digest_size=8).hexdigest()
 
     def read_tensor(self, index: int) -> Tensor:
         """Read an image as uint8 (3, H, W), JPEG with torchvision's decoder. Raises the same errors as ``read``."""

@@ -15,7 +15,7 @@ from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
 from isonet.errors import EXIT_USER_ERROR, DataError, UserError
 from isonet.files.run_folder import find_checkpoint
-from isonet.launch import is_main, parse_gpu_ids
+from isonet.launch import is_launched, is_main, parse_gpu_ids
 from isonet.published import PREFIX, published
 
 GPUS_HELP = (
@@ -28,7 +28,12 @@ _NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse treats -1e-3 and -1,-0.5 a
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts overrides before, between and after options. A mistake is one line and exit code 2."""
+    """Accepts overrides before, between and after options. A mistake is one line and exit code 2.
+
+    reports: whether a launched rank tells the others of its mistake, since they would wait for it.
+    """
+
+    reports = False
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option."""
@@ -43,13 +48,20 @@ class Parser(argparse.ArgumentParser):
             self.error(f"key {twice[0]:.160} is given twice; keep one of them")
 
     def error(self, message: str) -> NoReturn:
-        """Print one line on rank 0, with the nearest option if one is unknown, and exit."""
+        """Print one line, under a launcher only on rank 0, with the nearest option if one is unknown, and exit."""
         hint = ""
         if message.startswith("unrecognized arguments: "):
             unknown = message.split(": ", 1)[1].split()[0].split("=")[0]
             near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-        self.exit(EXIT_USER_ERROR, is_main() * f"error: {message}{hint} ({self.prog} --help lists all options)\n")
+        text = f"{message}{hint} ({self.prog} --help lists all options)"
+        if self.reports and is_launched():
+            from isonet.rendezvous import reported  # imports torch
+
+            text = reported(text)
+        elif not is_main():
+            text = ""
+        self.exit(EXIT_USER_ERROR, text and f"error: {text}\n")
 
 
 def tool_parser(tool: str, description: str | None, examples: str) -> Parser:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
 from isonet.config import image_size, load_cfg
 from isonet.data import build_loader
 from isonet.data.build import statistics
@@ -55,14 +56,18 @@ def load_trained(ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (
 
     Raises ``UserError`` if any of these is missing or wrong.
     """
-    cfg = load_cfg(cfg_path, opts) if cfg_path else None
+    with world.agreed() as facts:
+        facts.update({"--ckpt": ckpt, "the use of --cfg": bool(cfg_path)})
+        cfg = load_cfg(cfg_path, opts) if cfg_path else None
     checkpoint = world.from_main(lambda: open_checkpoint(cfg, ckpt))
-    if cfg is None:
-        cfg = checkpoint.config(opts)
-    else:
-        _warn_of_other_images(checkpoint, cfg)
-    model = build_model(cfg)
-    checkpoint.load_into(model)
+    with world.agreed(SAME_CONFIG) as facts:
+        if cfg is None:
+            cfg = checkpoint.config(opts)
+        else:
+            _warn_of_other_images(checkpoint, cfg)
+        facts.update(config_facts(cfg))
+        model = build_model(cfg)
+        checkpoint.load_into(model)
     return Trained(checkpoint.path, cfg, model.eval(), checkpoint.classes, checkpoint.epoch)
 
 
@@ -117,10 +122,12 @@ def evaluate_on_ranks(
     with explained(world):
         trained = load_trained(ckpt, cfg_path, opts, world)
         download(trained.cfg, world)
-        loader = build_loader(trained.cfg, "val", devices, trained.classes, world.share)
+        with world.agreed(SAME_DATA) as facts:
+            loader = build_loader(trained.cfg, "val", devices, trained.classes, world.share)
+            facts.update(loader.facts("val"))
+            forward, amp = placed(trained, devices)
         epoch = "" if trained.epoch is None else f" (epoch {trained.epoch})"
         log.info("evaluating %s%s on %s", trained.path, epoch, describe(devices, world.size))
-        forward, amp = placed(trained, devices)
         result = evaluate(forward, lockstep(loader, world), devices[0], amp, world)
         for skipped in world.gather(dict(loader.skipped)):
             loader.skipped.update(skipped)

@@ -4,13 +4,11 @@ Without a launcher, a run is one process. Under ``torchrun``, it has as many ran
 GPU are exchanged with NCCL. Everything else, and everything in a run on CPUs, is exchanged with gloo.
 """
 
+import logging
 import os
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,19 +16,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from isonet.agreement import SAME_COMMAND, Facts, decoder_facts, difference, report, settle
 from isonet.data import Loader
 from isonet.errors import DeviceError, UserError
 from isonet.launch import Launch, launch
+from isonet.rendezvous import rendezvous
 from isonet.shares import Share
 from isonet.signals import STOP_SIGNALS, StopRequested, StopSignals
 from isonet.training.devices import pick_devices
 
+log = logging.getLogger("isonet")
+
 T = TypeVar("T")
 
 _BUCKET_MB = 25.0  # size of the buckets in which gradients are averaged: torch's default
-_RENDEZVOUS_SECONDS = 300.0  # the machines of a job do not start at the same moment
-_POLL_SECONDS = 0.01
-_QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the store: by rank, and by the rank's token
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,36 @@ class World:
         return result
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Call ``make`` on rank 0 only, and return its result on all ranks."""
-        if not self.launch:
-            return make()
-        box = [make() if self.is_main else None]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]  # type: ignore[return-value]
+        """Call ``make`` on rank 0 only, and return its result on all ranks. If it fails, all ranks raise an error."""
+        with self.agreed():
+            made = make() if self.is_main else None
+        return self._broadcast(made)  # type: ignore[return-value]
+
+    def _broadcast(self, item: T) -> T:
+        box = [item]
+        if self.launch:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    @contextmanager
+    def agreed(self, remedy: str = SAME_COMMAND) -> Iterator[Facts]:
+        """Run the block on all ranks. If it fails on one of them, or finds other facts there, all ranks raise an error.
+
+        Yields a dictionary, to which the block adds facts that must be equal on all ranks. The block must not
+        communicate, since the ranks meet at its end. remedy: what the user can do about a difference. See ``settle``.
+        """
+        facts: Facts = {}
+        error: Exception | None = None
+        try:
+            yield facts
+        except Exception as caught:
+            if not self.launch:
+                raise
+            error = caught
+        if self.launch:
+            reference, where_0 = self._broadcast((facts, self.launch.where))
+            own = report(error, facts, self.launch.where, reference, where_0, remedy)
+            settle(self.gather(own), self.launch, error)
 
     def gather(self, item: T) -> list[T]:
         """Return the items of all ranks, in the order of ranks."""
@@ -99,10 +122,6 @@ class World:
         items: list[Any] = [None] * self.size
         dist.all_gather_object(items, item)
         return items
-
-    def barrier(self) -> None:
-        """Wait until every rank has called this method."""
-        self.gather(None)
 
     def broadcast(self, tensors: Iterable[Tensor]) -> None:
         """Overwrite tensors with the values on rank 0."""
@@ -167,18 +186,33 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
         return
     if not hasattr(os, "fork"):
         raise UserError("several ranks need Linux or macOS: on Windows, start the script without torchrun")
-    devices = [_own_device(process, gpus)]
-    on_gpu = devices[0].type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(devices[0])
+    devices: list[torch.device] = []
+    error: Exception | None = None
     try:
-        store = rendezvous(process.rank, process.size)
+        devices = [_own_device(process, gpus)]
+    except Exception as caught:  # the other ranks must know
+        error = caught
+    try:
+        store = rendezvous(process, devices[0].type if devices else "", error)
+        on_gpu = devices[0].type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(devices[0])
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(backend, store=store, rank=process.rank, world_size=process.size)
-    except (RuntimeError, ValueError, TimeoutError) as error:
-        raise UserError(f"the {process.size} ranks cannot connect at {process.address} ({error})") from None
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, TimeoutError) as lost:
+        raise UserError(f"the {process.size} ranks cannot connect at {process.address} ({lost})") from None
     yield World(process.rank, process.size, process.local_rank, process, store), devices
     dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+
+
+def warn_of_other_decoders(world: World) -> None:
+    """Warn if a rank has another version of a package that decodes images than rank 0."""
+    own = decoder_facts(), world.launch.where if world.launch else ""
+    everywhere = world.gather(own)
+    if other := next(filter(None, (difference(*item, *everywhere[0]) for item in everywhere)), ""):
+        log.warning("pixels may differ slightly between the ranks: %s", other)
 
 
 def _own_device(process: Launch, gpus: str | None) -> torch.device:
@@ -192,53 +226,3 @@ def _own_device(process: Launch, gpus: str | None) -> torch.device:
             f"--nproc-per-node {len(devices)}"
         )
     return devices[process.local_rank]
-
-
-def rendezvous(rank: int, size: int) -> dist.Store:
-    """Return a store that only the ranks of this start share. Raises ``TimeoutError`` if a rank does not connect.
-
-    torchrun restarts the ranks with the store of the previous start, which still contains the addresses of dead ranks.
-    A rank that reads such an address waits for a dead process, and torch has no prefix for each start. Therefore rank 0
-    draws a prefix and sends it to each rank that asks, under a key that the asking rank has drawn.
-    """
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=_RENDEZVOUS_SECONDS)))
-    prefix = _hand_out_prefix(store, size) if rank == 0 else _ask_for_prefix(store, rank)
-    return dist.PrefixStore(prefix, store)
-
-
-def _hand_out_prefix(store: dist.Store, size: int) -> str:
-    """Answer every rank that asks, including dead ranks of an earlier start, until each has confirmed the prefix."""
-    prefix = f"isonet/{uuid.uuid4()}"
-    waiting, answered, end = set(range(1, size)), set(), time.monotonic() + _RENDEZVOUS_SECONDS
-    while waiting:
-        for rank in sorted(waiting):
-            question = _QUESTION.format(rank)
-            if store.check([f"{prefix}/confirmed/{rank}"]):
-                waiting.remove(rank)
-            elif store.check([question]) and (token := store.get(question).decode()) not in answered:
-                store.set(_ANSWER.format(token), prefix)
-                answered.add(token)
-        if time.monotonic() > end:
-            raise TimeoutError(f"rank {min(waiting)} has not connected within {_RENDEZVOUS_SECONDS:.0f} s")
-        time.sleep(_POLL_SECONDS)
-    return prefix
-
-
-def _ask_for_prefix(store: dist.Store, rank: int) -> str:
-    token = str(uuid.uuid4())
-    store.set(_QUESTION.format(rank), token)
-    prefix = read_store(store, _ANSWER.format(token), _RENDEZVOUS_SECONDS)
-    if prefix is None:
-        raise TimeoutError(f"rank 0 has not answered within {_RENDEZVOUS_SECONDS:.0f} s")
-    store.set(f"{prefix}/confirmed/{rank}", "yes")
-    return prefix
-
-
-def read_store(store: dist.Store, key: str, seconds: float) -> str | None:
-    """Return the text under ``key`` once it is written, or None after ``seconds``. torch's own wait would log that."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if store.check([key]):
-            return store.get(key).decode()
-        time.sleep(_POLL_SECONDS)
-    return None

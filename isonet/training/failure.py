@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isonet.data.processes import explain_dead_workers
-from isonet.errors import EXIT_STOPPED, EXIT_USER_ERROR, Stopped, UserError, printable
+from isonet.errors import EXIT_STOPPED, EXIT_USER_ERROR, RankError, Stopped, UserError, printable
 from isonet.fast_penalty import ortho_penalty_per_conv
 from isonet.hooks import hooked
+from isonet.launch import is_main
 from isonet.ortho import PUBLISHED
+from isonet.rendezvous import read_store
 from isonet.signals import StopSignals
 from isonet.training.devices import explain_out_of_memory
-from isonet.training.distributed import World, connected, read_store
+from isonet.training.distributed import World, connected, warn_of_other_decoders
 from isonet.training.optim import Amp
 from isonet.training.step import full_type
 
@@ -29,28 +31,29 @@ _SAME_MISTAKE_SECONDS = 2.0  # for rank 0 to report the same mistake as this ran
 _GLOO = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout")
 
 
-class RankError(UserError):
-    """Raised if another rank has failed or cannot be reached."""
-
-
 @contextlib.contextmanager
 def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     """Connect the ranks as ``connected`` does, and report a failure once.
 
     A rank that fails writes its reason for the others. If all ranks would print the same, only rank 0 prints it.
     """
-    with connected(gpus) as (world, devices):
-        try:
-            yield world, devices
-        except (Stopped, RankError) as error:
-            if not world.is_main:  # rank 0 prints it
-                raise SystemExit(EXIT_STOPPED if isinstance(error, Stopped) else EXIT_USER_ERROR) from None
+    try:
+        with connected(gpus) as (world, devices):
+            try:
+                with _explain_lost_ranks(world, None):
+                    warn_of_other_decoders(world)
+                    yield world, devices
+            except (Stopped, RankError):
+                raise
+            except Exception as error:
+                _leave_reason(world, error)
+                if world.launch and not isinstance(error, UserError):
+                    _record(error)
+                raise
+    except (Stopped, RankError) as error:
+        if is_main() or (isinstance(error, RankError) and error.aloud):
             raise
-        except Exception as error:
-            _leave_reason(world, error)
-            if world.launch and not isinstance(error, UserError):
-                _record(error)
-            raise
+        raise SystemExit(EXIT_STOPPED if isinstance(error, Stopped) else EXIT_USER_ERROR) from None
 
 
 def _record(error: Exception) -> None:

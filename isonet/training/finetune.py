@@ -16,16 +16,20 @@ log = logging.getLogger("isonet")
 HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
-def start_from(model: nn.Module, cfg: CfgNode, world: World) -> list[str] | None:
-    """Load the weights that MODEL.INIT_FROM names into ``model`` on all ranks. Rank 0 reads the file.
+def weights_to_start_from(cfg: CfgNode, world: World) -> Checkpoint | None:
+    """Return the weights that MODEL.INIT_FROM names, on all ranks, or None without them. Rank 0 reads the file."""
+    return world.from_main(lambda: _read(cfg)) if cfg.MODEL.INIT_FROM else None
+
+
+def start_from(model: nn.Module, checkpoint: Checkpoint | None) -> list[str] | None:
+    """Load the weights of ``checkpoint``, which MODEL.INIT_FROM names, into ``model``, if there is one.
 
     If the checkpoint's head has another number of classes, the head keeps its initial weights. Returns the names of the
     classes if the head was loaded and the checkpoint has names. Raises ``CheckpointError`` for a file that cannot be
     used, and for weights that do not fit.
     """
-    if not cfg.MODEL.INIT_FROM:
+    if checkpoint is None:
         return None
-    checkpoint = world.from_main(lambda: _read(cfg))
     path, weights, own = checkpoint.path, checkpoint.weights, model.state_dict()
     fresh = [name for name in own if name in weights and _is_head_of_other_classes(name, weights[name], own[name])]
     load_state(model, {**weights, **{name: own[name] for name in fresh}}, path)

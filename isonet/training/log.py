@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from isonet.agreement import package_version
 from isonet.errors import printable
 from isonet.files.storage import write_file
 from isonet.launch import is_main
@@ -168,18 +168,11 @@ def versions() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": torch.__version__,  # with the build, such as +cu128
-        **{name: _version(name) for name in packages},
+        **{name: package_version(name) for name in packages},
         "cuda": torch.version.cuda,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "commit": _commit(Path(__file__).parent),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed as a package"
 
 
 def _commit(folder: Path) -> str | None:

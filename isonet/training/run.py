@@ -4,11 +4,12 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 
 import torch
 from yacs.config import CfgNode
 
+from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
@@ -22,7 +23,7 @@ from isonet.training.changes import changes, resumed_cfg
 from isonet.training.devices import describe, place, seed_everything, set_precision
 from isonet.training.distributed import World
 from isonet.training.failure import explained, ranks
-from isonet.training.finetune import freeze, start_from, warn_of_other_classes
+from isonet.training.finetune import freeze, start_from, warn_of_other_classes, weights_to_start_from
 from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_failure, versions
 from isonet.training.loop import Run, train
 from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
@@ -59,14 +60,20 @@ def train_on_ranks(
     output: the folder's name. devices: the devices of this rank. resume, overwrite: see ``checkpoints_to_resume``.
     Raises ``UserError`` for everything that the user can correct, and ``Stopped`` after a signal.
     """
-    folder = run_folder(cfg, output)
-    lock = FolderLock(folder.path) if world.is_main else nullcontext()
-    with StopSignals(quiet=not world.is_main, launched=bool(world.launch)) as stop, lock, explained(world, stop):
-        undone = world.is_main and undo_killed_start(folder)
+    with (
+        StopSignals(quiet=not world.is_main, launched=bool(world.launch)) as stop,
+        ExitStack() as locks,
+        explained(world, stop),
+    ):
+        with world.agreed(SAME_CONFIG) as facts:
+            folder = run_folder(cfg, output)
+            lock = FolderLock(folder.path) if world.is_main else nullcontext()
+            locks.enter_context(lock)
+            undone = world.is_main and undo_killed_start(folder)
+            facts.update(config_facts(cfg))
         resume, overwrite = after_restart(folder, world, resume, overwrite)
         checkpoint = world.from_main(lambda: checkpoint_to_resume(folder, resume, overwrite, undone))
         run, changed = build_run(cfg, folder, world, devices, checkpoint)
-        world.barrier()  # every user error has been raised before anything is written
         launchers = world.gather(world.launch.launcher if world.launch else "")
         with _opened(run, lock, resume, overwrite, checkpoint is None, launchers):
             _announce(run)
@@ -97,26 +104,30 @@ def build_run(
     Raises ``UserError`` for any error in the config or the checkpoint.
     """
     num_gpus, accumulate = len(devices) * world.size, cfg.SOLVER.ACCUMULATE
-    if checkpoint:
-        cfg = resumed_cfg(checkpoint, cfg, num_gpus)
-    if cfg.RUNTIME.TENSORBOARD and world.is_main:
-        require_tensorboard()
-    set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    seed_everything(cfg.RUNTIME.SEED)
-    model = build_model(cfg)
-    classes = None if checkpoint else start_from(model, cfg, world)
-    freeze(model, cfg)
-    # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
-    forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
+    weights = None if checkpoint else weights_to_start_from(cfg, world)
     download(cfg, world)
-    train_loader = build_loader(cfg, "train", devices, share=world.share)
-    val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
-    warn_of_other_classes(classes, train_loader.classes)
-    optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
-    progress, changed, num_images = Progress(), [], train_loader.num_images
-    if checkpoint:
-        progress = restore(checkpoint, model, optimizer, amp, num_images)
-        changed = list(changes(checkpoint, cfg, num_images, num_gpus))
+    with world.agreed(SAME_DATA) as facts:
+        if checkpoint:
+            cfg = resumed_cfg(checkpoint, cfg, num_gpus)
+        if cfg.RUNTIME.TENSORBOARD and world.is_main:
+            require_tensorboard()
+        set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
+        seed_everything(cfg.RUNTIME.SEED)
+        model = build_model(cfg)
+        classes = start_from(model, weights)
+        freeze(model, cfg)
+        # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
+        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
+        train_loader = build_loader(cfg, "train", devices, share=world.share)
+        facts.update(train_loader.facts("train"))
+        val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
+        facts.update(val_loader.facts("val"))
+        warn_of_other_classes(classes, train_loader.classes)
+        optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
+        progress, changed, num_images = Progress(), [], train_loader.num_images
+        if checkpoint:
+            progress = restore(checkpoint, model, optimizer, amp, num_images)
+            changed = list(changes(checkpoint, cfg, num_images, num_gpus))
     run = Run(
         cfg=cfg, folder=folder, world=world, devices=devices, model=model, forward=forward, optimizer=optimizer,
         amp=amp, train_loader=train_loader, val_loader=val_loader, progress=progress, accumulate=accumulate,
@@ -126,10 +137,9 @@ def build_run(
 
 def download(cfg: CfgNode, world: World) -> None:
     """Download the data set on one rank per machine while the others wait, if DATASET.DOWNLOAD is set."""
-    if cfg.DATASET.DOWNLOAD and world.launch:
-        if world.local_rank == 0:
+    with world.agreed():
+        if cfg.DATASET.DOWNLOAD and world.launch and world.local_rank == 0:
             build_source(cfg, "val")  # the archive has both parts
-        world.barrier()
 
 
 def _train(run: Run, report: Report, stop: StopSignals) -> None:
@@ -171,39 +181,45 @@ def _announce(run: Run) -> None:
 def _opened(
     run: Run, lock: FolderLock | nullcontext, resume: str | None, overwrite: bool, afresh: bool, launchers: list[str]
 ) -> Iterator[None]:
-    """On rank 0, create the folder, lock it, and write the config and versions of the run, before it starts.
+    """Create and lock the folder of the run on rank 0, and write the run's config and versions, before it starts.
 
     At the end of the ``with`` block, a former run that this run was to replace is put back if nothing was saved.
     """
-    if not run.world.is_main:
-        yield
-        return
-    folder = run.folder
+    folder, world = run.folder, run.world
+    with world.agreed():  # every other user error has been raised before anything is written
+        if world.is_main:
+            with _writing(folder):
+                folder.path.mkdir(parents=True, exist_ok=True)
+                # If newly locked, the folder did not exist at the start: another run may have used it since
+                newly = isinstance(lock, FolderLock) and lock.acquire()
+                if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
+                    raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
+                remove_leftovers(folder.path)
     try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        # If newly locked, the folder did not exist at the start: another run may have created it and ended since
-        newly = isinstance(lock, FolderLock) and lock.acquire()
-        if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
-            raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
-        remove_leftovers(folder.path)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-    try:
-        try:
-            if overwrite or (resume == AUTO and afresh):
-                folder.set_former_aside()
-            write_file(folder.config, run.cfg.dump())
-            write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
-            make_own(folder.log)
-            log_to_file(folder.log)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
-        for file in folder.misnamed():
-            log.warning("%s was saved at another epoch or step than its name says: this run does not use it", file)
+        with world.agreed():
+            if world.is_main:
+                with _writing(folder):
+                    if overwrite or (resume == AUTO and afresh):
+                        folder.set_former_aside()
+                    write_file(folder.config, run.cfg.dump())
+                    write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
+                    make_own(folder.log)
+                    log_to_file(folder.log)
+                for file in folder.misnamed():
+                    log.warning("%s was saved at another epoch or step than its name says: this run ignores it", file)
         yield
     finally:
-        with suppress(OSError):  # the next start tries again
-            folder.settle()
+        if world.is_main:
+            with suppress(OSError):  # the next start tries again
+                folder.settle()
+
+
+@contextmanager
+def _writing(folder: RunFolder) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(folder, error) from None
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from isonet.data.folders import check_known
-from isonet.data.shards.index import TOOL, ShardIndex, read_index
+from isonet.data.shards.index import TOOL, ShardIndex, read_index, read_sums
 from isonet.data.shards.scan import require_pread
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
@@ -61,6 +61,10 @@ class ShardSource(EncodedSource):
                 f"{printable(path)}: cannot be read ({printable(why)}); {TOOL} verify FOLDER lists what is damaged"
             ) from None
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
+
+    def names(self) -> bytes:
+        sums = read_sums(self.folder)  # of the content, which image folders do not have
+        return str([(shard, sums.get(shard.name)) for shard in self.index.shards]).encode() + self.index.rows.tobytes()
 
     def _descriptor(self, path: Path) -> int:
         """Return a file descriptor of a shard. A forked process may use it too: ``os.pread`` changes no position."""

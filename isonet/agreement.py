@@ -1,0 +1,96 @@
+"""What all ranks of a run must agree on, and the error that each rank raises if one of them fails or differs.
+
+A rank collects facts: names and values that must be equal on all ranks. It compares its own facts with the facts of
+rank 0 and reports a sentence, or nothing. ``settle`` turns the reports of all ranks into an error. This module does not
+import torch.
+"""
+
+import hashlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from yacs.config import CfgNode
+
+import isonet
+from isonet.config import flat
+from isonet.config.file import shown
+from isonet.config.keys import KEYS
+from isonet.errors import RankError, UserError, printable
+from isonet.launch import Launch
+
+Facts = dict[str, Any]
+Report = Sequence[str]  # what is wrong on a rank, and a sentence that also names the rank; both "" if nothing is
+
+# What to do about a difference
+SAME_MACHINES = "all machines need the same code, the same software and the same kind of device"
+SAME_COMMAND = "start all ranks with the same command"
+SAME_CONFIG = "start all ranks with the same config"
+SAME_DATA = "all ranks need the same data set (DATASET.ROOT, DATASET.NAME)"
+
+_DECODERS = ("torchvision", "pillow", "numpy")
+
+
+def code_facts() -> Facts:
+    """Return the version of this code and a digest of its source files."""
+    folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return {"the version of isonet": isonet.__version__, "the digest of isonet's source files": digest.hexdigest()}
+
+
+def decoder_facts() -> Facts:
+    """Return the versions of the packages that decode and resize images. Pixels may differ slightly between them."""
+    return {f"the version of {name}": package_version(name) for name in _DECODERS}
+
+
+def package_version(package: str) -> str:
+    """Return the version of an installed package, or say that it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
+def config_facts(cfg: CfgNode) -> Facts:
+    """Return the values of all keys except the keys that each rank may set for itself."""
+    return {key: value for key, value in flat(cfg).items() if not KEYS[key].per_rank}
+
+
+def difference(own: Facts, where: str, reference: Facts, where_0: str) -> str:
+    """Name the first fact that differs, or return "". own: this rank's facts. reference: the facts of rank 0.
+
+    A fact that only one of them has is ignored: a rank that failed has fewer facts.
+    """
+    for name in reference:
+        if name in own and own[name] != reference[name]:
+            return f"{name} is {shown(own[name])} on {where}, and {shown(reference[name])} on {where_0}"
+    return ""
+
+
+def report(error: Exception | None, own: Facts, where: str, reference: Facts, where_0: str, remedy: str) -> Report:
+    """Return this rank's report: the first difference from the facts of rank 0, or else its error, if it has one."""
+    differs = difference(own, where, reference, where_0)
+    if differs:
+        return differs, f"{differs}; {remedy}"
+    if error is None:
+        return "", ""
+    text = printable(error) if isinstance(error, UserError) else f"{type(error).__name__}: {printable(error)}"
+    return text, f"{where}{'' if isinstance(error, UserError) else ' failed'}: {text}"
+
+
+def settle(reports: Sequence[Report], process: Launch, error: Exception | None) -> None:
+    """Raise an error on every rank if one of the ``reports``, which are in the order of ranks, has something.
+
+    Rank 0 raises its own ``error`` if it has one, and a rank with a bug raises it too. Every other rank raises a
+    ``RankError`` with the sentence of the first rank that reports something.
+    """
+    first = next((rank for rank, (text, _) in enumerate(reports) if text), None)
+    if first is None:
+        return
+    if error is not None and (process.rank == 0 or not isinstance(error, UserError)):
+        raise error
+    raised = RankError(reports[first][1])
+    raised.aloud = process.rank == first and process.local_size < process.size
+    raise raised from error
