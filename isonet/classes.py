@@ -51,6 +51,11 @@ def in_order(names: Sequence[str]) -> list[str]:
     return [composed(name) for name in ordered]
 
 
+def some(names: Sequence[str]) -> str:
+    """Return the first of ``names`` for a message."""
+    return printable(", ".join(names[:_SHOWN]))[:100] + (", ..." if len(names) > _SHOWN else "")
+
+
 def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list[int]:
     """Return the label of each of ``names``, the classes of the data at ``where``: its position in ``classes``.
 
@@ -65,7 +70,7 @@ def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list
     if unknown := sorted({*keys} - {*position}):
         raise DataError(
             f"{printable(where / unknown[0])}: not one of the {len(classes)} classes of the training set or checkpoint "
-            f"({_some(classes)}); rename or remove it, or name the outputs of the network with test.py --classes FILE"
+            f"({some(classes)}); rename or remove it, or name the outputs of the network with test.py --classes FILE"
         )
     if missing := [name for name in position if name not in {*keys}]:
         example = f"{len(missing)} of the {len(classes)} classes, e.g. {printable(missing[0])}"
@@ -115,13 +120,19 @@ def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
     what = f"{printable(where)}: {len(names)} classes for the {outputs} outputs of a network without class names"
     counted = [[str(number) for number in range(first, first + len(names))] for first in (0, 1)]
     if len(names) < outputs and are_numbers(names) and [name.lstrip("0") or "0" for name in names] not in counted:
-        raise DataError(f"{what}, and the numbers {_some(names)} do not say which outputs; {remedy}")
+        raise DataError(f"{what}, and the numbers {some(names)} do not say which outputs; {remedy}")
     log.warning("%s: labels count from 0 in the order of the classes, a guess; %s", what, remedy)
 
 
 def read_names(file: Path) -> list[str]:
-    """Return the names in a text file, one per line. Bytes that are not UTF-8 are kept, as in the names of files."""
-    return [line.strip() for line in file.read_text("utf-8-sig", "surrogateescape").splitlines()]
+    """Return the names in a text file, one per line. Bytes that are not UTF-8 are kept, as in the names of files.
+
+    Raises ``UserError`` if the file cannot be read.
+    """
+    try:
+        return [line.strip() for line in file.read_text("utf-8-sig", "surrogateescape").splitlines()]
+    except OSError as error:
+        raise UserError(f"{printable(file)}: the names of the classes cannot be read ({error.strerror})") from None
 
 
 def check_count(names: Sequence[str], outputs: int, source: object) -> None:
@@ -132,7 +143,3 @@ def check_count(names: Sequence[str], outputs: int, source: object) -> None:
             f"{printable(source)} names {len(names)} classes{empty}; --classes takes a file with a line for each of "
             f"the {outputs} classes of the network (DATASET.NUM_CLASSES)"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return printable(", ".join(names[:_SHOWN]))[:100] + (", ..." if len(names) > _SHOWN else "")

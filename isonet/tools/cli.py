@@ -119,9 +119,10 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
 
 def look_for_classes(file: str | None, cfg: CfgNode | None) -> None:
     """Raise an error if ``--classes`` cannot be read, or is not one name for each output of the network of ``cfg``."""
-    names = read_names(Path(file)) if file else []
-    if file and cfg is not None:
-        check_count(names, cfg.DATASET.NUM_CLASSES, file)
+    if file and not Path(file).is_fifo():  # a pipe can be read only once
+        names = read_names(Path(file))
+        if cfg is not None:
+            check_count(names, cfg.DATASET.NUM_CLASSES, file)
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:

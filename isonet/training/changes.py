@@ -7,7 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.classes import composed, in_order, wordnet_ids
+from isonet.classes import composed, in_order, some, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
 from isonet.errors import CheckpointError, ConfigError, printable
@@ -49,7 +49,7 @@ def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[st
     tuned = checkpoint.cfg is not None and bool(checkpoint.cfg.MODEL.INIT_FROM)
     if new or (gone and not (tuned and len(before) == len(wordnet_ids()))):
         parts = {"lacks": gone, "adds": new}
-        why = " and ".join(f"{verb} {printable(', '.join(which[:5]))[:100]}" for verb, which in parts.items() if which)
+        why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
     elif before == now or tuned or then in (sorted(then), in_order(then)):
         return then
     else:

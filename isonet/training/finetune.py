@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from isonet.classes import composed, imagenet_classes
-from isonet.errors import CheckpointError, ConfigError, printable
+from isonet.classes import composed, imagenet_classes, some
+from isonet.errors import CheckpointError, ConfigError
 from isonet.files.checkpoint import Checkpoint, load_state
 from isonet.files.zoo import open_checkpoint
 from isonet.training.distributed import World
@@ -64,8 +64,8 @@ def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs:
 def warn_of_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
     """Warn if the classes of a loaded head, ``before``, and the classes of the data, ``now``, have other names."""
     if before and list(before) != list(now):
-        shown = [printable(", ".join(names[:5]))[:100] for names in (before, now)]
-        log.warning("the head was trained to distinguish %s, ...; this run starts from it with %s, ...", *shown)
+        shown = some(before), some(now)
+        log.warning("the head was trained to distinguish %s; this run starts from it with %s", *shown)
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:

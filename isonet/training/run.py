@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from yacs.config import CfgNode
 
+from isonet.classes import some
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError, UserError
@@ -161,8 +162,8 @@ def _announce(run: Run) -> None:
     if (count := len(loader.classes)) < (outputs := cfg.DATASET.NUM_CLASSES):
         resumed = run.progress.history or run.progress.part
         remedy = f"set DATASET.NUM_CLASSES to {count}{' and start another run with another --output' * bool(resumed)}"
-        message = "DATASET.NUM_CLASSES is %d, but there are %d classes in %s: the other outputs are never right; %s"
-        log.warning(message, outputs, count, cfg.DATASET.NAME, remedy)
+        message = "DATASET.NUM_CLASSES is %d, but %s has %d classes (%s), and the other outputs are never right: %s"
+        log.warning(message, outputs, cfg.DATASET.NAME, count, some(loader.classes), remedy)
     left_out = loader.num_images - loader.epoch_images
     log.info(
         "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",
