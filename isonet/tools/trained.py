@@ -114,7 +114,7 @@ def validation(
     if trained.classes:
         how = "names"
     elif isinstance(source, ArraySource):
-        how = "the data set"
+        how = "data set"
     elif classes := imagenet_classes(names, data.NUM_CLASSES):
         source, how = source.relabelled(classes, where), "WordNet ids"
     else:
@@ -175,7 +175,7 @@ def report(result: Evaluation, path: Path, json_file: str | None = None) -> None
     if result.classes_present:
         figures = result.classes_present, result.top1_present, result.top5_present
         log.info("among the %d classes that the images have: top-1 %.2f %%, top-5 %.2f %%", *figures)
-    how = "" if result.labels in (None, "names") else f", labels by {result.labels}"
+    how = "" if result.labels in (None, "names") else f", labels by the {result.labels}"
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f%s: %s", result.top1, result.top5, result.loss, how, path)
     if json_file:
         write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")
