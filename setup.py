@@ -21,7 +21,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["isonet", "isonet.*"]),
-    package_data={"isonet": ["py.typed"], "isonet.data": ["digits/*"]},
+    package_data={"isonet": ["py.typed"], "isonet.data": ["digits/*", "imagenet/*"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

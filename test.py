@@ -8,7 +8,7 @@ import sys
 
 from isonet.errors import run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import look_for_folder_of, look_for_images, look_for_network, make_parser
+from isonet.tools.cli import look_for_classes, look_for_folder_of, look_for_images, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -30,6 +30,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "MODEL_ZOO.md, which is downloaded once, e.g. --ckpt cifar10_ISO110.pt or --ckpt zoo:IN1k-RISO18; --cfg is "
         "not needed with zoo:, or if the checkpoint contains its config",
     )
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the network's outputs, one a line in their order, e.g. --classes names.txt; images are labelled "
+        "by them (default: the checkpoint's names, else ImageNet's WordNet ids, else the order of the folders)",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)
 
@@ -42,10 +48,11 @@ def main(args: argparse.Namespace) -> None:
     from isonet.training.failure import ranks
 
     with ranks(args.gpus) as (world, devices):
-        with world.agreed():
+        with world.agreed() as facts:
+            facts["the use of --classes"] = bool(args.classes)
             if world.is_main:
                 look_for_folder_of("--json", args.json)
-        result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts)
+        result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts, args.classes)
         if world.is_main:
             report(result, path, args.json)
 
@@ -54,6 +61,7 @@ def look(args: argparse.Namespace) -> None:
     """Raise an error for wrong options, configs and files before torch is imported, which takes seconds."""
     look_for_folder_of("--json", args.json)
     cfg = look_for_network(args)
+    look_for_classes(args.classes, cfg)
     if cfg is not None:
         look_for_images(cfg, ["val"])
 

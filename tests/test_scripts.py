@@ -63,7 +63,7 @@ def test_train_resume_test_and_flops_on_digits(tmp_path, run):
     by_name = run_script("test.py", "--cfg", DIGITS, "--ckpt", "mine.pt", "--json", "r.json", *QUICK, cwd=tmp_path)
     assert by_name.returncode == 0, by_name.stderr
     figures = json.loads((tmp_path / "r.json").read_text())
-    assert set(figures) == {"top1", "top5", "loss", "images", "images_per_second"}
+    assert set(figures) == {"top1", "top5", "loss", "images", "images_per_second", "labels"}
     assert figures["images"] == 360
     best = max(rows, key=lambda row: row["top1"])
     assert figures["top1"] == pytest.approx(best["top1"])

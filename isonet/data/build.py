@@ -1,6 +1,5 @@
 """Builds the loaders and sources that a config describes."""
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from isonet.errors import DataError
 from isonet.launch import processes_here
 from isonet.shares import WHOLE, Share
 
-log = logging.getLogger("isonet")
-
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images; worker processes read the images of a larger data set
 _WORTH_WORKERS = 200  # unlabelled images; reading fewer takes less time than starting worker processes
 
@@ -41,12 +38,14 @@ def build_loader(
     devices: Sequence[torch.device] = (torch.device("cpu"),),
     classes: Sequence[str] | None = None,
     share: Share = WHOLE,
+    source: ImageSource | None = None,
 ) -> Loader:
     """Build the loader of ``split``, "train" (shuffled, augmented) or "val", for the data set of ``cfg``.
 
     A batch contains the config's number of images per GPU for all GPUs of a step (``global_batch``). ``share`` is this
     rank's part of each batch, which is on the first of the rank's ``devices``. ``classes`` is the order of the labels,
-    by default the order in the training part of the data set. Raises ``DataError`` if the data set is missing, is
+    by default the order in the training part of the data set. ``source`` contains the images if the caller has built
+    them (``build_source``). Raises ``DataError`` if the data set is missing, is
     unreadable or has more classes than ``DATASET.NUM_CLASSES``. Iterating raises ``DataError`` for an image that cannot
     be read, unless ``DATASET.ON_ERROR`` is skip. With skip, training replaces the image by the next one that can be
     read, and evaluation leaves it out.
@@ -62,7 +61,7 @@ def build_loader(
     crop_flip = CropFlip(padding, flip=cfg.DATASET.NAME != "digits") if train else None
     on_error: OnError = "stop" if cfg.DATASET.ON_ERROR == "stop" else "replace" if train else "leave out"
 
-    source = build_source(cfg, split, classes)
+    source = source or build_source(cfg, split, classes)
     _check_classes(cfg, split, source.classes)
     in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
@@ -110,15 +109,18 @@ def read_batches(
 
 
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
-    """Return the labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``."""
+    """Return the labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``.
+
+    classes: the order of the labels, matched by name; see ``build_loader``.
+    """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
     shards = root / name / "shards" / split
     if cfg.RUNTIME.INPUT == "shards":
         return open_shards(shards, classes)
-    if name == "digits":
-        return digits(split)
-    if name in ("CIFAR10", "CIFAR100"):
-        return cifar(name, root, split, cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM)
+    if name in ("digits", "CIFAR10", "CIFAR100"):
+        download, checksum = cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM
+        arrays = digits(split) if name == "digits" else cifar(name, root, split, download, checksum)
+        return arrays if classes is None else arrays.relabelled(classes, Path(name))
     folder = root / name / split
     if not os.path.lexists(folder) and os.path.exists(shards / INDEX):
         raise DataError(f"{folder}: no such folder, but there are shards: RUNTIME.INPUT shards reads them")
@@ -152,6 +154,5 @@ def kept_in_memory(cfg: CfgNode, num_images: int) -> bool:
 def _check_classes(cfg: CfgNode, split: str, classes: Sequence[str]) -> None:
     where, count, expected = Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / split, len(classes), cfg.DATASET.NUM_CLASSES
     if count > expected:
-        raise DataError(f"{where}: {count} classes, but DATASET.NUM_CLASSES is {expected}; set it to {count}")
-    if count < expected:
-        log.warning("%s: only %d classes for a network of %d: labels count from 0", where, count, expected)
+        remedy = f"set it to {count}" if split == "train" else f"set it to {count} before training, or remove classes"
+        raise DataError(f"{where}: {count} classes, but DATASET.NUM_CLASSES is {expected}; {remedy}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from isonet.classes import in_order, labels_of
 from isonet.data.decode import read_file
 from isonet.data.formats import IMG_EXTENSIONS, NO_IMAGES
 from isonet.data.sources import EncodedSource
@@ -26,7 +27,7 @@ _OF_SYSTEMS = ("._", ".AppleDouble")  # macOS keeps attributes of a file in them
 LeftOut = defaultdict[str, list[str]]  # for each reason, the paths that are not listed
 
 
-@dataclass(frozen=True)
+@dataclass
 class FolderSource(EncodedSource):
     """Image files with labels. ``image_folder`` lists the files of class folders."""
 
@@ -45,34 +46,27 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     """List the images of ``root/split/<class>/``, at any depth below the class folder, sorted by path.
 
     A label is the position of the class in ``classes``, for example the classes of a checkpoint. By default, the
-    classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``. Links are followed.
-    Hidden files and folders, whose names begin with a dot, are left out. Logs one warning about the files that are left
-    out. Raises ``DataError`` for everything that leaves a doubt about the data set.
+    classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``, in the order of
+    ``in_order``. Links are followed. Hidden files and folders, whose names begin with a dot, are left out. Logs one
+    warning about the files that are left out. Raises ``DataError`` for everything that leaves a doubt about the data
+    set.
     """
     folder = root / split
     names = _class_names(folder)
+    own = _in_order(folder, names)
     left_out: LeftOut = defaultdict(list)
     _leave_out(_OUTSIDE, [entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
     if classes is None:
-        classes = _class_names(root / "train") if (root / "train").is_dir() else names
-    check_known(folder, names, classes)
+        train = root / "train"
+        classes = _in_order(train, _class_names(train)) if train.is_dir() else own
     paths: list[Path] = []
     labels: list[int] = []
-    for name in names:
+    for name, label in zip(names, labels_of(names, classes, folder), strict=True):
         images = _images_below(folder / name, left_out)
         paths += images
-        labels += [classes.index(name)] * len(images)
+        labels += [label] * len(images)
     _warn_of(folder, left_out)
     return FolderSource(paths, labels, classes)
-
-
-def check_known(folder: Path, names: Sequence[str], classes: Sequence[str]) -> None:
-    """Raise ``DataError`` if ``folder`` has a class that is not in ``classes``, and warn if it lacks some classes."""
-    if unknown := sorted({*names} - {*classes}):
-        raise DataError(f"{printable(folder / unknown[0])}: not one of the {len(classes)} classes of the training set")
-    if missing := [name for name in classes if name not in {*names}]:
-        example = f"{len(missing)} of the {len(classes)} classes, e.g. {printable(missing[0])}"
-        log.warning("%s: lacks %s", printable(folder), example)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -145,7 +139,15 @@ def _walk(folder: str, above: tuple[str, ...], left_out: LeftOut) -> Iterator[st
             _leave_out(_ENDING, [entry], left_out)
 
 
+def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
+    try:
+        return in_order(names)
+    except DataError as error:
+        raise DataError(f"{printable(folder)}: {error}") from None
+
+
 def _class_names(folder: Path) -> list[str]:
+    """Return the names of the class folders, sorted as text, which is the order in which their images are listed."""
     names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
     if not names:
         raise DataError(f"{printable(folder)} has no class folders; images belong at {printable(folder)}/<class>/")

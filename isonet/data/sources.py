@@ -1,17 +1,20 @@
 """Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``cifar.py`` of
 CIFAR's batches, ``folders.py`` of files, and ``shards/source.py`` of tar shards."""
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from isonet.classes import labels_of
 from isonet.data.decode import decode_image, decode_tensor
 
 
@@ -20,6 +23,18 @@ class ImageSource:
 
     classes: Sequence[str]
     labels: Sequence[int] | np.ndarray
+
+    def relabelled(self, classes: Sequence[str], where: Path) -> Self:
+        """Return these images with labels that are positions in ``classes``, matched by name.
+
+        where: the data set, for messages. Raises ``DataError`` if ``classes`` lacks a class of this source.
+        """
+        if list(classes) == list(self.classes):
+            return self
+        relabelled = copy.copy(self)
+        relabelled.labels = np.array(labels_of(self.classes, classes, where))[self.labels]
+        relabelled.classes = classes
+        return relabelled
 
     def read(self, index: int) -> Image.Image:
         """Read an image as RGB. Raises ``ImageError`` if the image itself is the reason, otherwise ``DataError``."""
@@ -52,7 +67,7 @@ class EncodedSource(ImageSource):
         return decode_tensor(*self.encoded(index))
 
 
-@dataclass(frozen=True)
+@dataclass
 class ArraySource(ImageSource):
     """Images in memory: uint8 (N, H, W, 3)."""
 

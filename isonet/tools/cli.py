@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
+from isonet.classes import check_count, read_names
 from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
@@ -141,6 +142,14 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
     if args.ckpt:
         look_for_checkpoint(cfg, args.ckpt)
     return cfg
+
+
+def look_for_classes(file: str | None, cfg: CfgNode | None) -> None:
+    """Raise an error if ``--classes`` cannot be read, or is not one name for each output of the network of ``cfg``."""
+    if file and not Path(file).is_fifo():  # a pipe can be read only once
+        names = read_names(Path(file))
+        if cfg is not None:
+            check_count(names, cfg.DATASET.NUM_CLASSES, file)
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from isonet.errors import UserError, printable, run_cli
 from isonet.published import PREFIX
-from isonet.tools.cli import look_for_folder_of, look_for_network, make_parser
+from isonet.tools.cli import look_for_classes, look_for_folder_of, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -40,7 +40,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "published, for the test.py of the published implementation")  # fmt: skip
     add("--output", metavar="FILE", help="(default: the checkpoint's name with .onnx, .pt2, .safetensors or "
         "-published.pt)")  # fmt: skip
-    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
+    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else "
+        "WordNet ids for ImageNet, else numbers)")  # fmt: skip
     add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help="largest difference that the check allows, "
         "as a fraction of the largest logit (default: %(default)s)")  # fmt: skip
@@ -53,7 +54,7 @@ def main(args: argparse.Namespace) -> None:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
     look_for_folder_of("--output", args.output)
-    look_for_network(args)
+    look_for_classes(args.classes, look_for_network(args))
     from isonet.tools.formats import export
     from isonet.tools.trained import class_names, load_trained
 

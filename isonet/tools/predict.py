@@ -19,7 +19,15 @@ from typing import TYPE_CHECKING
 
 from isonet.errors import NonFiniteError, UserError, printable, run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import GPUS_HELP, as_cell, look_for_network, positive, split_overrides, tool_parser
+from isonet.tools.cli import (
+    GPUS_HELP,
+    as_cell,
+    look_for_classes,
+    look_for_network,
+    positive,
+    split_overrides,
+    tool_parser,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +58,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, a run folder (its best.pt), the name of a "
         "run of --cfg, or zoo: and a published checkpoint")  # fmt: skip
     add("--cfg", metavar="FILE", help="the config, if the checkpoint has none or another one is wanted")
-    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else numbers)")
+    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else "
+        "WordNet ids for ImageNet, else numbers)")  # fmt: skip
     add("--format", choices=FORMATS, default="table", help="output format (default: table); "
         "only json has exact names: csv has ' before a text that a spreadsheet would run as a formula")  # fmt: skip
     add("--top", type=positive, default=5, metavar="K", help="number of classes for each image (default: 5)")
@@ -68,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     """Predict and print."""
     if is_launched():
         raise UserError("one process predicts on all GPUs of --gpus: start it without torchrun")
-    look_for_network(args)
+    look_for_classes(args.classes, look_for_network(args))
     from isonet.data.folders import find_images
     from isonet.tools.trained import class_names, load_trained
     from isonet.training.devices import explain_out_of_memory, pick_devices

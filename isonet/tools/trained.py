@@ -7,23 +7,27 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
+from isonet.classes import are_numbers, check_count, check_guess, imagenet_classes, in_order, read_names, wordnet_ids
 from isonet.config import image_size, load_cfg
-from isonet.data import build_loader
-from isonet.data.build import statistics
-from isonet.errors import NonFiniteError, UserError
+from isonet.data import Loader, build_loader
+from isonet.data.build import build_source, statistics
+from isonet.data.sources import ArraySource
+from isonet.errors import NonFiniteError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.storage import write_file
 from isonet.files.zoo import open_checkpoint
 from isonet.models import ISONet, build_model
+from isonet.shares import WHOLE, Share
 from isonet.training.devices import describe, place, set_precision
 from isonet.training.distributed import ALONE, World, lockstep
 from isonet.training.failure import explained
@@ -63,8 +67,7 @@ def load_trained(ckpt: str, cfg_path: str | None = None, opts: Sequence[Any] = (
     with world.agreed(SAME_CONFIG) as facts:
         if cfg is None:
             cfg = checkpoint.config(opts)
-        else:
-            _warn_of_other_images(checkpoint, cfg)
+        _warn_of_other_images(checkpoint, cfg)
         facts.update(config_facts(cfg))
         model = build_model(cfg)
         checkpoint.load_into(model)
@@ -83,22 +86,48 @@ def _warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
 def class_names(trained: Trained, file: str | None = None) -> list[str]:
     """Return a name for each output of the network.
 
-    file: a text file with one class name per line; None for the names in the checkpoint, and numbers for further
-    classes. Raises ``UserError`` if the number of names differs from the number of classes.
+    file: a text file with one class name per line; None for the names in the checkpoint. If there are none, these are
+    the WordNet ids for a network of ImageNet, and numbers for any other. Raises ``UserError`` if the number of names
+    differs from the number of classes.
     """
-    count = trained.cfg.DATASET.NUM_CLASSES
-    if file is None:
-        names = trained.classes or []
-        names = [*names, *map(str, range(len(names), count))]
+    data, names = trained.cfg.DATASET, trained.classes or []
+    if file is not None:
+        names = read_names(Path(file))
+    elif names:  # fewer than outputs, if DATASET.NUM_CLASSES was set too high for the training
+        names = [*names, *(f"output {label}" for label in range(len(names), data.NUM_CLASSES))]
+    elif data.NAME == "ILSVRC2012" and len(wordnet_ids()) == data.NUM_CLASSES:
+        names = list(wordnet_ids())
     else:
-        names = [line.strip() for line in Path(file).read_text("utf-8-sig", "replace").splitlines()]
-    if len(names) != count or not all(names):
-        empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
-        raise UserError(
-            f"{file or trained.path} names {len(names)} classes{empty}; --classes takes a file with a line for each "
-            f"of the {count} classes of the network (DATASET.NUM_CLASSES)"
-        )
+        names = [str(label) for label in range(data.NUM_CLASSES)]
+    check_count(names, data.NUM_CLASSES, file or trained.path)
     return names
+
+
+def validation(
+    trained: Trained, devices: Sequence[torch.device], share: Share = WHOLE
+) -> tuple[Loader, list[int], str]:
+    """Build the loader of the validation images, labelled for the outputs of the network.
+
+    Labels follow the names of the classes or, if the checkpoint has none, WordNet ids of ImageNet or the order of the
+    classes in the data set. Returns the loader, the labels that occur, and how labels were found, in words. Raises
+    ``DataError`` if the data set is missing, or if its classes contradict the order.
+    """
+    data = trained.cfg.DATASET
+    where = Path(data.ROOT) / data.NAME / "val"
+    source = build_source(trained.cfg, "val", trained.classes or None)
+    names = list(source.classes)
+    if trained.classes:
+        how = "names"
+    elif isinstance(source, ArraySource):
+        how = "data set"
+    elif classes := imagenet_classes(names, data.NUM_CLASSES):
+        source, how = source.relabelled(classes, where), "WordNet ids"
+    else:
+        if are_numbers(names) and names == sorted(names):  # as shards of a former version list them
+            source = source.relabelled(in_order(names), where)
+        check_guess(source.classes, data.NUM_CLASSES, where)
+        how = "order of the folders"
+    return build_loader(trained.cfg, "val", devices, share=share, source=source), np.unique(source.labels).tolist(), how
 
 
 def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Amp]:
@@ -110,25 +139,34 @@ def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Am
 
 
 def evaluate_on_ranks(
-    ckpt: str, cfg_path: str | None, world: World, devices: list[torch.device], opts: Sequence[Any] = ()
+    ckpt: str,
+    cfg_path: str | None,
+    world: World,
+    devices: list[torch.device],
+    opts: Sequence[Any] = (),
+    classes: str | None = None,
 ) -> tuple[Evaluation, Path]:
     """Evaluate a checkpoint on the validation images of its data set. Return the figures and the checkpoint's file.
 
-    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: the devices of this rank.
+    ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: the devices of this rank. classes:
+    a file with the names of the network's outputs, which replace the checkpoint's.
 
     Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
     the output of the network is non-finite.
     """
     with explained(world):
         trained = load_trained(ckpt, cfg_path, opts, world)
+        if classes:
+            trained = replace(trained, classes=world.from_main(lambda: class_names(trained, classes)))
         download(trained.cfg, world)
         with world.agreed(SAME_DATA) as facts:
-            loader = build_loader(trained.cfg, "val", devices, trained.classes, world.share)
+            loader, present, how = validation(trained, devices, world.share)
             facts.update(loader.facts("val"))
             forward, amp = placed(trained, devices)
         epoch = "" if trained.epoch is None else f" (epoch {trained.epoch})"
         log.info("evaluating %s%s on %s", trained.path, epoch, describe(devices, world.size))
-        result = evaluate(forward, lockstep(loader, world), devices[0], amp, world)
+        subset = present if len(present) < trained.cfg.DATASET.NUM_CLASSES else None
+        result = replace(evaluate(forward, lockstep(loader, world), devices[0], amp, world, subset), labels=how)
         for skipped in world.gather(dict(loader.skipped)):
             loader.skipped.update(skipped)
     if world.is_main:
@@ -141,6 +179,10 @@ def evaluate_on_ranks(
 def report(result: Evaluation, path: Path, json_file: str | None = None) -> None:
     """Print the figures and, if ``json_file`` is given, write them as JSON."""
     log.info("%d images, %.0f images/s", result.images, result.images_per_second)
-    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f: %s", result.top1, result.top5, result.loss, path)
+    if result.classes_present:
+        figures = result.classes_present, result.top1_present, result.top5_present
+        log.info("among the %d classes that the images have: top-1 %.2f %%, top-5 %.2f %%", *figures)
+    how = "" if result.labels in (None, "names") else f", labels by the {result.labels}"
+    log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f%s: %s", result.top1, result.top5, result.loss, how, path)
     if json_file:
         write_file(Path(json_file), json.dumps(result.as_dict(), indent=2) + "\n")

@@ -1,14 +1,16 @@
 """The settings that a resumed run keeps, the settings that it may change, and a list of all other changes."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from yacs.config import CfgNode
 
+from isonet.classes import composed, in_order, some, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
-from isonet.errors import ConfigError
+from isonet.errors import CheckpointError, ConfigError, printable
 from isonet.files.checkpoint import Checkpoint
 
 log = logging.getLogger("isonet")
@@ -30,6 +32,33 @@ def resumed_cfg(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:
             f"{cfg.MODEL.FREEZE}: start another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"
         )
     return _with_drop_last(checkpoint, _with_global_batch(checkpoint, cfg, num_gpus))
+
+
+def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[str]:
+    """Return the classes of ``checkpoint`` in its order, to label the images of its resumed run by name.
+
+    names: the classes of the data set in its order. The checkpoint's order may be another one if a former version
+    sorted the names, or if MODEL.INIT_FROM loaded the head of a network with that order. Raises ``CheckpointError`` for
+    any other difference.
+    """
+    then = checkpoint.classes
+    if not then:
+        return names
+    before, now = [composed(name) for name in then], [composed(name) for name in names]
+    gone, new = (sorted({*a} - {*b}) for a, b in ((before, now), (now, before)))
+    tuned = checkpoint.cfg is not None and bool(checkpoint.cfg.MODEL.INIT_FROM)
+    if new or (gone and not (tuned and len(before) == len(wordnet_ids()))):
+        parts = {"lacks": gone, "adds": new}
+        why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
+    elif before == now or tuned or then in (sorted(then), in_order(then)):
+        return then
+    else:
+        label, was, now_is = next((at, a, b) for at, (a, b) in enumerate(zip_longest(before, now)) if a != b)
+        why = f"has another order: label {label} is {printable(now_is)}, and was {printable(was)}"
+    raise CheckpointError(
+        f"{checkpoint.path} cannot be resumed on other classes: the data set {why}; restore its classes, or start "
+        f"another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"
+    )
 
 
 def _with_global_batch(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from isonet.errors import CheckpointError, ConfigError, printable
+from isonet.classes import composed, imagenet_classes, some
+from isonet.errors import CheckpointError, ConfigError
 from isonet.files.checkpoint import Checkpoint, load_state
 from isonet.files.zoo import open_checkpoint
 from isonet.training.distributed import World
@@ -25,8 +26,8 @@ def start_from(model: nn.Module, checkpoint: Checkpoint | None) -> list[str] | N
     """Load the weights of ``checkpoint``, which MODEL.INIT_FROM names, into ``model``, if there is one.
 
     If the checkpoint's head has another number of classes, the head keeps its initial weights. Returns the names of the
-    classes if the head was loaded and the checkpoint has names. Raises ``CheckpointError`` for a file that cannot be
-    used, and for weights that do not fit.
+    classes if the head was loaded, an empty list if the checkpoint has none. Raises ``CheckpointError`` for a file that
+    cannot be used, and for weights that do not fit.
     """
     if checkpoint is None:
         return None
@@ -36,7 +37,7 @@ def start_from(model: nn.Module, checkpoint: Checkpoint | None) -> list[str] | N
     log.info("MODEL.INIT_FROM: %d of %d tensors are those of %s", len(own) - len(fresh), len(own), path)
     for name in fresh:
         log.info("  fresh: %s, %s there and %s here", name, tuple(weights[name].shape), tuple(own[name].shape))
-    return None if fresh else checkpoint.classes
+    return None if fresh else checkpoint.classes or []
 
 
 def _read(cfg: CfgNode) -> Checkpoint:
@@ -52,11 +53,23 @@ def _is_head_of_other_classes(name: str, theirs: Tensor, ours: Tensor) -> bool:
     return name.startswith(HEAD) and theirs.shape != ours.shape and theirs.shape[1:] == ours.shape[1:]
 
 
+def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs: int) -> Sequence[str]:
+    """Return the classes of a run on data with the classes ``names``, in the order of their labels.
+
+    before: see ``start_from``. If a head was loaded, its order is kept for the same names and, if it has 1,000
+    ``outputs`` without names, for WordNet ids of ImageNet.
+    """
+    if before == []:
+        return imagenet_classes(names, outputs) or names
+    same = before is not None and sorted(map(composed, before)) == sorted(map(composed, names))
+    return before if before and same else names
+
+
 def warn_of_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
     """Warn if the classes of a loaded head, ``before``, and the classes of the data, ``now``, have other names."""
-    if before is not None and list(before) != list(now):
-        shown = [printable(", ".join(names[:5]))[:100] for names in (before, now)]
-        log.warning("the head was trained to distinguish %s, ...; this run starts from it with %s, ...", *shown)
+    if before and list(before) != list(now):
+        shown = some(before), some(now)
+        log.warning("the head was trained to distinguish %s; this run starts from it with %s", *shown)
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:

@@ -1,5 +1,6 @@
 """Sums over the steps of an epoch, kept on the device, and the evaluation of a network."""
 
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -161,7 +162,9 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 class Evaluation:
     """The result of an evaluation.
 
-    top1, top5: percent. loss: mean cross entropy per image, in nats. images: the number of images.
+    top1, top5: percent. loss: mean cross entropy per image, in nats. images: the number of images. top1_present,
+    top5_present: percent, if the network had only the outputs of ``classes_present`` classes, which the images have.
+    labels: how the labels were assigned to the outputs of the network, in words.
     """
 
     top1: float
@@ -169,15 +172,19 @@ class Evaluation:
     loss: float
     images: int
     images_per_second: float
+    classes_present: int | None = None
+    top1_present: float | None = None
+    top5_present: float | None = None
+    labels: str | None = None
 
     @property
     def seconds(self) -> float:
         """The duration of the evaluation."""
         return self.images / self.images_per_second
 
-    def as_dict(self) -> dict[str, float]:
-        """Return all figures, for ``test.py --json``."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """Return all figures that are known, for ``test.py --json``."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     def as_row(self) -> dict[str, float]:
         """Return the figures of an epoch, for ``metrics.jsonl``."""
@@ -191,16 +198,20 @@ def evaluate(
     device: torch.device,
     amp: Amp | None = None,
     world: World = ALONE,
+    present: Sequence[int] | None = None,
 ) -> Evaluation:
     """Evaluate ``model`` on ``batches`` of images and labels on ``device``, and restore its mode.
 
-    Each rank passes its own batches, and all return the whole result. The host waits once, at the end. Raises
-    ``DataError`` if there is no image.
+    Each rank passes its own batches, and all return the whole result. The host waits once, at the end. present: the
+    labels of a subset of the classes, to count the first guesses among these classes, too. Raises ``DataError`` if
+    there is no image.
     """
     amp = amp or Amp("off", device)
     was_training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=device)  # loss, top-1, top-5, images
+    # loss, images, top-1, top-5, and the last two among the present classes
+    sums = torch.zeros(6, dtype=torch.float64, device=device)
+    among = None if present is None else torch.tensor(present, device=device)
     start = time.perf_counter()
     for inputs, labels, *_ in batches:
         if not len(labels):
@@ -209,11 +220,16 @@ def evaluate(
             logits = model(inputs)
         logits = full_type(logits)
         sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-        sums[1:3] += count_correct(logits, labels)
-        sums[3] += len(labels)
-    loss, top1, top5, images = world.sum(sums).tolist()
+        sums[1] += len(labels)
+        sums[2:4] += count_correct(logits, labels)
+        if among is not None:
+            others_last = torch.full_like(logits, -math.inf).index_copy(1, among, logits[:, among])
+            sums[4:6] += count_correct(others_last, labels)
+    loss, images, *correct = world.sum(sums).tolist()
     if not images:
         raise DataError("there is no image to evaluate on")
     seconds = time.perf_counter() - start
     model.train(was_training)
-    return Evaluation(100 * top1 / images, 100 * top5 / images, loss / images, int(images), images / seconds)
+    top1, top5, *among_present = (100 * count / images for count in correct)
+    of_subset = () if present is None else (len(present), *among_present)
+    return Evaluation(top1, top5, loss / images, int(images), images / seconds, *of_subset)

@@ -5,11 +5,13 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 
 import torch
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
+from isonet.classes import some
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
@@ -19,11 +21,17 @@ from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_
 from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file
 from isonet.models import build_model
 from isonet.signals import StopSignals
-from isonet.training.changes import changes, resumed_cfg
+from isonet.training.changes import changes, resumed_cfg, resumed_classes
 from isonet.training.devices import describe, place, seed_everything, set_precision
 from isonet.training.distributed import World
 from isonet.training.failure import explained, ranks
-from isonet.training.finetune import freeze, start_from, warn_of_other_classes, weights_to_start_from
+from isonet.training.finetune import (
+    classes_of_head,
+    freeze,
+    start_from,
+    warn_of_other_classes,
+    weights_to_start_from,
+)
 from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_failure, versions
 from isonet.training.loop import Run, train
 from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
@@ -114,15 +122,19 @@ def build_run(
         set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
         seed_everything(cfg.RUNTIME.SEED)
         model = build_model(cfg)
-        classes = start_from(model, weights)
+        head = start_from(model, weights)
         freeze(model, cfg)
         # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
-        train_loader = build_loader(cfg, "train", devices, share=world.share)
+        source = build_source(cfg, "train")
+        names, outputs = source.classes, cfg.DATASET.NUM_CLASSES
+        classes = resumed_classes(checkpoint, names) if checkpoint else classes_of_head(head, names, outputs)
+        source = source.relabelled(classes, Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / "train")
+        train_loader = build_loader(cfg, "train", devices, share=world.share, source=source)
         facts.update(train_loader.facts("train"))
-        val_loader = build_loader(cfg, "val", devices, train_loader.classes, world.share)
+        val_loader = build_loader(cfg, "val", devices, classes, world.share)
         facts.update(val_loader.facts("val"))
-        warn_of_other_classes(classes, train_loader.classes)
+        warn_of_other_classes(head, classes)
         optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
         progress, changed, num_images = Progress(), [], train_loader.num_images
         if checkpoint:
@@ -167,6 +179,11 @@ def _announce(run: Run) -> None:
     )  # fmt: skip
     if batch > loader.num_images:
         log.warning("a step takes more images than there are: lower SOLVER.TRAIN_BATCH_SIZE or SOLVER.ACCUMULATE")
+    if (count := len(loader.classes)) < (outputs := cfg.DATASET.NUM_CLASSES):
+        resumed = run.progress.history or run.progress.part
+        remedy = f"set DATASET.NUM_CLASSES to {count}{' and start another run with another --output' * bool(resumed)}"
+        message = "DATASET.NUM_CLASSES is %d, but %s has %d classes (%s), and the other outputs are never right: %s"
+        log.warning(message, outputs, cfg.DATASET.NAME, count, some(loader.classes), remedy)
     left_out = loader.num_images - loader.epoch_images
     log.info(
         "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from isonet.classes import read_names
 from isonet.data.shards.scan import ROW, Oddities, scan_shard
 from isonet.errors import DataError, printable
 from isonet.files.storage import write_file
@@ -198,7 +199,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 def read_classes(path: Path) -> list[str]:
     """Return the names in a file, one per line, in the order of the labels. Raises ``DataError``."""
-    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    names = read_names(path)
     if not all(names) or len(set(names)) < len(names):
         line = next(n for n, name in enumerate(names) if not name or name in names[:n])
         raise DataError(f"{printable(path)}: line {line + 1} is empty, or repeats the name of a class")

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from isonet.data.folders import check_known
 from isonet.data.shards.index import TOOL, ShardIndex, read_index, read_sums
 from isonet.data.shards.scan import require_pread
 from isonet.data.sources import EncodedSource
@@ -24,24 +23,21 @@ MAX_OPEN = 64  # shards that a process keeps open
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
     """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
     require_pread()
-    index = read_index(folder)
-    classes = index.classes if classes is None else classes
-    check_known(folder, index.classes, classes)
-    return ShardSource(folder, index, classes)
+    source = ShardSource(folder, read_index(folder))
+    return source if classes is None else source.relabelled(classes, folder)
 
 
 class ShardSource(EncodedSource):
-    """Images of the shards in ``folder``, in the order of ``index``. labels: int64 (N,), positions in ``classes``.
+    """Images of the shards in ``folder``, in the order of ``index``, with its classes and labels.
 
     Reading raises ``DataError`` if the bytes do not match the index. DATASET.ON_ERROR does not ignore this error.
     """
 
-    def __init__(self, folder: Path, index: ShardIndex, classes: Sequence[str]) -> None:
+    def __init__(self, folder: Path, index: ShardIndex) -> None:
         self.folder = folder
         self.index = index
-        self.classes = classes
-        position = {name: label for label, name in enumerate(classes)}
-        self.labels = np.array([position[name] for name in index.classes])[index.rows["label"]]
+        self.classes = index.classes
+        self.labels = index.rows["label"].astype(np.int64)
         self._ends = [*accumulate(shard.images for shard in index.shards)]
         self._open: dict[Path, int] = {}  # file descriptors, least recently read first
 

@@ -105,7 +105,7 @@ def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
         return False
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(
-            f"{printable(folder)} has shards of other images, by name, size or time, or with other options "
+            f"{printable(folder)} has shards of other images, by name, size or time, or other classes or options "
             f"({printable(marks.get('options', '?'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
         )
     return True

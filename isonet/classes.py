@@ -1,0 +1,145 @@
+"""The names of classes: their order, how the names of a data set and of a network are matched, and ImageNet's ids.
+
+Names are compared in their composed form (NFC), because macOS decomposes accents. This module does not import torch, so
+that a wrong ``--classes`` is refused before torch is imported.
+"""
+
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+from isonet.errors import DataError, UserError, printable
+
+log = logging.getLogger("isonet")
+
+_WORDNET_ID = re.compile(r"n[0-9]{8}(?![0-9a-z])")  # also in n01440764_tench
+_SHOWN = 5  # names in a message
+
+
+def composed(name: str) -> str:
+    """Return ``name`` in the form that is compared and sorted: accents and letters as one character (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def are_numbers(names: Iterable[str]) -> bool:
+    """Whether all ``names`` are whole numbers, such as 7 or 007."""
+    return all(name.isascii() and name.isdecimal() for name in names)
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """Return the composed ``names`` of class folders in the order of their labels.
+
+    Whole numbers are ordered as numbers, and other names as text. Raises ``DataError`` if two names are one number or
+    one text.
+    """
+    numbers = are_numbers(names)
+
+    def value(name: str) -> tuple[int, str]:
+        digits = name.lstrip("0")
+        return (len(digits), digits) if numbers else (0, composed(name))
+
+    ordered = sorted(names, key=value)
+    for first, second in pairwise(ordered):
+        if value(first) == value(second):
+            same = "number" if numbers else "name, with composed and decomposed characters"
+            raise DataError(f"the classes {first!a} and {second!a} have the same {same}; merge or rename them")
+    return [composed(name) for name in ordered]
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of ``names`` for a message."""
+    return printable(", ".join(names[:_SHOWN]))[:100] + (", ..." if len(names) > _SHOWN else "")
+
+
+def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list[int]:
+    """Return the label of each of ``names``, the classes of the data at ``where``: its position in ``classes``.
+
+    Logs a warning if the data lack some classes. Raises ``DataError`` for a name that is not in ``classes``, and if
+    ``classes`` has a name twice.
+    """
+    position = {composed(name): label for label, name in enumerate(classes)}
+    if len(position) < len(classes):
+        twice = next(name for label, name in enumerate(classes) if position[composed(name)] != label)
+        raise DataError(f"{printable(where)}: two outputs of the network are called {printable(twice)}; name each once")
+    keys = [composed(name) for name in names]
+    if unknown := sorted({*keys} - {*position}):
+        raise DataError(
+            f"{printable(where / unknown[0])}: not one of the {len(classes)} classes of the training set or checkpoint "
+            f"({some(classes)}); rename or remove it, or name the outputs of the network with test.py --classes FILE"
+        )
+    if missing := [name for name in position if name not in {*keys}]:
+        example = f"{len(missing)} of the {len(classes)} classes, e.g. {printable(missing[0])}"
+        log.warning("%s: lacks %s", printable(where), example)
+    return [position[key] for key in keys]
+
+
+@cache
+def wordnet_ids() -> tuple[str, ...]:
+    """Return the WordNet ids of the 1,000 classes of ImageNet (ILSVRC 2012) in the order of their labels."""
+    file = resources.files("isonet").joinpath("data/imagenet/wordnet_ids.txt")
+    return tuple(file.read_text(encoding="ascii").split())
+
+
+def imagenet_classes(names: Sequence[str], outputs: int) -> list[str] | None:
+    """Return the 1,000 classes of ImageNet in order, under the ``names`` that the data give to some or all of them.
+
+    A name is an id, such as n01440764, or begins with it, such as N01440764_tench. Returns None if the network has
+    another number of ``outputs``, if some name is not an id, or if two names have the same id.
+    """
+    found = {_id_in(name): name for name in names}
+    ids = wordnet_ids()
+    if outputs != len(ids) or len(found) < len(names) or not {*found} <= {*ids}:
+        return None
+    return [found.get(each, each) for each in ids]
+
+
+def _id_in(name: str) -> str:
+    match = _WORDNET_ID.match(name.lower())
+    return match[0] if match else ""
+
+
+def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
+    """Check a guess: the first outputs of a network without class names are for ``names``, in their order.
+
+    Logs a warning that it is a guess. Raises ``DataError`` if the names contradict the guess:
+    some are ids of ImageNet and others are not, or numbers do not count from 0 or 1.
+    """
+    remedy = "name the outputs of the network with test.py --classes FILE"
+    if outputs == len(wordnet_ids()) and any(_id_in(name) in wordnet_ids() for name in names):
+        ids = [_id_in(name) for name in names]
+        odd = next(n for i, n in enumerate(names) if ids[i] not in wordnet_ids() or ids.index(ids[i]) < i)
+        raise DataError(
+            f"{printable(where / odd)}: neither a WordNet id of ImageNet, like other classes, nor one that occurs only "
+            f"once; remove or rename it, or {remedy}"
+        )
+    what = f"{printable(where)}: {len(names)} classes for the {outputs} outputs of a network without class names"
+    counted = [[str(number) for number in range(first, first + len(names))] for first in (0, 1)]
+    if len(names) < outputs and are_numbers(names) and [name.lstrip("0") or "0" for name in names] not in counted:
+        raise DataError(f"{what}, and the numbers {some(names)} do not say which outputs; {remedy}")
+    log.warning("%s: labels count from 0 in the order of the classes, a guess; %s", what, remedy)
+
+
+def read_names(file: Path) -> list[str]:
+    """Return the names in a text file, one per line. Bytes that are not UTF-8 are kept, as in the names of files.
+
+    Raises ``UserError`` if the file cannot be read.
+    """
+    try:
+        return [line.strip() for line in file.read_text("utf-8-sig", "surrogateescape").splitlines()]
+    except OSError as error:
+        raise UserError(f"{printable(file)}: the names of the classes cannot be read ({error.strerror})") from None
+
+
+def check_count(names: Sequence[str], outputs: int, source: object) -> None:
+    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network."""
+    if len(names) != outputs or not all(names):
+        empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
+        raise UserError(
+            f"{printable(source)} names {len(names)} classes{empty}; --classes takes a file with a line for each of "
+            f"the {outputs} classes of the network (DATASET.NUM_CLASSES)"
+        )
