@@ -1,13 +1,17 @@
 """The exceptions for errors that a user can correct, and the function that prints them."""
 
 import argparse
-import os
+import errno
 import sys
 import traceback
 from collections.abc import Callable
 
+from isonet.streams import discard, flush_streams, open_streams, tell
+
 # Exit codes of the scripts. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class UserError(Exception):
@@ -51,29 +55,46 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """Raised after a signal has stopped a run and its state is saved. The message says how to resume it."""
 
 
-def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def run_cli(
+    main: Callable[[argparse.Namespace], None], args: argparse.Namespace | Callable[[], argparse.Namespace]
+) -> int:
     """Run a script's ``main`` and return its exit code.
+
+    args: the options, or the function that parses them once the standard streams are open.
 
     A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after a traceback.
     Every other exception is a bug and keeps its traceback.
     """
+    open_streams()
+    options = argparse.Namespace()
     try:
-        main(args)
+        options = args() if callable(args) else args
+        main(options)
+        sys.stdout.flush()  # at exit, an error would be a traceback
     except BrokenPipeError:  # the reader of the output has ended, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at exit
+        discard(sys.stdout)
         return EXIT_INTERRUPTED
     except (UserError, OSError) as error:  # OSError: from the system, such as a full disk
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: {getattr(error, 'where', '')}{printable(error)}", file=sys.stderr)
+        if getattr(options, "debug", False):
+            tell(traceback.format_exc().rstrip())
+        tell(f"error: {getattr(error, 'where', '')}{printable(_explained(error))}")
         return EXIT_USER_ERROR
     except Stopped as stop:
-        print(f"stopped: {printable(stop)}", file=sys.stderr)
+        tell(f"stopped: {printable(stop)}")
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return EXIT_INTERRUPTED
+    finally:
+        flush_streams()
     return EXIT_DONE
+
+
+def _explained(error: Exception) -> object:
+    """Return the message of ``error``. The system names the file of an error in writing, unless it is a stream."""
+    if not isinstance(error, UserError) and isinstance(error, OSError) and not error.filename and error.errno in _FULL:
+        return f"standard output cannot be written ({error.strerror}): the result is incomplete; make room, or redirect it"
+    return error
 
 
 def printable(message: object) -> str:

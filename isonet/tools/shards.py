@@ -115,4 +115,4 @@ def _places(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

@@ -119,4 +119,4 @@ def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> st
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))
