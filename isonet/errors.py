@@ -74,7 +74,7 @@ def run_cli(
     except BrokenPipeError:  # the reader of the output has ended, as with "| head"
         discard(sys.stdout)
         return EXIT_INTERRUPTED
-    except (UserError, OSError) as error:  # OSError: from the system, such as a full disk
+    except (UserError, OSError, UnicodeEncodeError) as error:  # OSError: from the system, such as a full disk
         if getattr(options, "debug", False):
             tell(traceback.format_exc().rstrip())
         tell(f"error: {getattr(error, 'where', '')}{printable(_explained(error))}")
@@ -91,9 +91,11 @@ def run_cli(
 
 
 def _explained(error: Exception) -> object:
-    """Return the message of ``error``. The system names the file of an error in writing, unless it is a stream."""
-    if not isinstance(error, UserError) and isinstance(error, OSError) and not error.filename and error.errno in _FULL:
-        return f"standard output cannot be written ({error.strerror}): the result is incomplete; make room, or redirect it"
+    """Return the message of ``error``. For an error in writing, the system names the file, unless it is a stream."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"this locale's encoding, {error.encoding}, lacks letters of {error.object!a}: set PYTHONUTF8=1"
+    if type(error) is OSError and not error.filename and error.errno in _FULL:
+        return f"standard output cannot be written ({error.strerror}): make room, or redirect it to another file"
     return error
 
 

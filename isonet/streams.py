@@ -24,7 +24,8 @@ def open_streams() -> None:
             os.set_inheritable(number, True)
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, stream := open(number, "w" if number else "r", encoding="utf-8", closefd=False))
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
         if number and isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 

@@ -20,11 +20,16 @@ from yacs.config import CfgNode
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError
 from isonet.files.archive import ArchiveError, pack, unpack
+from isonet.files.described import differing_keys
 from isonet.files.storage import reason, write_file
 
 _WEIGHT_KEYS = ("model", "net", "state_dict")  # of this project, of the published implementation, of others
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
 _SHOWN = 5  # names listed in an error
+
+
+class OtherNetworkError(CheckpointError):
+    """Raised for weights of another network than the config describes."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,13 @@ class Checkpoint:
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into ``model``, all of them or, if they do not fit, none."""
-        load_state(model, self.weights, self.path)
+        try:
+            load_state(model, self.weights, self.path)
+        except OtherNetworkError as error:
+            if self.cfg is None:
+                raise
+            hint = "the file contains its own config: leave out --cfg and overrides of these keys"
+            raise OtherNetworkError(f"{error}; {hint}") from None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -148,7 +159,7 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
 def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """Return ``weights`` in the types of ``model``. Loading the result cannot fail.
 
-    Raises ``CheckpointError`` for weights of another network and for values that are not finite.
+    Raises ``OtherNetworkError`` for weights of another network, and ``CheckpointError`` for non-finite values.
     """
     own = model.state_dict()
     problems = {
@@ -162,7 +173,10 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(f"{path}: the file belongs to another network than the config describes ({found})")
+        keys = differing_keys(weights, own)
+        raise OtherNetworkError(
+            f"{path}: the file belongs to another network than the config describes{keys and f': {keys}'} ({found})"
+        )
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(

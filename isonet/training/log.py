@@ -77,11 +77,11 @@ def _log_python_warnings() -> None:
     """Log each Python warning once, whatever the number of images that cause it and of workers that read them."""
     logged = mmap.mmap(-1, 1 << 16)  # forked workers share it
 
-    def show(message: Any, category: type[Warning], filename: str, line: int, *_: object) -> None:
-        place = zlib.crc32(f"{category.__name__} {filename}:{line}".encode("utf-8", "replace")) % len(logged)
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        place = zlib.crc32(f"{category.__name__} {filename}:{lineno}".encode("utf-8", "replace")) % len(logged)
         if not logged[place]:
             logged[place] = 1
-            log.warning("%s: %s (%s, line %d; logged once)", category.__name__, message, filename, line)
+            log.warning("%s: %s (%s, line %d; logged once)", category.__name__, message, filename, lineno)
 
     warnings.showwarning = show
 
