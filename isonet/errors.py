@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from isonet.limits import too_many_files
 from isonet.streams import discard, flush_streams, open_streams, tell
 
 # Exit codes of the scripts. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
@@ -94,6 +95,8 @@ def _explained(error: Exception) -> object:
     """Return the message of ``error``. For an error in writing, the system names the file, unless it is a stream."""
     if isinstance(error, UnicodeEncodeError):
         return f"this locale's encoding, {error.encoding}, lacks letters of {error.object!a}: set PYTHONUTF8=1"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files: {too_many_files()}"
     if type(error) is OSError and not error.filename and error.errno in _FULL:
         return f"standard output cannot be written ({error.strerror}): make room, or redirect it to another file"
     return error
