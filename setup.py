@@ -1,16 +1,11 @@
 """ISONet as a package: ``pip install -e .``, with extras such as ``pip install -e '.[dev]'``."""
 
+import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-EXTRAS = {
-    "plot": ["matplotlib>=3.8"],  # curves, isometry reports, sweeps
-    "tensorboard": ["tensorboard>=2.14"],
-    "onnx": ["onnx>=1.16", "onnxruntime>=1.18", "onnxscript>=0.2", "safetensors>=0.4"],  # isonet.tools.export
-    "zoo": ["gdown>=6.3"],  # --ckpt zoo:NAME
-    "shards": [],  # kept for commands of earlier versions: shards need no other package
-}
+EXTRAS = runpy.run_path(str(Path(__file__).parent / "isonet/extras.py"))["EXTRAS"]
 
 setup(
     name="isonet",

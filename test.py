@@ -41,7 +41,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    log_to_terminal()
+    log_to_terminal(required=not args.json)
     if not is_launched():
         look(args)
     from isonet.tools.trained import evaluate_on_ranks, report  # these import torch
@@ -67,4 +67,4 @@ def look(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

@@ -88,4 +88,4 @@ def read(args: argparse.Namespace) -> tuple[CfgNode, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

@@ -1,5 +1,6 @@
 """The depths of the networks and their blocks per stage. To check configs early, this module does not import torch."""
 
+from isonet.config.keys import SMALL_IMAGE
 from isonet.errors import ConfigError
 
 BRANCH_CONVS = {"basic_transform": 2, "bottleneck_transform": 3}  # convolutions in a residual branch
@@ -18,17 +19,36 @@ def stage_depths(depth: int, transform: str, imagenet: bool) -> tuple[int, ...]:
 
     Raises ``ConfigError`` if there is no such network.
     """
-    if imagenet:
-        if depth not in IMAGENET_DEPTHS[transform]:
-            there = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
-            raise ConfigError(f"no ImageNet network of ISON.TRANS_FUN {transform} has ISON.DEPTH {depth} ({there})")
-        return IMAGENET_DEPTHS[transform][depth]
     per_block = _CIFAR_STAGES * BRANCH_CONVS[transform]  # layers that one more block in every stage adds
     n, rest = divmod(depth - 2, per_block)
-    if rest or n < 1:
+    in_cifar, transforms = not rest and n >= 1, [name for name in IMAGENET_DEPTHS if depth in IMAGENET_DEPTHS[name]]
+    if imagenet:
+        if transform in transforms:
+            return IMAGENET_DEPTHS[transform][depth]
+        there = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
+        raise ConfigError(
+            f"no network for images above {SMALL_IMAGE} px (ImageNet's) has ISON.DEPTH {depth} and ISON.TRANS_FUN "
+            f"{transform} ({there}); {_remedy_of_large(transforms, in_cifar)}"
+        )
+    if not in_cifar:
         near = [per_block * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
         raise ConfigError(
-            f"depth {depth} (ISON.DEPTH) of {transform} must be {per_block}n+2 for images up to 64 px; "
-            f"the nearest are {near[0]} and {near[1]}"
+            f"depth {depth} (ISON.DEPTH) of {transform} must be {per_block}n+2 for images up to {SMALL_IMAGE} px "
+            f"(CIFAR's networks); the nearest are {near[0]} and {near[1]}{_remedy_of_small(transforms)}"
         )
     return (n,) * _CIFAR_STAGES
+
+
+def _remedy_of_large(transforms: list[str], in_cifar: bool) -> str:
+    if transforms:
+        return f"set ISON.TRANS_FUN {transforms[0]}"
+    small = f"set DATASET.IMAGE_SIZE {SMALL_IMAGE} or less for the CIFAR network of this depth, or " if in_cifar else ""
+    return f"{small}start from a config for such images, e.g. configs/IN1k-RISO18.yaml"
+
+
+def _remedy_of_small(transforms: list[str]) -> str:
+    if not transforms:
+        return ""
+    return (
+        f"; or set DATASET.IMAGE_SIZE above {SMALL_IMAGE} and ISON.TRANS_FUN {transforms[0]}, as in configs/IN1k-*.yaml"
+    )

@@ -1,13 +1,18 @@
 """The exceptions for errors that a user can correct, and the function that prints them."""
 
 import argparse
-import os
+import errno
 import sys
 import traceback
 from collections.abc import Callable
 
+from isonet.limits import too_many_files
+from isonet.streams import discard, flush_streams, open_streams, tell
+
 # Exit codes of the scripts. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 class UserError(Exception):
@@ -60,29 +65,50 @@ class Stopped(Exception):  # noqa: N818 - not an error
     """Raised after a signal has stopped a run and its state is saved. The message says how to resume it."""
 
 
-def run_cli(main: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+def run_cli(
+    main: Callable[[argparse.Namespace], None], args: argparse.Namespace | Callable[[], argparse.Namespace]
+) -> int:
     """Run a script's ``main`` and return its exit code.
+
+    args: the options, or the function that parses them once the standard streams are open.
 
     A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after a traceback.
     Every other exception is a bug and keeps its traceback.
     """
+    open_streams()
+    options = argparse.Namespace()
     try:
-        main(args)
+        options = args() if callable(args) else args
+        main(options)
+        sys.stdout.flush()  # at exit, an error would be a traceback
     except BrokenPipeError:  # the reader of the output has ended, as with "| head"
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at exit
+        discard(sys.stdout)
         return EXIT_INTERRUPTED
-    except (UserError, OSError) as error:  # OSError: from the system, such as a full disk
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: {getattr(error, 'where', '')}{printable(error)}", file=sys.stderr)
+    except (UserError, OSError, UnicodeEncodeError) as error:  # OSError: from the system, such as a full disk
+        if getattr(options, "debug", False):
+            tell(traceback.format_exc().rstrip())
+        tell(f"error: {getattr(error, 'where', '')}{printable(_explained(error))}")
         return EXIT_USER_ERROR
     except Stopped as stop:
-        print(f"stopped: {printable(stop)}", file=sys.stderr)
+        tell(f"stopped: {printable(stop)}")
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        tell("interrupted")
         return EXIT_INTERRUPTED
+    finally:
+        flush_streams()
     return EXIT_DONE
+
+
+def _explained(error: Exception) -> object:
+    """Return the message of ``error``. For an error in writing, the system names the file, unless it is a stream."""
+    if isinstance(error, UnicodeEncodeError):
+        return f"this locale's encoding, {error.encoding}, lacks letters of {error.object!a}: set PYTHONUTF8=1"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many open files: {too_many_files()}"
+    if type(error) is OSError and not error.filename and error.errno in _FULL:
+        return f"standard output cannot be written ({error.strerror}): make room, or redirect it to another file"
+    return error
 
 
 def printable(message: object) -> str:

@@ -4,6 +4,7 @@ The builders, the zoo and the tables use this list. This module does not import 
 ``zoo:`` is refused before torch is imported.
 """
 
+import re
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -89,3 +90,11 @@ def published(name: str) -> PublishedNetwork:
         hint = f"did you mean {PREFIX}{near[0]}?" if near else f"there are {', '.join(ZOO)}"
         raise UserError(f"no checkpoint {PREFIX}{name:.100} in the zoo; {hint}")
     return ZOO[name]
+
+
+def published_as(file: str) -> str:
+    """Return the network of the zoo that the name of a file suggests, such as IN1k-RISO18 for RISO18.pt, or ""."""
+    letters = re.sub(r"[^a-z0-9]", "", file.rpartition("/")[2].partition(".")[0].lower())
+    match = re.fullmatch(r"(?:in1k|imagenet)?(r?)iso(?:net)?(\d+)(nodropout)?", letters)
+    name = f"IN1k-{match[1].upper()}ISO{match[2]}{'-nodropout' if match[3] else ''}" if match else ""
+    return name if name in ZOO else ""

@@ -12,6 +12,7 @@ import pytest
 
 from conftest import REPO
 from isonet import load_cfg
+from isonet.extras import EXTRAS, install
 
 PAGES = sorted(
     [*REPO.glob("*.md"), *(page for name in ("benchmarks", "docs", "isonet") for page in (REPO / name).rglob("*.md"))]
@@ -91,3 +92,12 @@ def test_a_command_has_known_options_and_keys(command):
     args = importlib.import_module(name).parse_args(words[at + 1 :])  # exits if an option is unknown
     if words[at] in SCRIPTS and args.cfg:
         load_cfg(REPO / args.cfg, args.opts)  # raises if a key is unknown
+
+
+def test_no_command_installs_a_package_that_is_in_no_index():
+    """``isonet`` is another package there, or none. Messages name the packages of an extra, which setup.py reads."""
+    for page in [*PAGES, *(REPO / "isonet").rglob("*.py")]:
+        if page.name != "extras.py":
+            assert not re.search(r"pip install ['\"]?isonet", page.read_text(encoding="utf-8")), page
+    for extra, packages in EXTRAS.items():
+        assert shlex.split(install(extra)) == ["pip", "install", *packages]

@@ -46,8 +46,8 @@ def test_train_resume_test_and_flops_on_digits(tmp_path, run):
     trained = run_script("train.py", "--cfg", DIGITS, "--gpus", "1,2", "--output", "mine.pt", *QUICK, cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     folder = tmp_path / "outputs/cls/digits/mine.pt"
-    for text in (trained.stdout, (folder / "log.txt").read_text()):
-        assert "--gpus 1,2" in text  # a warning: there is no GPU
+    for warnings, text in ((trained.stderr, trained.stdout), [(folder / "log.txt").read_text()] * 2):
+        assert warnings.count("--gpus 1,2") == 1  # there is no GPU
         assert "outputs/cls/digits/mine.pt" in text
     assert "\r" not in trained.stdout + trained.stderr  # no progress bar if the output is a file
 
@@ -109,7 +109,7 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
     opts = ["ISON.DEPTH", 20, "ISON.TRANS_FUN", "basic_transform"]
     tested = run("test.py", "--cfg", REPO / "configs/self_ISO29.yaml", "--ckpt", "ISO20.pt", *opts)
     assert tested.returncode == 0, tested.stderr
-    assert "2 classes" in tested.stdout  # a warning: the network has 10
+    assert "warning: data/self/val: only 2 classes" in tested.stderr  # the network has 10
     assert "2 images" in tested.stdout
 
 
@@ -127,7 +127,23 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
         ("test.py", ["--ckpt", "zoo:IN1k-ISO19"], ["zoo:IN1k-ISO18?"]),
         ("test.py", ["--ckpt", REFERENCE / "cifar10_ISO20.pt", "ISON.DROPOUT"], ["ISON.DROPOUT", "no value"]),
         ("test.py", ["--ckpt", REFERENCE / "cifar10_ISO20.pt"], ["config", "--cfg"]),
-        ("test.py", ["--cfg", DIGITS, "--ckpt", REFERENCE / "cifar10_RISO20.pt"], ["unexpected"]),
+        (
+            "test.py",
+            ["--cfg", DIGITS, "--ckpt", REFERENCE / "cifar10_RISO20.pt"],
+            ["unexpected", "ISON.HAS_ST True in"],
+        ),
+        ("test.py", ["--ckpt", "RISO18.pt"], ["zoo:IN1k-RISO18 ", "MODEL_ZOO.md"]),
+        ("test.py", ["--weights", "a.pt"], ["--ckpt CKPT"]),
+        ("test.py", ["--ckpt", "a", "--device", "cpu"], ["--gpus IDS"]),
+        ("train.py", ["--config", DIGITS], ["--cfg FILE"]),
+        ("train.py", ["--cfg", DIGITS, "--opts", "ISON.DEPTH", "8"], ["KEY VALUE"]),
+        ("train.py", ["--cfg", DIGITS, "--lr", "0.1"], ["SOLVER.BASE_LR"]),
+        ("train.py", ["--cfg", DIGITS, "-b", "64"], ["SOLVER.TRAIN_BATCH_SIZE"]),
+        ("train.py", ["--cfg", DIGITS, "--num_classes=3"], ["DATASET.NUM_CLASSES"]),
+        ("train.py", ["--cfg", DIGITS, "--pretrained", "a.pt"], ["MODEL.INIT_FROM"]),
+        ("train.py", ["--cfg", DIGITS, "--gpus", "0", "--gpus", "1"], ["--gpus", "twice"]),
+        ("train.py", ["--cfg", DIGITS, "--gpus", "0", "1", "ISON.DEPTH", "8"], ["'1' is no key"]),
+        ("train.py", ["--cfg", DIGITS, "SOLVER.IMS_PER_BATCH", "8"], ["SOLVER.TRAIN_BATCH_SIZE?"]),
         ("flopscount_iso.py", ["--cfg", DIGITS, "ISON.DEPTH", "9"], ["ISON.DEPTH", "6n+2"]),
         ("train.py", [], ["--cfg", "train.py --help"]),
         ("train.py", ["--cfg", DIGITS, "--overwite"], ["--overwite", "--overwrite?"]),

@@ -167,4 +167,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["two-steps"]:
         two_steps(sys.argv[2])
     else:
-        sys.exit(run_cli(main, parse_args()))
+        sys.exit(run_cli(main, parse_args))

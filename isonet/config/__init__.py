@@ -4,6 +4,7 @@ Only functions that build objects read the config. Layers and loops take plain a
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -14,12 +15,16 @@ from yacs.config import CfgNode
 from isonet import __version__
 from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
+from isonet.config.habits import in_place_of, names_a_base
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
+from isonet.config.kinds import FilePath
 from isonet.errors import ConfigError
 
 # The side of a square image in pixels, if DATASET.IMAGE_SIZE does not give it
 _OWN_IMAGE_SIZE = {"CIFAR10": 32, "CIFAR100": 32, "digits": 8}
 _FOLDER_IMAGE_SIZE = 224
+
+COMMAND_LINE = "the command line"
 
 Pairs = Iterable[tuple[Any, Any]]
 
@@ -31,7 +36,10 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
     Raises ``ConfigError`` for a file that cannot be read, an unknown key, a value of the wrong type or out of range,
     and keys that contradict each other.
     """
-    return _merged([(where(path), read_pairs(Path(path)))] if path is not None else [], opts)
+    if path is None:
+        return _merged([], opts)
+    path = Path(os.path.expanduser(path))
+    return _merged([(where(path), read_pairs(path))], opts, by_user=True)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
@@ -66,7 +74,7 @@ def check_overrides(opts: Sequence[Any]) -> None:
 
     This checks overrides of a config that is not known yet because it is in a checkpoint.
     """
-    _merge(default_cfg(), _in_pairs(opts), "the command line")
+    _merge(default_cfg(), _in_pairs(opts), COMMAND_LINE)
 
 
 def image_size(cfg: CfgNode) -> int:
@@ -92,12 +100,16 @@ def flat(cfg: CfgNode) -> dict[str, Any]:
     return {key: attrgetter(key)(cfg) for key in KEYS}
 
 
-def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> CfgNode:
-    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen."""
+def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_user: bool = False) -> CfgNode:
+    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen.
+
+    by_user: whether a user, not a run, wrote the sources, so that ~ and $NAME in their paths are expanded.
+    """
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
-    for source, pairs in [*sources, ("the command line", _in_pairs(opts))]:
-        given_by.update(dict.fromkeys(_merge(cfg, pairs, source), source))
+    for source, pairs in sources:
+        given_by.update(dict.fromkeys(_merge(cfg, pairs, source, by_user), source))
+    given_by.update(dict.fromkeys(_merge(cfg, _in_pairs(opts), COMMAND_LINE), COMMAND_LINE))
     for key, problem in contradictions(cfg, image_size(cfg)):
         raise ConfigError(f"{given_by.get(key, 'the defaults')}: {key} {problem}")
     cfg.freeze()
@@ -105,15 +117,20 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> C
 
 
 def _in_pairs(opts: Sequence[Any]) -> Pairs:
+    for key in opts[::2]:
+        name, is_assignment, value = str(key).lstrip("+").partition("=")
+        if is_assignment:
+            raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(f'{name} {value}')[1:-1]}")
     if len(opts) % 2:
+        stray = next((key for key in opts[::2] if str(key) not in KEYS), opts[-1])
         raise ConfigError(
-            f"overrides are KEY VALUE pairs, but {shown(opts[-1])} has no value "
+            f"overrides are KEY VALUE pairs, but {shown(stray)} {'has no value' if stray in KEYS else 'is no key'} "
             "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
         )
     return zip(opts[::2], opts[1::2], strict=True)
 
 
-def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
+def _merge(cfg: CfgNode, pairs: Pairs, source: str, by_user: bool = True) -> list[str]:
     """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key, and return the keys."""
     merged = []
     for key, value in pairs:
@@ -126,6 +143,10 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
             read: Any = kind.read(value)
         except (ValueError, TypeError, OverflowError):  # OverflowError: too large for a float
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
+        try:
+            read = kind.expanded(read) if by_user and isinstance(kind, FilePath) else read
+        except KeyError as error:
+            raise ConfigError(f"{source}: {key} {shown(value)}: the variable {error} is not set") from None
         if fault := kind.fault(read):
             raise ConfigError(f"{source}: {key} {fault}")
         node, _, leaf = key.rpartition(".")
@@ -141,6 +162,11 @@ def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
             return ""
         return f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
     name = shown(key).strip("'")
+    if names_a_base(name):
+        return f"{name}: a config has no base, and all keys are optional; copy the keys of the other file into this one"
+    known = [key for key in (text.split()[0] for text in in_place_of(name.rpartition(".")[2])) if key in KEYS]
+    if known:
+        return f"unknown key {name}; did you mean {known[-1]}?"
     any_case = {known.upper(): known for known in KEYS}
     near = difflib.get_close_matches(name.upper(), any_case, n=1, cutoff=0.5)
     hint = f"did you mean {any_case[near[0]]}?" if near else f"the top-level keys are {', '.join(cfg)}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.config.kinds import Bool, Float, Int, Kind, ListOf, OneOf, Text
+from isonet.config.kinds import Bool, FilePath, Float, Int, Kind, ListOf, OneOf, Text
 
 SMALL_IMAGE = 64  # pixels; images of up to this side are for CIFAR networks
 _BELOW_ONE = 1 - 1e-6
@@ -37,7 +37,8 @@ class Key:
 
 _ROWS = (
     # The images
-    Key("DATASET.ROOT", "./data/", Text(), "the folder that contains the data sets", may_differ=True, per_rank=True),
+    Key("DATASET.ROOT", "./data/", FilePath(), "the folder that contains the data sets",
+        may_differ=True, per_rank=True),
     Key("DATASET.NAME", "ILSVRC2012", Text(),
         "CIFAR10, CIFAR100, digits (in the package), or any folder ROOT/NAME/{train,val}/<class>/"),
     Key("DATASET.NUM_CLASSES", 1000, Int(1, _MANY), "the width of the last layer"),
@@ -105,7 +106,7 @@ _ROWS = (
         "the residual branch: two 3x3 convolutions, or 1x1, 3x3 and 1x1"),
 
     # Fine-tuning
-    Key("MODEL.INIT_FROM", "", Text(),
+    Key("MODEL.INIT_FROM", "", FilePath(),
         "start from these weights: a checkpoint, a run folder, the name of a run of this config, or zoo:NAME"),
     Key("MODEL.FREEZE", [], ListOf(OneOf("stem", "s1", "s2", "s3", "s4", "head")),  # CIFAR networks have no s4
         "parts that are not trained: [stem, s1] in a file, stem,s1 on the command line"),
@@ -142,7 +143,7 @@ _ROWS = (
         may_differ=True, per_rank=True),
 
     # Where runs are
-    Key("OUTPUT_DIR", "./outputs/cls", Text(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/",
+    Key("OUTPUT_DIR", "./outputs/cls", FilePath(), "runs are in OUTPUT_DIR/DATASET.NAME/<--output>/",
         may_differ=True, per_rank=True),
 )  # fmt: skip
 

@@ -6,6 +6,8 @@ value, or its text in a file or on a command line, to the type of the key. It ra
 that begins with the key, or "" if nothing is wrong.
 """
 
+import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 from isonet.config.file import shown
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on Linux and its file systems
 
@@ -81,12 +84,23 @@ class Text:
     def fault(self, value: str) -> str:
         for char in value:
             if unicodedata.category(char) in ("Cc", "Cs"):  # control characters, halves of surrogate pairs
-                return f"must not contain the character {char!a}, got {shown(value)}"
+                hint = "; if it is a letter, set PYTHONUTF8=1" if "\udc80" <= char <= "\udcff" else ""
+                return f"must not contain the character {char!a}, got {shown(value)}{hint}"
         path = value.encode()
         if len(path) > _LONGEST_PATH or max(map(len, path.split(b"/"))) > _LONGEST_NAME:
             limits = f"at most {_LONGEST_PATH} bytes, and {_LONGEST_NAME} bytes between slashes"
             return f"must have {limits}, got {shown(value)}"
         return ""
+
+
+class FilePath(Text):
+    """A path. In the config files and on the command lines of users, ~ and $NAME stand for what a shell puts there."""
+
+    def expanded(self, value: str) -> str:
+        """Return ``value`` as a shell expands it, or unchanged if there is such a file. ``KeyError``: no such $NAME."""
+        if os.path.lexists(value):
+            return value
+        return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], os.path.expanduser(value))
 
 
 class OneOf(Text):

@@ -1,5 +1,7 @@
 """Builds the loaders and sources that a config describes."""
 
+import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +22,10 @@ from isonet.data.shards.source import ShardSource, open_shards
 from isonet.data.sources import ImageSource, digits
 from isonet.errors import DataError
 from isonet.launch import processes_here
+from isonet.limits import too_many_files, workers_within_limit
 from isonet.shares import WHOLE, Share
+
+log = logging.getLogger("isonet")
 
 MEMORY_LIMIT = 4 << 30  # bytes of decoded images; worker processes read the images of a larger data set
 _WORTH_WORKERS = 200  # unlabelled images; reading fewer takes less time than starting worker processes
@@ -135,8 +140,19 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
 
 
 def num_workers(cfg: CfgNode) -> int:
-    """Return the number of this rank's workers: DATASET.NUM_WORKERS, or its share of the CPU cores if that is less."""
-    return min(cfg.DATASET.NUM_WORKERS, max(1, usable_cores() // processes_here()))
+    """Return the number of this rank's workers: DATASET.NUM_WORKERS, or its share of the CPU cores if that is less.
+
+    If the system's limit of open files allows fewer, return that number, with a warning. Batches do not depend on it.
+    """
+    return _within_limit(min(cfg.DATASET.NUM_WORKERS, max(1, usable_cores() // processes_here())))
+
+
+@functools.cache  # so that the loaders of a run warn once
+def _within_limit(workers: int) -> int:
+    allowed = workers_within_limit(workers)
+    if allowed < workers:
+        log.warning("only %d of %d worker processes read images: %s", allowed, workers, too_many_files())
+    return allowed
 
 
 def usable_cores() -> int:

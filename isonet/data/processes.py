@@ -1,6 +1,7 @@
 """Worker processes, which ignore the signals that stop a run, and errors that explain in one sentence why one died."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import re
@@ -14,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 
 from isonet.errors import WorkerError
+from isonet.limits import too_many_files
 from isonet.signals import STOP_SIGNALS
 
 _NO_ROOM = re.compile(r"unable to .*(shared memory|</torch_)")  # torch's message
@@ -86,11 +88,13 @@ def explain_dead_workers() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, ConnectionError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError) as error:
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or "Too many open files" in str(error):
+            raise WorkerError(f"too many open files: {too_many_files()}") from error
         if _NO_ROOM.search(str(error)):
             raise WorkerError(f"a process that reads images has no room for a batch: {_SHARED_MEMORY}") from error
         torch_noticed = "DataLoader worker (pid" in str(error)
-        if isinstance(error, RuntimeError) and not torch_noticed:
+        if not torch_noticed and not isinstance(error, ConnectionError | EOFError):
             raise
         if dead := _dead_worker():
             _workers.discard(dead)

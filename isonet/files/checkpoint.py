@@ -24,12 +24,17 @@ from isonet import __version__
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
 from isonet.files.archive import pack, unpack
+from isonet.files.described import differing_keys
 from isonet.files.pickles import ArchiveError, Unread, refusal
 from isonet.files.safetensors import is_safetensors, unpack_safetensors
 from isonet.files.storage import reason, write_file
 from isonet.files.weights import first_of, prefix_hint, weights_of
 
 log = logging.getLogger("isonet")
+
+
+class OtherNetworkError(CheckpointError):
+    """Raised for weights of another network than the config describes."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,13 @@ class Checkpoint:
 
     def load_into(self, model: nn.Module) -> None:
         """Copy the weights into ``model``, all of them or, if they do not fit, none."""
-        load_state(model, self.weights, self.path)
+        try:
+            load_state(model, self.weights, self.path)
+        except OtherNetworkError as error:
+            if self.cfg is None:
+                raise
+            hint = "the file contains its own config: leave out --cfg and overrides of these keys"
+            raise OtherNetworkError(f"{error}; {hint}") from None
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -153,7 +164,7 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
 def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """Return ``weights`` in the types of ``model``. Loading the result cannot fail.
 
-    Raises ``CheckpointError`` for weights of another network and for values that are not finite.
+    Raises ``OtherNetworkError`` for weights of another network, and ``CheckpointError`` for non-finite values.
     """
     own = model.state_dict()
     problems = {
@@ -167,8 +178,9 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
     }
     if any(problems.values()):
         found = "; ".join(f"{len(names)} {kind}: {first_of(names)}" for kind, names in problems.items() if names)
-        raise CheckpointError(
-            f"{path}: the file belongs to another network than the config describes ({found})"
+        keys = differing_keys(weights, own)
+        raise OtherNetworkError(
+            f"{path}: the file belongs to another network than the config describes{keys and f': {keys}'} ({found})"
             f"{prefix_hint(list(own), weights)}"
         )
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}

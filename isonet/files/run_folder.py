@@ -3,13 +3,16 @@
 import logging
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 
 from yacs.config import CfgNode
 
+from isonet.config.file import where
 from isonet.errors import CheckpointError, ConfigError
 from isonet.files.progress import is_saved_at
 from isonet.files.storage import check_kind, link_file, write_file
+from isonet.published import PREFIX, published_as
 
 log = logging.getLogger("isonet")
 
@@ -198,7 +201,9 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     named = Path(resume)
     candidates = [named] if os.path.isfile(named) else RunFolder(named).resumable() if os.path.isdir(named) else []
     if not candidates:
-        raise CheckpointError(f"--resume {resume:.200}: no such checkpoint, and no run folder with one")
+        near = _near(named)
+        hint = f"; did you mean {near}?" if near else ""
+        raise CheckpointError(f"--resume {resume:.200}: no such checkpoint, and no run folder with one{hint}")
     if folder.holds_a_run() and not (own and own[0].samefile(candidates[0])):
         raise CheckpointError(
             f"{folder.path} already holds a run, and {candidates[0]} is not its latest checkpoint: choose another "
@@ -216,8 +221,22 @@ def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
     for file in (path, *(file for folder in folders for file in (folder.best, folder.latest))):
         if os.path.isfile(file):  # unlike Path.is_file, False for a name that is too long
             return file
-    places = " nor at ".join(str(folder.path) for folder in folders)
-    hint = "" if cfg is not None else "; the name of a run also needs --cfg"
+    places = " nor at ".join(where(folder.path) for folder in folders)
+    hint = "" if cfg is not None or path.name != ckpt else "; the name of a run also needs --cfg"
+    hint += f"; did you mean {near}?" if (near := _near(path)) else ""
+    if name := published_as(ckpt):
+        hint += f"; {PREFIX}{name} downloads the authors' checkpoint, see MODEL_ZOO.md"
     raise CheckpointError(
-        f"no checkpoint {ckpt}: neither a file nor a folder with best.pt or latest.pt is at {places}{hint}"
+        f"no checkpoint {where(ckpt)}: neither a file nor a folder with best.pt or latest.pt is at {places}{hint}"
     )
+
+
+def _near(path: Path) -> Path | None:
+    """Return a checkpoint or a run in the folder ``path``, or one of a similar name beside ``path``."""
+    folder = path if os.path.isdir(path) else path.parent
+    if not os.path.isdir(folder):
+        return None
+    inside = sorted([*folder.glob("*.pt"), *(file.parent for file in folder.glob("*/best.pt"))])
+    names = [file.name for file in inside]
+    near = names if folder is path else get_close_matches(path.name[:255], names, n=1)
+    return folder / near[0] if near else None

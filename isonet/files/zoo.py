@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, UserError
+from isonet.extras import install
 from isonet.files.checkpoint import Checkpoint, fitted
 from isonet.files.download import STALLED_SECONDS, TooLargeError
 from isonet.files.run_folder import find_checkpoint
@@ -91,7 +92,7 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
         import gdown  # handles the pages that Google Drive shows before a download
     except ImportError:
         raise UserError(
-            f"{PREFIX}{entry.name} is fetched by the package gdown: pip install 'isonet[zoo]'; or {by_hand}"
+            f"{PREFIX}{entry.name} is fetched by the package gdown: {install('zoo')}; or {by_hand}"
         ) from None
     limit = _LARGEST * sum(weight.numel() * 4 for weight in _network(entry).state_dict().values())
 

@@ -12,13 +12,14 @@ from decimal import Decimal
 from typing import Any
 
 from isonet.errors import UserError
+from isonet.extras import install
 
 # The colour-blind palette of Okabe and Ito, dark colours first, without its yellow, which is invisible on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _DPI = 150
 
-MISSING = "matplotlib is not installed (pip install 'isonet[plot]', or matplotlib)"
+MISSING = f"matplotlib is not installed ({install('plot')})"
 
 Row = dict[str, float]
 

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from isonet.classes import check_count, read_names
 from isonet.config import check_overrides, load_cfg, uses_small_images
+from isonet.config.habits import in_place_of
 from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
 from isonet.errors import EXIT_USER_ERROR, DataError, UserError
@@ -25,6 +26,7 @@ GPUS_HELP = (
 )
 
 _CIFAR_FOLDERS = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}  # torchvision's names
+_TILDE = re.compile(r"(?:^|(?<==))~[^/]*")
 _NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse treats -1e-3 and -1,-0.5 as options
 
 
@@ -35,10 +37,20 @@ class Parser(argparse.ArgumentParser):
     """
 
     reports = False
+    words: Sequence[str] = ()  # of the command line
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option."""
-        args = self.parse_intermixed_args([f" {a}" if _NEGATIVE_NUMBER.match(a) else a for a in argv])
+        """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option.
+
+        ~ at the start of a word or of ``--option=VALUE`` is expanded.
+        """
+        words = [_TILDE.sub(lambda match: os.path.expanduser(match[0]), word, count=1) for word in argv]
+        self.words = [f" {word}" if _NEGATIVE_NUMBER.match(word) else word for word in words]
+        given = [word.partition("=")[0] for word in self.words]
+        if twice := [option for option in self._option_string_actions if given.count(option) > 1]:
+            self.error(f"{twice[0]} is given twice; keep one of them")
+        # argparse cannot mix the words of a subcommand with options
+        args = self.parse_args(self.words) if self._subparsers else self.parse_intermixed_args(self.words)
         self.check_once(getattr(args, "opts", []))
         return args
 
@@ -52,9 +64,9 @@ class Parser(argparse.ArgumentParser):
         """Print one line, under a launcher only on rank 0, with the nearest option if one is unknown, and exit."""
         hint = ""
         if message.startswith("unrecognized arguments: "):
-            unknown = message.split(": ", 1)[1].split()[0].split("=")[0]
-            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = self._hint(message.split(": ", 1)[1].split()[:1])
+        elif "required" in message:
+            hint = self._hint([word for word in self.words if word.startswith("-")])
         text = f"{message}{hint} ({self.prog} --help lists all options)"
         if self.reports and is_launched():
             from isonet.rendezvous import reported  # imports torch
@@ -63,6 +75,20 @@ class Parser(argparse.ArgumentParser):
         elif not is_main():
             text = ""
         self.exit(EXIT_USER_ERROR, text and f"error: {text}\n")
+
+    def _hint(self, words: Sequence[str]) -> str:
+        """Return what replaces the first of ``words`` that is an option of another project, or is near an option."""
+        options, has_overrides = self._option_string_actions, any(action.nargs == "*" for action in self._actions)
+        for word in (word.partition("=")[0] for word in words):
+            if word in options:
+                continue
+            for replacement in in_place_of(word):
+                first = replacement.split()[0]
+                if first in options or (first[0] != "-" and (has_overrides or first not in {*KEYS, "KEY"})):
+                    return f"; write {replacement} in place of {word}"
+            if near := difflib.get_close_matches(word, options, n=1):
+                return f"; did you mean {near[0]}?"
+        return ""
 
 
 def tool_parser(tool: str, description: str | None, examples: str) -> Parser:

@@ -82,4 +82,4 @@ def short_names(folders: Sequence[Path]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isonet.errors import UserError, printable, run_cli
+from isonet.extras import install
 from isonet.published import PREFIX
 from isonet.tools.cli import look_for_classes, look_for_folder_of, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
@@ -52,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     """Export the network, check the result, and print how well it agrees with the network."""
     for package in PACKAGES.get(args.format, ()):
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"--format {args.format} needs the package {package}: pip install 'isonet[onnx]'")
+            raise UserError(f"--format {args.format} needs the package {package}: {install('onnx')}")
     look_for_folder_of("--output", args.output)
     look_for_classes(args.classes, look_for_network(args))
     from isonet.tools.formats import export
@@ -80,4 +81,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

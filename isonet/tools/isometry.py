@@ -135,4 +135,4 @@ def measure_network(network: str, args: argparse.Namespace, device: torch.device
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

@@ -28,6 +28,7 @@ from isonet.tools.cli import (
     split_overrides,
     tool_parser,
 )
+from isonet.training.log import log_to_terminal
 
 if TYPE_CHECKING:
     import torch
@@ -82,15 +83,15 @@ def main(args: argparse.Namespace) -> None:
     from isonet.tools.trained import class_names, load_trained
     from isonet.training.devices import explain_out_of_memory, pick_devices
 
-    log.handlers, log.propagate = [_StandardError(logging.WARNING)], False
+    log_to_terminal(logging.WARNING)  # standard output is for the predictions
     trained = load_trained(args.ckpt, args.cfg, args.opts)
     classes = class_names(trained, args.classes)
     devices = pick_devices(args.gpus)
     paths, problems = find_images(_places(args.images))
     for problem in problems:
         log.error("%s", problem)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # the terminal may not be able to encode a file name
-        sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     batch_size = (args.batch_size or trained.cfg.SOLVER.TEST_BATCH_SIZE) * len(devices)
     unread: list[str] = []
     with explain_out_of_memory():
@@ -180,12 +181,5 @@ def print_csv(predictions: Iterable[Prediction], classes: Sequence[str], _paths:
 FORMATS = {"table": print_table, "json": print_json, "csv": print_csv}
 
 
-class _StandardError(logging.Handler):
-    """Prints the log on standard error, because standard output is for the predictions."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {printable(record.getMessage())}", file=sys.stderr, flush=True)
-
-
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

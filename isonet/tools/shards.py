@@ -50,7 +50,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "else the names in an existing index, else the numbers)",
     )  # fmt: skip
     command("verify", "compare shards with their checksums and their index", tars)
-    args = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.command == "write" and not 1 <= args.images_per_shard <= 100_000:
         write.error(f"--images-per-shard must be between 1 and 100000, got {args.images_per_shard}")
     return args
@@ -117,4 +117,4 @@ def _places(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

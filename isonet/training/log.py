@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
+import mmap
 import platform
 import subprocess
 import sys
 import time
+import warnings
+import zlib
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from isonet.agreement import package_version
 from isonet.errors import printable
 from isonet.files.storage import write_file
 from isonet.launch import is_main
+from isonet.streams import discard, tell
 
 if TYPE_CHECKING:
     from isonet.data import Loader
@@ -30,30 +33,57 @@ _SHOWN = 10  # the number of unreadable images that are listed on the terminal
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints above a progress bar, not into it. If the output is closed or full, the run continues without it."""
+    """Prints warnings on standard error and the rest on standard output, above a progress bar.
 
-    failed = False
+    If one of them is full or its reader has ended, the run continues without it.
+
+    required: whether to raise ``OSError`` instead if standard output cannot be written.
+    """
+
+    def __init__(self, level: int, required: bool) -> None:
+        super().__init__(level)
+        self.required = required
 
     def emit(self, record: logging.LogRecord) -> None:
-        if self.failed or sys.stdout is None:  # None if the shell has closed it
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        if stream is None:  # closed, in a program that does not call open_streams
             return
         try:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
+            tqdm.write(self.format(record), file=stream)
+            stream.flush()
         except OSError as error:
-            self.failed = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python fails again at exit
-            print(f"warning: nothing more can be printed ({error.strerror})", file=sys.stderr)
+            if stream is sys.stdout and self.required and not isinstance(error, BrokenPipeError):
+                raise
+            discard(stream)
+            if stream is sys.stdout:
+                tell(f"warning: nothing more can be printed ({error.strerror})")
 
 
-def log_to_terminal() -> None:
-    """Print the project's log on standard output, with warnings marked. Only rank 0 prints it."""
+def log_to_terminal(level: int = logging.INFO, required: bool = False) -> None:
+    """Print the project's log from ``level`` on, and Python's warnings. Only rank 0 prints them.
+
+    Warnings are marked and on standard error, the rest is on standard output. required: whether standard output is the
+    result of the command, so that a full one is an error.
+    """
+    _log_python_warnings()
+    log.propagate = False
     if not is_main():
         log.addHandler(logging.NullHandler())
-        log.propagate = False
         return
-    _replace_handlers(_TerminalHandler, _TerminalHandler(), "%(message)s")
-    log.propagate = False
+    _replace_handlers(_TerminalHandler, _TerminalHandler(level, required))
+
+
+def _log_python_warnings() -> None:
+    """Log each Python warning once, whatever the number of images that cause it and of workers that read them."""
+    logged = mmap.mmap(-1, 1 << 16)  # forked workers share it
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
+        place = zlib.crc32(f"{category.__name__} {filename}:{lineno}".encode("utf-8", "replace")) % len(logged)
+        if not logged[place]:
+            logged[place] = 1
+            log.warning("%s: %s (%s, line %d; logged once)", category.__name__, message, filename, lineno)
+
+    warnings.showwarning = show
 
 
 def keep_for_file() -> None:
@@ -70,13 +100,12 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not self.failed:
             self.failed = True
-            print(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})", file=sys.stderr)
+            tell(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})")
 
 
 def log_to_file(path: Path) -> None:
     """Append the project's log, with times, to ``path``: what ``keep_for_file`` has kept, and all later records."""
-    handler = _LogFile(path, encoding="utf-8")
-    _replace_handlers(logging.FileHandler, handler, "%(asctime)s %(message)s")
+    _replace_handlers(logging.FileHandler, handler := _LogFile(path, encoding="utf-8"), dated=True)
     for memory in [h for h in log.handlers if isinstance(h, MemoryHandler)]:
         memory.setTarget(handler)
     _replace_handlers(MemoryHandler, None)  # closing it writes its records to the file
@@ -88,18 +117,26 @@ def note_failure(path: Path, error: BaseException) -> None:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {type(error).__name__}: {printable(error)}\n")
 
 
-class _LevelFormatter(logging.Formatter):
+class _LineFormatter(logging.Formatter):
+    """Formats a record as printable lines. Each begins with the time if ``dated``, and the first with its level."""
+
+    def __init__(self, dated: bool) -> None:
+        super().__init__()
+        self.dated = dated
+
     def format(self, record: logging.LogRecord) -> str:
-        text = "\n".join(printable(line) for line in super().format(record).split("\n"))
-        return f"{record.levelname.lower()}: {text}" if record.levelno >= logging.WARNING else text
+        time = f"{self.formatTime(record)} " if self.dated else ""
+        level = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
+        lines = f"{level}{super().format(record)}".split("\n")
+        return "\n".join(time + printable(line) for line in lines)
 
 
-def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler | None, pattern: str = "") -> None:
+def _replace_handlers(kind: type[logging.Handler], handler: logging.Handler | None, dated: bool = False) -> None:
     for old in [h for h in log.handlers if isinstance(h, kind)]:
         log.removeHandler(old)
         old.close()
     if handler:
-        handler.setFormatter(_LevelFormatter(pattern))
+        handler.setFormatter(_LineFormatter(dated))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
 
@@ -112,7 +149,7 @@ class EpochDisplay:
         self.title = f"epoch {epoch}/{max_epochs}"
         self.steps = steps
         self.last_line = time.monotonic()
-        plain = hidden or not sys.stderr.isatty()
+        plain = hidden or not (sys.stderr and sys.stderr.isatty())
         self.bar = tqdm(total=steps, initial=done, desc=self.title, leave=False, unit="step", disable=plain)
 
     def __enter__(self) -> EpochDisplay:

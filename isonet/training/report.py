@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 
 from isonet.config import image_size
 from isonet.errors import UserError, printable
+from isonet.extras import install
 from isonet.files.run_folder import EVENTS, RunFolder
 from isonet.files.storage import write_file
 from isonet.isometry import feature_sizes, network_extremes
@@ -35,9 +36,7 @@ def require_tensorboard() -> None:
     try:
         import torch.utils.tensorboard  # noqa: F401
     except ImportError:
-        raise UserError(
-            "RUNTIME.TENSORBOARD True needs the package tensorboard: pip install 'isonet[tensorboard]', or tensorboard"
-        ) from None
+        raise UserError(f"RUNTIME.TENSORBOARD True needs the package tensorboard: {install('tensorboard')}") from None
 
 
 class Report:

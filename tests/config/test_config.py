@@ -172,3 +172,44 @@ def test_a_former_config_of_batch_norm_with_recomputing_loads_without_recomputin
         assert not cfg.RUNTIME.CHECKPOINT_ACTIVATIONS
     with pytest.raises(ConfigError, match="CHECKPOINT_ACTIVATIONS"):
         load_cfg(tmp_path / "config.yaml")
+
+
+def test_paths_are_expanded_where_a_user_writes_them_and_nowhere_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.chdir(tmp_path)
+    text = "DATASET: {ROOT: ~/data}\nOUTPUT_DIR: ${SCRATCH}/out\nMODEL: {INIT_FROM: $HOME/a.pt}\n"
+    (tmp_path / "c.yaml").write_text(text)
+    cfg = load_cfg("~/c.yaml")
+    expanded = f"{tmp_path}/data", "/scratch/me/out", f"{tmp_path}/a.pt"
+    assert expanded == (cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.MODEL.INIT_FROM)
+    assert str(tmp_path) == load_cfg(None, ["OUTPUT_DIR", "~", "DATASET.ROOT", "a~b"]).OUTPUT_DIR
+    assert parse_cfg(text, "a checkpoint").DATASET.ROOT == "~/data"  # as written by a former version
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR.*'NOT_SET'"):
+        load_cfg(None, ["OUTPUT_DIR", "$NOT_SET/out"])
+    (tmp_path / "$NOT_SET").mkdir()
+    assert load_cfg(None, ["OUTPUT_DIR", "$NOT_SET"]).OUTPUT_DIR == "$NOT_SET"  # there is such a folder
+
+
+@pytest.mark.parametrize("key", ["_BASE_", "_base_", "defaults", "BASE"])
+def test_a_base_config_is_refused_with_what_to_do(tmp_path, key):
+    (tmp_path / "c.yaml").write_text(f"{key}: [../base.yaml]\nISON: {{DEPTH: 20}}\n")
+    with pytest.raises(ConfigError, match=f"{key}.*copy the keys"):
+        load_cfg(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["ISON.DEPTH=8"], "write ISON.DEPTH 8"),
+        (["+ISON.DEPTH=8", "SOLVER.MAX_EPOCHS=1"], "write ISON.DEPTH 8"),
+        (["OPTIM.MAX_EPOCH", 3], "SOLVER.MAX_EPOCHS"),
+        (["MODEL.WEIGHTS", "a.pt"], "MODEL.INIT_FROM"),
+        (["OUT_DIR", "a"], "OUTPUT_DIR"),
+        (["DATA_LOADER.NUM_WORKERS", 3], "DATASET.NUM_WORKERS"),
+        (["RNG_SEED", 3], "RUNTIME.SEED"),
+    ],
+)
+def test_what_other_projects_write_is_refused_with_what_to_write(opts, words):
+    with pytest.raises(ConfigError, match=words):
+        load_cfg(None, opts)

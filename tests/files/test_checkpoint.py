@@ -15,7 +15,7 @@ from torch import nn
 
 import isonet
 from conftest import REPO
-from isonet import load_weights
+from isonet import build_model, load_cfg, load_weights
 from isonet.errors import CheckpointError, ConfigError
 from isonet.files.checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 
@@ -133,6 +133,16 @@ def test_another_network_is_explained_and_changes_nothing(tmp_path):
     assert "1 unexpected: extra" in str(error.value)
     assert "0.weight (5, 3, 3, 3) for (4, 3, 3, 3)" in str(error.value)
     assert same(target, network(seed=1))
+
+
+def test_another_config_than_the_checkpoints_is_named_by_its_keys(tmp_path):
+    opts = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH"]
+    cfg, other = load_cfg(None, [*opts, 8]), load_cfg(None, [*opts, 14, "ISON.HAS_ST", True])
+    save_checkpoint(tmp_path / "c.pt", {"model": build_model(cfg).state_dict(), "config": cfg.dump()})
+    with pytest.raises(CheckpointError) as error:
+        Checkpoint.read(tmp_path / "c.pt").load_into(build_model(other))
+    assert "ISON.DEPTH 8 in the file and 14 in the config, ISON.HAS_ST False in" in str(error.value)
+    assert "leave out --cfg" in str(error.value)
 
 
 def test_only_the_first_few_names_are_listed(tmp_path):

@@ -43,6 +43,16 @@ def test_the_error_for_a_missing_ckpt_names_the_places_searched(cfg):
         find_checkpoint(cfg, "gone.pt")
 
 
+def test_the_error_for_a_missing_ckpt_names_what_is_near(cfg):
+    folder = run_folder(cfg, "mine")
+    folder.path.mkdir(parents=True)
+    folder.best.touch()
+    for wrong, right in ((folder.path.parent, folder.path), (f"{folder.path}s", folder.path),
+                         (folder.path / "bets.pt", folder.best)):  # fmt: skip
+        with pytest.raises(CheckpointError, match=f"did you mean {right}\\?"):
+            find_checkpoint(None, str(wrong))
+
+
 def test_clearing_a_run_removes_only_its_files(cfg):
     folder = run_folder(cfg, "a")
     folder.path.mkdir(parents=True)

@@ -24,7 +24,7 @@ from conftest import REPO
 from isonet import isonet18, load_cfg
 from isonet.errors import CheckpointError, UserError, run_cli
 from isonet.files.zoo import zoo_file, zoo_weights
-from isonet.published import ZOO
+from isonet.published import ZOO, published_as
 from isonet.published import published as network_named
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -43,9 +43,15 @@ def test_the_table_matches_the_model_zoo_and_its_configs_match_the_files():
         assert (network, f"{entry.top1:.2f}", file_id) == (entry.network, top1, entry.file_id)
         assert entry.dropout == (dropout == "yes") == (not ckpt.endswith("-nodropout"))
         assert entry.name == f"IN1k-{ckpt}" == config + "-nodropout" * (dropout == "no")
+        names = f"folder/{ckpt}.pt", f"{network}{'' if entry.dropout else '-nodropout'}", f"{entry.name}.pth.tar"
+        assert set(map(published_as, names)) == {entry.name}
         trained = load_cfg(REPO / f"configs/{config}.yaml", train.split(f"--output {ckpt}")[1].split())
         assert (entry.config().ISON, entry.config().DATASET) == (trained.ISON, trained.DATASET)
     assert len({entry.file_id for entry in ZOO.values()}) == len({zoo_file(entry) for entry in ZOO.values()}) == 16
+
+
+def test_other_names_are_no_published_network():
+    assert not any(map(published_as, ("ISO20.pt", "best.pt", "RISO18/best.pt", "", "IN1k-RISO18-mine.pt", "resnet50")))
 
 
 def test_an_unknown_name_is_refused_with_a_hint():
@@ -260,7 +266,7 @@ def test_errors_without_network_library_or_disk_space(server, tmp_path, monkeypa
     monkeypatch.setenv("ISONET_ZOO_URL", "http://127.0.0.1:9/")  # a closed port
     refused("Connection refused")
     monkeypatch.setitem(sys.modules, "gdown", None)
-    refused(re.escape("pip install 'isonet[zoo]'"))
+    refused(re.escape("pip install 'gdown"))
     monkeypatch.delenv("ISONET_ZOO_URL")
     with pytest.raises(UserError, match=re.escape(f"https://drive.google.com/uc?export=download&id={ENTRY.file_id} ")):
         zoo_weights(ENTRY)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from isonet import SReLU, build_model, load_cfg
+from isonet.config import flat
 from isonet.errors import ConfigError
+from isonet.files.described import described
 from isonet.models import ResMultiplier
 
 CIFAR = ["DATASET.NAME", "CIFAR10", "DATASET.NUM_CLASSES", 10]
@@ -37,6 +39,20 @@ def test_depth_counts_convs_and_the_linear_layer(opts, layers):
     with torch.device("meta"):
         model = build_model(load_cfg(None, opts))
     assert len(convs(model)) + 1 == layers
+    assert described(model.state_dict())["ISON.DEPTH"] == layers
+
+
+@pytest.mark.parametrize(
+    "opts", [[], RISO, ["ISON.HAS_BN", True], ["ISON.SReLU", False, *BOTTLENECK, "ISON.DEPTH", 29]]
+)
+def test_weights_tell_the_keys_of_their_network(opts):
+    cfg = load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, *opts])
+    with torch.device("meta"):
+        found = described(build_model(cfg).state_dict())
+    assert found.pop("DATASET.IMAGE_SIZE") == "up to 64"
+    assert found == {key: flat(cfg)[key] for key in found}
+    assert {"ISON.TRANS_FUN", "ISON.HAS_ST", "DATASET.NUM_CLASSES"} < set(found)
+    assert not described({"layer": torch.zeros(1)})
 
 
 def test_bottleneck_widths_and_stride():
@@ -54,8 +70,9 @@ def test_bottleneck_widths_and_stride():
 @pytest.mark.parametrize(
     ("opts", "words"),
     [
-        (["ISON.DEPTH", 20], ["20", "18, 34", "50, 101, 152"]),
-        (["ISON.DEPTH", 50], ["basic_transform"]),
+        (["ISON.DEPTH", 20], ["20", "18, 34", "50, 101, 152", "DATASET.IMAGE_SIZE 64", "configs/IN1k-RISO18.yaml"]),
+        (["ISON.DEPTH", 50], ["set ISON.TRANS_FUN bottleneck_transform"]),
+        ([*CIFAR, "ISON.DEPTH", 18], ["14 and 20", "DATASET.IMAGE_SIZE above 64", "basic_transform"]),
         ([*CIFAR, "ISON.DEPTH", 29], ["6n+2", "26", "32"]),
         ([*CIFAR, "ISON.DEPTH", 2], ["6n+2", "8"]),
         ([*CIFAR, "ISON.DEPTH", 26, *BOTTLENECK], ["9n+2", "20", "29"]),

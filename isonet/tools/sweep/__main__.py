@@ -8,6 +8,7 @@ a formula; the JSON file has the exact text.
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from isonet.config import flat, read_written_cfg
-from isonet.errors import Stopped, UserError, printable, run_cli
+from isonet.errors import Stopped, UserError, run_cli
 from isonet.files.run_folder import run_folder
 from isonet.files.storage import FolderLock, check_kind, remove_leftovers, write_file
 from isonet.launch import is_launched
@@ -25,6 +26,8 @@ from isonet.tools.cli import check_gpu_ids, make_parser
 from isonet.tools.sweep.processes import CFG_FILE, run_all
 from isonet.tools.sweep.runs import PICTURE, Run, make_grid, results_table, write_results
 from isonet.training.log import log_to_terminal
+
+log = logging.getLogger("isonet")
 
 EXAMPLES = """\
   python -m isonet.tools.sweep --cfg configs/digits_ISO20.yaml --output coeff ISON.ORTHO_COEFF 1e-5,1e-4,1e-3
@@ -81,16 +84,16 @@ def train_all(runs: Sequence[Run], folder: Path, slots: Sequence[str | None]) ->
     remove_leftovers(folder)
     write_file(folder / CFG_FILE, runs[0].cfg.dump())
     waiting = [run for run in runs if run.state == "waiting"]
-    print(f"{len(runs)} runs, {len(waiting)} of them not finished; the results are in {printable(folder)}", flush=True)
+    log.info("%d runs, %d of them not finished; the results are in %s", len(runs), len(waiting), folder)
     if not have_matplotlib():
-        print(f"{PICTURE} is not drawn: {MISSING}", flush=True)
+        log.info("%s is not drawn: %s", PICTURE, MISSING)
     write_results(folder, runs)
     with StopSignals() as stop:
         for run in run_all(waiting, slots, folder, stop):
             write_results(folder, runs)
             ended = sum(other.state not in ("waiting", "running") for other in runs)
-            print(f"[{ended}/{len(runs)}] {run.as_line()}", flush=True)
-    print(results_table(runs), flush=True)
+            log.info("[%d/%d] %s", ended, len(runs), run.as_line())
+    log.info("%s", results_table(runs))
     if undone := sum(run.state in ("waiting", "stopped") for run in runs):
         why = f"by {stop.received.name}" if stop.received else "some of the runs were stopped"
         raise Stopped(f"{why}; {undone} runs are not finished, but saved; the same command resumes them")
@@ -121,4 +124,4 @@ def difference(before: CfgNode, now: CfgNode, varying: Sequence[str] = ()) -> st
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main, parse_args()))
+    sys.exit(run_cli(main, parse_args))

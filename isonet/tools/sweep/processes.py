@@ -104,4 +104,4 @@ def _stop_with_the_sweep() -> None:
 if __name__ == "__main__":
     parser = make_parser(__doc__, "  python -m isonet.tools.sweep --help", tool="sweep.processes")
     parser.add_argument("--output", required=True, metavar="NAME", help="the name of the run")
-    sys.exit(run_cli(main, parser.parse(sys.argv[1:])))
+    sys.exit(run_cli(main, lambda: parser.parse(sys.argv[1:])))

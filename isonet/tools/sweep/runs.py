@@ -8,6 +8,7 @@ import csv
 import io
 import itertools
 import json
+import logging
 import math
 import re
 import textwrap
@@ -21,13 +22,15 @@ from yacs.config import CfgNode
 
 from isonet.config import flat, load_cfg
 from isonet.config.keys import KEYS
-from isonet.errors import ConfigError, printable
+from isonet.errors import ConfigError
 from isonet.files.run_folder import RunFolder, run_folder
 from isonet.files.storage import write_file
 from isonet.plots import have_matplotlib, short
 from isonet.plots.sweep import Point, draw_sweep
 from isonet.tools.cli import as_cell
 from isonet.tools.summary import COLUMNS, Summary, cells, divergence, summary_of, text_table
+
+log = logging.getLogger("isonet")
 
 MOST_RUNS = 1000  # a larger number is probably a typo
 FAILED = ("diverged", "failed")
@@ -168,7 +171,7 @@ def write_results(folder: Path, runs: Sequence[Run]) -> None:
     try:
         picture = draw_sweep(keys, [run.point for run in runs])
     except Exception as error:  # the runs do not depend on the library that draws their results
-        print(f"{PICTURE} is not drawn: {type(error).__name__}: {printable(error)}", flush=True)
+        log.warning("%s is not drawn: %s: %s", PICTURE, type(error).__name__, error)
     else:
         write_file(folder / PICTURE, picture)
 

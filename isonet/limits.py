@@ -1,0 +1,37 @@
+"""The system's limit of open files, of which worker processes need several each. This module does not import torch."""
+
+import contextlib
+import math
+import os
+
+_FILES_PER_WORKER = 16  # of two loaders: pipes, and the shared memory of the batches that wait
+_OTHER_FILES = 16
+
+
+def file_limit(wanted: int = 0) -> float:
+    """Return the number of files that this process may open, after raising it to ``wanted`` if the system allows it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.inf
+    unlimited, (soft, hard) = resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != unlimited and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard == unlimited else min(wanted, hard), hard))
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == unlimited else soft
+
+
+def workers_within_limit(workers: int) -> int:
+    """Return how many of ``workers`` worker processes this process has enough files for."""
+    try:
+        free = -len(os.listdir("/proc/self/fd")) - _OTHER_FILES
+    except OSError:  # no Linux
+        free = -2 * _OTHER_FILES
+    limit = file_limit(_FILES_PER_WORKER * workers - free)
+    return workers if limit == math.inf else max(0, min(workers, int(limit + free) // _FILES_PER_WORKER))
+
+
+def too_many_files() -> str:
+    """Return the end of a message: the limit of open files, and what to do."""
+    return f"the limit of open files is {file_limit()} (ulimit -n); raise it, or lower DATASET.NUM_WORKERS"
