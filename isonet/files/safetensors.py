@@ -8,7 +8,7 @@ from torch import Tensor
 
 from isonet.files.pickles import ArchiveError
 
-NUMBERED = "numbered_classes"  # metadata: how many of the classes, at the end of the list, have only a number
+UNNAMED = "unnamed_classes"  # metadata: how many of the classes, at the end of the list, have no name in the checkpoint
 
 
 def is_safetensors(data: bytes) -> bool:
@@ -55,7 +55,7 @@ def _of_this_project(about: dict[str, str]) -> dict[str, Any]:
     entries: dict[str, Any] = {key: about[key] for key in ("config", "isonet") if key in about}
     try:
         classes = json.loads(about["classes"])
-        entries["classes"] = classes[: len(classes) - int(about.get(NUMBERED, 0))] or None
+        entries["classes"] = classes[: len(classes) - int(about.get(UNNAMED, 0))] or None
         entries["epoch"] = int(about["epoch"])
     except (KeyError, ValueError, TypeError):  # written by another program, or by a former version
         pass

@@ -17,11 +17,11 @@ from isonet.data.augment import EVAL_RESIZE
 from isonet.data.build import statistics
 from isonet.errors import NonFiniteError, UserError
 from isonet.files.archive import unpack
-from isonet.files.safetensors import NUMBERED, pack_safetensors, unpack_safetensors
+from isonet.files.safetensors import UNNAMED, pack_safetensors, unpack_safetensors
 from isonet.files.storage import write_file
 from isonet.files.weights import weights_of
 from isonet.models import build_model
-from isonet.tools.trained import Trained
+from isonet.tools.trained import Trained, class_names
 
 Network = Callable[[Tensor], Tensor]  # (N, 3, H, W) -> (N, classes)
 
@@ -62,11 +62,10 @@ def metadata(trained: Trained, classes: list[str]) -> dict[str, str]:
     size, (mean, std) = image_size(trained.cfg), statistics(trained.cfg)
     resize = size if uses_small_images(trained.cfg) else round(size * EVAL_RESIZE)  # the shorter side, before the crop
     images = {"resize": resize, "crop": size, "mean": list(mean), "std": list(std)}
-    named = trained.classes or []
-    numbers = [str(label) for label in range(len(named), len(classes))]
+    unnamed = len(classes) - len(trained.classes or []) if classes == class_names(trained) else 0
     about = {"config": trained.cfg.dump(), "classes": json.dumps(classes), "images": json.dumps(images)}
     about |= {"isonet": __version__} | ({} if trained.epoch is None else {"epoch": str(trained.epoch)})
-    return about | ({NUMBERED: str(len(numbers))} if numbers and classes == [*named, *numbers] else {})
+    return about | ({UNNAMED: str(unnamed)} if unnamed else {})
 
 
 def _onnx(trained: Trained, example: Tensor, about: dict[str, str], opset: int) -> tuple[bytes, Network]:

@@ -139,7 +139,7 @@ def test_a_complete_set_is_not_rewritten_and_another_is_not_mixed_with_it(folder
     before = times()
     command(*write, 4)
     assert before == times()
-    with pytest.raises(DataError, match=r"other options \(4 images .* now 3 images .*--overwrite"):
+    with pytest.raises(DataError, match=r"options \(4 images .* now 3 images .*--overwrite"):
         command(*write, 3)
     command(*write, 3, "--overwrite")
     assert len(read_index(tmp_path / "val").shards) == 4

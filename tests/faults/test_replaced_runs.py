@@ -308,6 +308,7 @@ def handlers():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.usefixtures("handlers")
 def test_every_stop_signal_is_recorded(number, capfd):
+    signal.signal(number, signal.SIG_DFL)  # a shell ignores SIGINT for commands in its background
     with StopSignals() as stop:
         os.kill(os.getpid(), number)
         assert stop.received == number
