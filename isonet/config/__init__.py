@@ -117,14 +117,15 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_u
 
 
 def _in_pairs(opts: Sequence[Any]) -> Pairs:
-    for key in opts[::2]:
-        name, is_assignment, value = str(key).lstrip("+").partition("=")
+    for key in filter(lambda key: isinstance(key, str), opts[::2]):
+        name, is_assignment, value = key.lstrip("+").partition("=")
         if is_assignment:
             raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(f'{name} {value}')[1:-1]}")
     if len(opts) % 2:
-        stray = next((key for key in opts[::2] if str(key) not in KEYS), opts[-1])
+        stray = next((key for key in opts[::2] if not isinstance(key, str) or key not in KEYS), opts[-1])
+        problem = "has no value" if stray is opts[-1] else "is no key"
         raise ConfigError(
-            f"overrides are KEY VALUE pairs, but {shown(stray)} {'has no value' if stray in KEYS else 'is no key'} "
+            f"overrides are KEY VALUE pairs, but {shown(stray)} {problem} "
             "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
         )
     return zip(opts[::2], opts[1::2], strict=True)
