@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torchvision.datasets as tv
-from PIL import AvifImagePlugin, EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image
 from sharded import command
 
 from isonet import load_cfg
@@ -124,10 +124,3 @@ def test_a_format_outside_the_list_is_unreadable_whatever_its_name(tmp_path, kin
     Image.new("RGB", (16, 16)).save(path, kind)
     with pytest.raises(ImageError, match="none of the formats"):
         decode_image(path.read_bytes(), path)
-
-
-def test_an_installation_without_avif_is_named(tmp_path, monkeypatch):
-    Image.new("RGB", (16, 16)).save(tmp_path / "1.avif")
-    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)  # as the plugin is without its library
-    with pytest.warns(UserWarning, match="AVIF"), pytest.raises(ImageError, match="Pillow lacks AVIF"):
-        decode_image((tmp_path / "1.avif").read_bytes(), tmp_path / "1.avif")
