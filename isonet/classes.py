@@ -31,11 +31,11 @@ def are_numbers(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def in_order(names: Sequence[str]) -> list[str]:
+def in_order(names: Sequence[str], where: object = "the data set") -> list[str]:
     """Return the composed ``names`` of class folders in the order of their labels.
 
-    Whole numbers are ordered as numbers, and other names as text. Raises ``DataError`` if two names are one number or
-    one text.
+    Whole numbers are ordered as numbers, and other names as text. where: the data set, for messages. Raises
+    ``DataError`` if two names are one number or one text.
     """
     numbers = are_numbers(names)
 
@@ -47,7 +47,7 @@ def in_order(names: Sequence[str]) -> list[str]:
     for first, second in pairwise(ordered):
         if value(first) == value(second):
             same = "number" if numbers else "name, with composed and decomposed characters"
-            raise DataError(f"the classes {first!a} and {second!a} have the same {same}; merge or rename them")
+            raise DataError(f"{printable(where)}: {first!a} and {second!a} have the same {same}; merge or rename them")
     return [composed(name) for name in ordered]
 
 

@@ -47,12 +47,12 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     """
     folder = root / split
     names = _class_names(folder)
-    own = _in_order(folder, names)
+    own = in_order(names, folder)
     left_out: list[str] = []
     _leave_out([entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
     if classes is None:
         train = root / "train"
-        classes = _in_order(train, _class_names(train)) if train.is_dir() else own
+        classes = in_order(_class_names(train), train) if train.is_dir() else own
     paths: list[Path] = []
     labels: list[int] = []
     for name, label in zip(names, labels_of(names, classes, folder), strict=True):
@@ -129,13 +129,6 @@ def _walk(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterator[
             yield entry.path
         else:
             _leave_out([entry], left_out)
-
-
-def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
-    try:
-        return in_order(names)
-    except DataError as error:
-        raise DataError(f"{printable(folder)}: {error}") from None
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -124,7 +124,7 @@ def validation(
         source, how = source.relabelled(classes, where), "WordNet ids"
     else:
         if are_numbers(names) and names == sorted(names):  # as shards of a former version list them
-            source = source.relabelled(in_order(names), where)
+            source = source.relabelled(in_order(names, where), where)
         check_guess(source.classes, data.NUM_CLASSES, where)
         how = "order of the folders"
     return build_loader(trained.cfg, "val", devices, share=share, source=source), np.unique(source.labels).tolist(), how
