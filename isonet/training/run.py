@@ -25,13 +25,7 @@ from isonet.training.changes import changes, resumed_cfg, resumed_classes
 from isonet.training.devices import describe, place, seed_everything, set_precision
 from isonet.training.distributed import World
 from isonet.training.failure import explained, ranks
-from isonet.training.finetune import (
-    classes_of_head,
-    freeze,
-    start_from,
-    warn_of_other_classes,
-    weights_to_start_from,
-)
+from isonet.training.finetune import classes_of_head, freeze, start_from, weights_to_start_from
 from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_failure, versions
 from isonet.training.loop import Run, train
 from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
@@ -134,7 +128,6 @@ def build_run(
         facts.update(train_loader.facts("train"))
         val_loader = build_loader(cfg, "val", devices, classes, world.share)
         facts.update(val_loader.facts("val"))
-        warn_of_other_classes(head, classes)
         optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
         progress, changed, num_images = Progress(), [], train_loader.num_images
         if checkpoint:
