@@ -133,16 +133,17 @@ def _text(name: Any) -> str:
     return name.decode("latin1") if isinstance(name, bytes) else str(name)
 
 
-_NEEDED = (  # by arrays, numpy's numbers and the text of Python 2, in files of all versions of numpy
-    "numpy.dtype", "numpy.ndarray", "multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer",
-    "_codecs.encode",
-)  # fmt: skip
+_FUNCTIONS = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+_NEEDED = {  # by arrays, numpy's numbers and the text of Python 2, in files of all versions of numpy
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
+    *(f"numpy.{core}.{function}" for core in ("core", "_core") for function in _FUNCTIONS),
+}
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds arrays, numbers, text, bytes, lists and dictionaries. Imports and calls nothing else that a file names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if f"{module.removeprefix('numpy.core.').removeprefix('numpy._core.')}.{name}" not in _NEEDED:
+        if f"{module}.{name}" not in _NEEDED:
             raise pickle.UnpicklingError(f"it needs {module}.{name}")
         return super().find_class(module, name)

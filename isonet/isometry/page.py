@@ -43,8 +43,8 @@ _SECTIONS = (
         plots.spectrum_by_layer,
         """The thin line spans the singular values of the convolution on its feature map, with circular padding; the
         thick part spans the middle half, and the dot is the median. The grey line is 1. Values below 0.001 are drawn at
-        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. If only k of n
-        values can be 1, the line, its thick part and the dot show the k largest, and a dotted line the others.""",
+        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. If only k of
+        n values can be 1, the line, its thick part and the dot show the k largest, and a dotted line the others.""",
     ),
     (
         "The signal forward, the gradient backward",
@@ -60,8 +60,8 @@ _SECTIONS = (
         plots.jacobian_by_part,
         """Largest and smallest singular value of the Jacobian of each stage at one image, activations included. The
         computation approaches them from within, so the true range may be wider. A filled marker is a value that is
-        determined to a tenth or better, a hollow marker only a bound: the value is somewhere on the dotted line, and may
-        be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
+        determined to a tenth or better. A hollow marker is only a bound: the value is somewhere on the dotted line, and
+        may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
     ),
     (
         "What SReLU and the residual branches have learned",
