@@ -21,4 +21,3 @@ NO_IMAGES = (  # texts beside images; a folder may have them without a warning
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".py", ".sh",
     "thumbs.db", "desktop.ini",
 )  # fmt: skip
-NAMES = "JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP and PPM"  # for messages

@@ -124,10 +124,13 @@ def build_run(
         names, outputs = source.classes, cfg.DATASET.NUM_CLASSES
         classes = resumed_classes(checkpoint, names) if checkpoint else classes_of_head(head, names, outputs)
         source = source.relabelled(classes, Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / "train")
-        train_loader = build_loader(cfg, "train", devices, share=world.share, source=source)
-        facts.update(train_loader.facts("train"))
-        val_loader = build_loader(cfg, "val", devices, classes, world.share)
-        facts.update(val_loader.facts("val"))
+        train_loader = build_loader(cfg, "train", devices, world.share, source)
+        if world.launch:
+            facts.update(source.facts("train"))
+        source = build_source(cfg, "val", classes)
+        val_loader = build_loader(cfg, "val", devices, world.share, source)
+        if world.launch:
+            facts.update(source.facts("val"))
         optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
         progress, changed, num_images = Progress(), [], train_loader.num_images
         if checkpoint:
