@@ -110,9 +110,9 @@ def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
     some are ids of ImageNet and others are not, or numbers do not count from 0 or 1.
     """
     remedy = "name the outputs of the network with test.py --classes FILE"
-    if outputs == len(wordnet_ids()) and any(_id_in(name) in wordnet_ids() for name in names):
-        ids = [_id_in(name) for name in names]
-        odd = next(n for i, n in enumerate(names) if ids[i] not in wordnet_ids() or ids.index(ids[i]) < i)
+    ids, known = [_id_in(name) for name in names], {*wordnet_ids()}
+    if outputs == len(known) and known & {*ids}:
+        odd = next(name for at, name in enumerate(names) if ids[at] not in known or ids[at] in ids[:at])
         raise DataError(
             f"{printable(where / odd)}: neither a WordNet id of ImageNet, like other classes, nor one that occurs only "
             f"once; remove or rename it, or {remedy}"

@@ -116,10 +116,10 @@ def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None)
     shards = root / name / "shards" / split
     if cfg.RUNTIME.INPUT == "shards":
         return open_shards(shards, classes)
-    if name in ("digits", "CIFAR10", "CIFAR100"):
-        download, checksum = cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM
-        arrays = digits(split) if name == "digits" else cifar(name, root, split, download, checksum)
-        return arrays if classes is None else arrays.relabelled(classes, Path(name))
+    if name == "digits":
+        return digits(split).relabelled(classes, Path(name))
+    if name in ("CIFAR10", "CIFAR100"):
+        return cifar(name, root, split, cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM).relabelled(classes, Path(name))
     folder = root / name / split
     if not os.path.lexists(folder) and os.path.exists(shards / INDEX):
         raise DataError(f"{folder}: no such folder, but there are shards: RUNTIME.INPUT shards reads them")

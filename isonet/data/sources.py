@@ -24,12 +24,12 @@ class ImageSource:
     classes: Sequence[str]
     labels: Sequence[int] | np.ndarray
 
-    def relabelled(self, classes: Sequence[str], where: Path) -> Self:
-        """Return these images with labels that are positions in ``classes``, matched by name.
+    def relabelled(self, classes: Sequence[str] | None, where: Path) -> Self:
+        """Return these images with labels that are positions in ``classes``, matched by name. None changes nothing.
 
         where: the data set, for messages. Raises ``DataError`` if ``classes`` lacks a class of this source.
         """
-        if list(classes) == list(self.classes):
+        if classes is None or list(classes) == list(self.classes):
             return self
         relabelled = copy.copy(self)
         relabelled.labels = np.array(labels_of(self.classes, classes, where))[self.labels]

@@ -30,10 +30,8 @@ def spectrum_by_layer(reports: Reports) -> Any:
     for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
         convs, colour = report["convs"], look(number)["color"]
         x, kept = [layers.index(conv["name"]) for conv in convs], [conv["kept"] for conv in convs]
-        low, quarter, median, three_quarters = (
-            [max(value, LOWEST_SINGULAR) for value in values]
-            for values in zip(*([each["smallest"], *each["quantiles"][1:4]] for each in kept), strict=True)
-        )
+        columns = zip(*((each["smallest"], *each["quantiles"][1:4]) for each in kept), strict=True)
+        low, quarter, median, three_quarters = ([max(value, LOWEST_SINGULAR) for value in each] for each in columns)
         axis.vlines(x, low, [each["largest"] for each in kept], color=colour, linewidth=1.2)
         axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
         axis.plot(x, median, "o", color="black", markersize=3)
