@@ -31,11 +31,11 @@ def are_numbers(names: Iterable[str]) -> bool:
     return all(name.isascii() and name.isdecimal() for name in names)
 
 
-def in_order(names: Sequence[str]) -> list[str]:
+def in_order(names: Sequence[str], where: object = "the data set") -> list[str]:
     """Return the composed ``names`` of class folders in the order of their labels.
 
-    Whole numbers are ordered as numbers, and other names as text. Raises ``DataError`` if two names are one number or
-    one text.
+    Whole numbers are ordered as numbers, and other names as text. where: the data set, for messages. Raises
+    ``DataError`` if two names are one number or one text.
     """
     numbers = are_numbers(names)
 
@@ -47,7 +47,7 @@ def in_order(names: Sequence[str]) -> list[str]:
     for first, second in pairwise(ordered):
         if value(first) == value(second):
             same = "number" if numbers else "name, with composed and decomposed characters"
-            raise DataError(f"the classes {first!a} and {second!a} have the same {same}; merge or rename them")
+            raise DataError(f"{printable(where)}: {first!a} and {second!a} have the same {same}; merge or rename them")
     return [composed(name) for name in ordered]
 
 
@@ -110,9 +110,9 @@ def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
     some are ids of ImageNet and others are not, or numbers do not count from 0 or 1.
     """
     remedy = "name the outputs of the network with test.py --classes FILE"
-    if outputs == len(wordnet_ids()) and any(_id_in(name) in wordnet_ids() for name in names):
-        ids = [_id_in(name) for name in names]
-        odd = next(n for i, n in enumerate(names) if ids[i] not in wordnet_ids() or ids.index(ids[i]) < i)
+    ids, known = [_id_in(name) for name in names], {*wordnet_ids()}
+    if outputs == len(known) and known & {*ids}:
+        odd = next(name for at, name in enumerate(names) if ids[at] not in known or ids[at] in ids[:at])
         raise DataError(
             f"{printable(where / odd)}: neither a WordNet id of ImageNet, like other classes, nor one that occurs only "
             f"once; remove or rename it, or {remedy}"

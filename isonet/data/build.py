@@ -41,19 +41,17 @@ def build_loader(
     cfg: CfgNode,
     split: str,
     devices: Sequence[torch.device] = (torch.device("cpu"),),
-    classes: Sequence[str] | None = None,
     share: Share = WHOLE,
     source: ImageSource | None = None,
 ) -> Loader:
     """Build the loader of ``split``, "train" (shuffled, augmented) or "val", for the data set of ``cfg``.
 
     A batch contains the config's number of images per GPU for all GPUs of a step (``global_batch``). ``share`` is this
-    rank's part of each batch, which is on the first of the rank's ``devices``. ``classes`` is the order of the labels,
-    by default the order in the training part of the data set. ``source`` contains the images if the caller has built
-    them (``build_source``). Raises ``DataError`` if the data set is missing, is
-    unreadable or has more classes than ``DATASET.NUM_CLASSES``. Iterating raises ``DataError`` for an image that cannot
-    be read, unless ``DATASET.ON_ERROR`` is skip. With skip, training replaces the image by the next one that can be
-    read, and evaluation leaves it out.
+    rank's part of each batch, which is on the first of the rank's ``devices``. ``source`` has the images, by default
+    those of ``build_source``. Raises ``DataError`` if the data set is missing, is unreadable or has more classes than
+    ``DATASET.NUM_CLASSES``. Iterating raises ``DataError`` for an image that cannot be read, unless
+    ``DATASET.ON_ERROR`` is skip. With skip, training replaces the image by the next one that can be read, and
+    evaluation leaves it out.
     """
     from isonet.data.augment import Augment, image_transforms, to_square
     from isonet.data.workers import SourceImages, WorkerLoader, decode_all
@@ -66,7 +64,7 @@ def build_loader(
     crop_flip = CropFlip(padding, flip=cfg.DATASET.NAME != "digits") if train else None
     on_error: OnError = "stop" if cfg.DATASET.ON_ERROR == "stop" else "replace" if train else "leave out"
 
-    source = source or build_source(cfg, split, classes)
+    source = source or build_source(cfg, split)
     _check_classes(cfg, split, source.classes)
     in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
@@ -77,14 +75,10 @@ def build_loader(
     normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
     if in_memory:
         images = SourceImages(source, Augment(to_square(size), seed), size, on_error=on_error)
-        loader: Loader = MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
-    else:
-        augment = Augment(image_transforms(size, small, crop_flip), seed)
-        images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
-        loader = WorkerLoader(images, batches, normalise, num_workers(cfg))
-    if share.parts > 1:
-        loader.digest = source.digest()
-    return loader
+        return MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
+    augment = Augment(image_transforms(size, small, crop_flip), seed)
+    images = SourceImages(source, augment, size, cfg.RUNTIME.DECODER == "torch", on_error)
+    return WorkerLoader(images, batches, normalise, num_workers(cfg))
 
 
 def read_batches(
@@ -116,16 +110,16 @@ def read_batches(
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
     """Return the labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``.
 
-    classes: the order of the labels, matched by name; see ``build_loader``.
+    classes: the order of the labels, matched by name; by default the order in the training part of the data set.
     """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
     shards = root / name / "shards" / split
     if cfg.RUNTIME.INPUT == "shards":
         return open_shards(shards, classes)
-    if name in ("digits", "CIFAR10", "CIFAR100"):
-        download, checksum = cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM
-        arrays = digits(split) if name == "digits" else cifar(name, root, split, download, checksum)
-        return arrays if classes is None else arrays.relabelled(classes, Path(name))
+    if name == "digits":
+        return digits(split).relabelled(classes, Path(name))
+    if name in ("CIFAR10", "CIFAR100"):
+        return cifar(name, root, split, cfg.DATASET.DOWNLOAD, cfg.DATASET.CHECKSUM).relabelled(classes, Path(name))
     folder = root / name / split
     if not os.path.lexists(folder) and os.path.exists(shards / INDEX):
         raise DataError(f"{folder}: no such folder, but there are shards: RUNTIME.INPUT shards reads them")

@@ -133,55 +133,17 @@ def _text(name: Any) -> str:
     return name.decode("latin1") if isinstance(name, bytes) else str(name)
 
 
-class _Type:
-    """Stands in for ``numpy.dtype`` in a pickle."""
-
-    order: str
-
-    def __init__(self, name: str, *_: Any) -> None:
-        self.name = name
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
-
-    def items(self, data: bytes | bytearray | str) -> np.ndarray:
-        """Return the numbers in ``data``. Python 2's bytes are text. Raises ``ValueError`` for a type of objects."""
-        return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, np.dtype(self.order + self.name))
-
-
-class _Array:
-    """Stands in for ``numpy.ndarray`` in a pickle."""
-
-    items: np.ndarray
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, by_columns, data = state
-        self.items = dtype.items(data).reshape(shape, order="F" if by_columns else "C")
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return self.items
-
-
-def _from_buffer(data: bytes, dtype: _Type, shape: tuple[int, ...], order: Any, axes: Any = None) -> np.ndarray:
-    items = dtype.items(data).reshape(shape, order="F" if order == "F" else "C")
-    return items if axes is None else items.transpose(axes)
-
-
-_STAND_INS: dict[str, Any] = {
-    "numpy.dtype": _Type,
-    "numpy.ndarray": "the type of an array, which _reconstruct ignores",
-    "multiarray._reconstruct": lambda *_: _Array(),
-    "multiarray.scalar": lambda dtype, data: dtype.items(data)[0],
-    "numeric._frombuffer": _from_buffer,
-    "_codecs.encode": lambda text, _: text.encode("latin1"),
+_FUNCTIONS = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
+_NEEDED = {  # by arrays, numpy's numbers and the text of Python 2, in files of all versions of numpy
+    *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
+    *(f"numpy.{core}.{function}" for core in ("core", "_core") for function in _FUNCTIONS),
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays, numbers, text, bytes, lists and dictionaries. Calls nothing that the file names."""
+    """Builds arrays, numbers, text, bytes, lists and dictionaries. Imports and calls nothing else that a file names."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known = f"{module.removeprefix('numpy.core.').removeprefix('numpy._core.')}.{name}"
-        if known not in _STAND_INS:
+        if f"{module}.{name}" not in _NEEDED:
             raise pickle.UnpicklingError(f"it needs {module}.{name}")
-        return _STAND_INS[known]
+        return super().find_class(module, name)

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from isonet.data.faults import ImageError
-from isonet.data.formats import NAMES, PILLOW_FORMATS, lacking
+from isonet.data.formats import PILLOW_FORMATS
 from isonet.errors import DataError, printable
 
 MAX_ASPECT = 1000  # longer side / shorter side; this limits the size of a resized image
@@ -62,7 +62,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{len(data):,} bytes of none of the formats {NAMES}{lacking()}") from None
+        raise ValueError(f"{len(data):,} bytes of none of the formats {', '.join(PILLOW_FORMATS)}") from None
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width} x {height} pixels are too thin to resize")

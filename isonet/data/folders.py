@@ -6,7 +6,6 @@ outside the class folders. Texts such as annotations, and the hidden files of ma
 
 import logging
 import os
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +18,7 @@ from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
-_ENDING = "with another ending than an image's"
-_HIDDEN = "hidden"
-_OUTSIDE = "outside the class folders"
 _OF_SYSTEMS = ("._", ".AppleDouble")  # macOS keeps attributes of a file in them
-
-LeftOut = defaultdict[str, list[str]]  # for each reason, the paths that are not listed
 
 
 @dataclass
@@ -53,12 +47,12 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     """
     folder = root / split
     names = _class_names(folder)
-    own = _in_order(folder, names)
-    left_out: LeftOut = defaultdict(list)
-    _leave_out(_OUTSIDE, [entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
+    own = in_order(names, folder)
+    left_out: list[str] = []
+    _leave_out([entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
     if classes is None:
         train = root / "train"
-        classes = _in_order(train, _class_names(train)) if train.is_dir() else own
+        classes = in_order(_class_names(train), train) if train.is_dir() else own
     paths: list[Path] = []
     labels: list[int] = []
     for name, label in zip(names, labels_of(names, classes, folder), strict=True):
@@ -69,22 +63,15 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     return FolderSource(paths, labels, classes)
 
 
-def images_below(folder: Path) -> list[Path]:
-    """List the images at any depth below ``folder``, sorted by path. Follow links, and leave out hidden files.
+def _images_below(folder: Path, left_out: list[str]) -> list[Path]:
+    """List the images at any depth below ``folder``, sorted by path, and add other files to ``left_out``.
 
-    Logs one warning about the files that are left out. Raises ``DataError`` if there is no image, for a loop of links,
-    and for what is neither a file nor a folder.
+    Raises ``DataError`` if there is no image, for a loop of links, and for what is neither a file nor a folder.
     """
-    left_out: LeftOut = defaultdict(list)
-    images = _images_below(folder, left_out)
-    _warn_of(folder, left_out)
-    return images
-
-
-def _images_below(folder: Path, left_out: LeftOut) -> list[Path]:
+    before = len(left_out)
     images = sorted(map(Path, _walk(str(folder), (), left_out)))
     if not images:
-        others = [path for paths in left_out.values() for path in paths if Path(path).is_relative_to(folder)]
+        others = left_out[before:]
         beside = f", but {len(others)} other files, e.g. {printable(min(others))}" if others else ""
         raise DataError(
             f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}){beside}; add images or remove the folder"
@@ -92,12 +79,15 @@ def _images_below(folder: Path, left_out: LeftOut) -> list[Path]:
     return images
 
 
-def _warn_of(folder: Path, left_out: LeftOut) -> None:
-    """Log one warning with the number of paths that are left out for each reason, and an example."""
-    parts = [f"{len(paths)} {why}, e.g. {Path(min(paths)).relative_to(folder)}" for why, paths in left_out.items()]
-    if parts:
-        what = "%s: files are left out: %s (images end in %s)"
-        log.warning(what, printable(folder), printable("; ".join(parts)), ", ".join(IMG_EXTENSIONS))
+def _warn_of(folder: Path, left_out: list[str]) -> None:
+    """Log a warning with the number of files and folders that are left out, and an example."""
+    if left_out:
+        log.warning(
+            "%s: %d files or folders are left out, e.g. %s: their names begin with a dot or do not end in %s, or they "
+            "are outside the class folders",
+            printable(folder), len(left_out), printable(Path(min(left_out)).relative_to(folder)),
+            ", ".join(IMG_EXTENSIONS),
+        )  # fmt: skip
 
 
 def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
@@ -112,7 +102,9 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     for place in map(Path, places):
         try:
             if os.path.isdir(place):
-                paths += images_below(place)
+                left_out: list[str] = []
+                paths += _images_below(place, left_out)
+                _warn_of(place, left_out)
             elif os.path.isfile(place):
                 paths.append(place)
             else:  # reading a pipe can block forever
@@ -122,7 +114,7 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     return paths, problems
 
 
-def _walk(folder: str, above: tuple[str, ...], left_out: LeftOut) -> Iterator[str]:
+def _walk(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterator[str]:
     """Yield the images below a folder, and add other files to ``left_out``.
 
     above: the real paths of the folders that contain it.
@@ -136,38 +128,30 @@ def _walk(folder: str, above: tuple[str, ...], left_out: LeftOut) -> Iterator[st
         elif _is_image(entry):
             yield entry.path
         else:
-            _leave_out(_ENDING, [entry], left_out)
-
-
-def _in_order(folder: Path, names: Sequence[str]) -> list[str]:
-    try:
-        return in_order(names)
-    except DataError as error:
-        raise DataError(f"{printable(folder)}: {error}") from None
+            _leave_out([entry], left_out)
 
 
 def _class_names(folder: Path) -> list[str]:
     """Return the names of the class folders, sorted as text, which is the order in which their images are listed."""
-    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in _entries(folder, []) if entry.is_dir())
     if not names:
         raise DataError(f"{printable(folder)} has no class folders; images belong at {printable(folder)}/<class>/")
     return names
 
 
-def _entries(folder: Path | str, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str, left_out: list[str]) -> list[os.DirEntry[str]]:
     """Return the files and folders in ``folder`` that are not hidden, and the broken links with an image's extension.
 
-    Hidden folders and images are added to ``left_out``.
     Reading such a link fails like reading a damaged image. Raises ``DataError`` for anything else: a broken link may
-    have been a folder, and ignoring it might change the labels of other classes.
+    have been a folder, and ignoring it might change the labels of other classes. Hidden folders and images are added to
+    ``left_out``.
     """
     try:
         with os.scandir(folder) as scan:
             every = list(scan)
         entries = [entry for entry in every if not entry.name.startswith(".")]
-        if left_out is not None:
-            hidden = [entry for entry in every if entry.name.startswith(".") and (entry.is_dir() or _is_image(entry))]
-            _leave_out(_HIDDEN, [entry for entry in hidden if not entry.name.startswith(_OF_SYSTEMS)], left_out)
+        hidden = [entry for entry in every if entry.name.startswith(".")]
+        _leave_out([entry for entry in hidden if entry.is_dir() or _is_image(entry)], left_out)
         for entry in entries:
             if entry.is_dir() or entry.is_file():
                 continue
@@ -185,6 +169,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _leave_out(why: str, entries: list[os.DirEntry[str]], left_out: LeftOut) -> None:
-    if paths := [entry.path for entry in entries if not entry.name.lower().endswith(NO_IMAGES)]:
-        left_out[why] += paths
+def _leave_out(entries: list[os.DirEntry[str]], left_out: list[str]) -> None:
+    """Add the paths of ``entries`` to ``left_out``, except texts and the files of operating systems."""
+    for entry in entries:
+        if not entry.name.lower().endswith(NO_IMAGES) and not entry.name.startswith(_OF_SYSTEMS):
+            left_out.append(entry.path)

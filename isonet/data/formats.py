@@ -5,8 +5,6 @@ truncated JPEG 2000 without an error, accepts any bytes as some formats without 
 read HEIC and SVG.
 """
 
-from PIL import AvifImagePlugin, WebPImagePlugin
-
 _ENDINGS = {  # by Pillow's name of the format
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -23,11 +21,3 @@ NO_IMAGES = (  # texts beside images; a folder may have them without a warning
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".py", ".sh",
     "thumbs.db", "desktop.ini",
 )  # fmt: skip
-NAMES = "JPEG, PNG, WebP, GIF, AVIF, TIFF, BMP and PPM"  # for messages
-
-
-def lacking() -> str:
-    """Return a hint if this installation of Pillow was built without one of the formats, else ""."""
-    plugins = {"AVIF": AvifImagePlugin, "WebP": WebPImagePlugin}
-    names = " and ".join(name for name, plugin in plugins.items() if not plugin.SUPPORTED)
-    return f"; this installation of Pillow lacks {names}: pip install --force-reinstall pillow" if names else ""

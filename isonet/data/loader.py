@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,8 +40,7 @@ class Loader:
     with DATASET.ON_ERROR skip, the pieces lack the images that cannot be read.
 
     classes: names of the labels. skipped: the reason for each image that could not be read, by its path. taken: the
-    number of images of the epoch's order, over all ranks, up to the batch that was yielded last. digest: the digest of
-    the source (see ``ImageSource``), in a run of several ranks.
+    number of images of the epoch's order, over all ranks, up to the batch that was yielded last.
     """
 
     classes: Sequence[str]
@@ -50,7 +48,6 @@ class Loader:
     normalise: Normalise
     skipped: dict[str, str]
     taken: int = 0
-    digest: str = ""
 
     @property
     def num_images(self) -> int:
@@ -61,15 +58,6 @@ class Loader:
     def epoch_images(self) -> int:
         """The value of ``taken`` after the last batch of the epoch."""
         return self.batches.epoch_images
-
-    def facts(self, split: str) -> dict[str, Any]:
-        """Return what must be equal on all ranks: the classes, the number of images, and the digest of their names."""
-        return {
-            f"the number of classes of {split}": len(self.classes),
-            **{f"class {label} of {split}": name for label, name in enumerate(self.classes)},
-            f"the number of {split} images": self.num_images,
-            f"the digest of the labels and file names of the {split} images": self.digest,
-        }
 
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Set the epoch, counted from 1, which determines the order and the augmentation.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ class ImageSource:
     classes: Sequence[str]
     labels: Sequence[int] | np.ndarray
 
-    def relabelled(self, classes: Sequence[str], where: Path) -> Self:
-        """Return these images with labels that are positions in ``classes``, matched by name.
+    def relabelled(self, classes: Sequence[str] | None, where: Path) -> Self:
+        """Return these images with labels that are positions in ``classes``, matched by name. None changes nothing.
 
         where: the data set, for messages. Raises ``DataError`` if ``classes`` lacks a class of this source.
         """
-        if list(classes) == list(self.classes):
+        if classes is None or list(classes) == list(self.classes):
             return self
         relabelled = copy.copy(self)
         relabelled.labels = np.array(labels_of(self.classes, classes, where))[self.labels]
@@ -44,9 +44,15 @@ class ImageSource:
         """Return what tells the images apart without reading them, such as the names of their files in order."""
         return b""
 
-    def digest(self) -> str:
-        """Return a digest of the labels and names of the images in order, to compare ranks. It reads no image."""
-        return hashlib.blake2b(np.asarray(self.labels, "<i8").tobytes() + self.names(), digest_size=8).hexdigest()
+    def facts(self, split: str) -> dict[str, Any]:
+        """Return what must be equal on all ranks: the classes, the number of images, and a digest of their names."""
+        data = np.asarray(self.labels, "<i8").tobytes() + self.names()
+        return {
+            f"the number of classes of {split}": len(self.classes),
+            **{f"class {label} of {split}": name for label, name in enumerate(self.classes)},
+            f"the number of {split} images": len(self.labels),
+            f"the digest of the labels and file names of the {split} images": hashlib.blake2b(data).hexdigest()[:16],
+        }
 
     def read_tensor(self, index: int) -> Tensor:
         """Read an image as uint8 (3, H, W), JPEG with torchvision's decoder. Raises the same errors as ``read``."""

@@ -9,11 +9,10 @@ STALLED_SECONDS = 30.0  # the time without data after which the connection count
 _CHUNK = 1 << 20
 
 
-class TooLargeError(OSError):
-    """Raised for a response that is longer than any file that the URL can stand for."""
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the response exceeds {limit / 1e6:,.0f} MB, more than the file can have")
+def check_size(received: int, limit: int) -> None:
+    """Raise ``OSError`` for a response of more than ``limit`` bytes."""
+    if received > limit:
+        raise OSError(f"the response exceeds {limit / 1e6:,.0f} MB, more than the file can have")
 
 
 def fetch(url: str, path: Path, limit: int) -> None:
@@ -27,10 +26,8 @@ def fetch(url: str, path: Path, limit: int) -> None:
         path.open("wb") as file,
         tqdm(total=response.length, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
     ):
-        received = response.length or 0
-        while received <= limit and (chunk := response.read(_CHUNK)):
-            received = max(received, file.tell() + len(chunk))
+        check_size(response.length or 0, limit)
+        while chunk := response.read(_CHUNK):
+            check_size(file.tell() + len(chunk), limit)
             file.write(chunk)
             bar.update(len(chunk))
-        if received > limit:
-            raise TooLargeError(limit)

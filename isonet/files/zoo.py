@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 from isonet.errors import CheckpointError, UserError
 from isonet.extras import install
 from isonet.files.checkpoint import Checkpoint, fitted
-from isonet.files.download import STALLED_SECONDS, TooLargeError
+from isonet.files.download import STALLED_SECONDS, check_size
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.models.build import assemble
@@ -95,11 +95,6 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
             f"{PREFIX}{entry.name} is fetched by the package gdown: {install('zoo')}; or {by_hand}"
         ) from None
     limit = _LARGEST * sum(weight.numel() * 4 for weight in _network(entry).state_dict().values())
-
-    def watch(received: int, announced: int | None) -> None:
-        if max(received, announced or 0) > limit:
-            raise TooLargeError(limit)
-
     log.info("fetching %s: %s", path, url)
     prefix, suffix = f".{path.name}.", ".part"
     for left in path.parent.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
@@ -108,8 +103,9 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
         unchecked, quiet = Path(folder) / path.name, not sys.stderr.isatty()
         try:
             gdown.download(
-                url, str(unchecked), quiet, use_cookies=False, progress=watch, timeout=STALLED_SECONDS, retries=retries
-            )
+                url, str(unchecked), quiet, use_cookies=False, timeout=STALLED_SECONDS, retries=retries,
+                progress=lambda received, announced: check_size(max(received, announced or 0), limit),
+            )  # fmt: skip
             _checked(entry, unchecked)
         except Exception as error:  # gdown raises many kinds for answers that it does not expect
             why = f"{' '.join(str(error).removeprefix(f'{unchecked}: ').split()) or type(error).__name__:.400}"

@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from isonet.plots import as_png, style
@@ -16,8 +16,7 @@ h2 { margin: 2.5rem 0 .5rem; }
 img { width: 100%; min-width: 40rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid #dddddd; vertical-align: bottom; }
-td { white-space: nowrap; }
+th, td { padding: .3rem .4rem; text-align: right; border-bottom: 1px solid #dddddd; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .cards { display: flex; flex-wrap: wrap; gap: 1.5rem 2rem; align-items: end; }
 caption { text-align: left; font-weight: bold; padding-bottom: .3rem; }
@@ -44,20 +43,17 @@ _SECTIONS = (
         plots.spectrum_by_layer,
         """The thin line spans the singular values of the convolution on its feature map, with circular padding; the
         thick part spans the middle half, and the dot is the median. The grey line is 1. Values below 0.001 are drawn at
-        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. Beside a
-        convolution marked k of n, the line, its thick part and the dot show the k largest values, and a dotted line
-        leads to the others. All networks have the same axes.""",
+        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. If only k of
+        n values can be 1, the line, its thick part and the dot show the k largest, and a dotted line the others.""",
     ),
     (
         "The signal forward, the gradient backward",
         plots.norms_by_layer,
         """The length of the signal after each activation, relative to the first activation, and the length of the
         gradient of the loss, relative to the last activation, as means over the images. Changes of width and resolution
-        are included. In a network with shortcuts, the line passes through the activations after each sum. Hollow
-        markers show the activations inside the residual branches, where a small multiplier makes the gradient small
-        while the shortcut carries the gradient of the line. A line that falls or rises by many powers of ten indicates
-        a network that does not train. Values of 0 are not drawn, and values below
-        1e-12 are drawn at 1e-12.""",
+        are included. In a network with shortcuts, the line passes through the activations after each sum, and hollow
+        markers show the activations inside the residual branches. A line that falls or rises by many powers of ten
+        indicates a network that does not train. Values of 0 are not drawn.""",
     ),
     (
         "Whole stages",
@@ -65,7 +61,7 @@ _SECTIONS = (
         """Largest and smallest singular value of the Jacobian of each stage at one image, activations included. The
         computation approaches them from within, so the true range may be wider. A filled marker is a value that is
         determined to a tenth or better. A hollow marker is only a bound: the value is somewhere on the dotted line, and
-        a smallest value may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
+        may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
     ),
     (
         "What SReLU and the residual branches have learned",
@@ -79,8 +75,8 @@ _SECTIONS = (
         "The penalty, layer by layer",
         plots.penalty_by_layer,
         """The orthogonality penalty 1/2 sum ||G[d] - [d = 0] I||^2 of each convolution that it includes, without its
-        coefficient. It is 0 if the convolution is orthogonal. Projections of shortcuts are not on the line. A hollow
-        marker is a penalty below a millionth of the largest, such as 0.""",
+        coefficient. It is 0 if the convolution is orthogonal. A hollow marker is a penalty below a millionth of the
+        largest, such as 0.""",
     ),
 )
 
@@ -109,7 +105,8 @@ def _body(reports: Reports) -> Iterator[str]:
             image = f'<img alt="{title}" src="data:image/png;base64,{base64.b64encode(as_png(figure)).decode()}">'
             yield f'<h2>{title}</h2>\n<p>{text}</p>\n<div class="scroll">{image}</div>'
         if draw is plots.jacobian_by_part:
-            yield _tables({name: [_extremes(row) for row in report["jacobian"]] for name, report in reports.items()})
+            rows = {name: [_extremes(row) for row in report["jacobian"]] for name, report in reports.items()}
+            yield _tables(rows, ("part", "smallest", "largest", "steps"))
     yield "<h2>How it was measured</h2>"
     for name, report in reports.items():
         count, _, height, width = report["images"]
@@ -117,7 +114,7 @@ def _body(reports: Reports) -> Iterator[str]:
         yield "<p>" + html.escape(f"{name}: {report['source']}; {images}; {report['versions']}") + "</p>"
 
 
-def _summary(report: dict[str, Any]) -> list[dict[str, str]]:
+def _summary(report: dict[str, Any]) -> list[tuple[str, str]]:
     convs, first, last = report["convs"], report["signal"][0], report["signal"][-1]
     kept = [conv["kept"] for conv in convs]
     count = sum(each["singular_values"] for each in kept)
@@ -134,33 +131,32 @@ def _summary(report: dict[str, Any]) -> list[dict[str, str]]:
         "signal, last / first": _ratio(last["forward"], first["forward"], "no signal"),
         "gradient, first / last": _ratio(first["backward"], last["backward"], "no gradient"),
     }
-    return [{"": key, " ": value} for key, value in figures.items()]
+    return [*figures.items()]
 
 
 def _ratio(value: float, base: float, without: str) -> str:
     return _number(value / base) if base else without
 
 
-def _extremes(row: dict[str, Any]) -> dict[str, str]:
-    cells = {
-        key: f"{_number(row[key])} ± {max(row[f'{key}_error'], row['rounding']):.1g}" for key in ("smallest", "largest")
-    }
+def _extremes(row: dict[str, Any]) -> tuple[str, ...]:
+    smallest, largest = (
+        f"{_number(row[key])} ± {max(row[f'{key}_error'], row['rounding']):.1g}" for key in ("smallest", "largest")
+    )
     if row["smallest_is_bound"]:
-        cells["smallest"] = f"< {1.05 * plots.lower_end(row):.2g}"  # two digits round by less than 5 %
+        smallest = f"< {1.05 * plots.lower_end(row):.2g}"  # two digits round by less than 5 %
     if row["largest_is_bound"]:
-        cells["largest"] = f"> {row['largest'] / 1.05:.2g}"
-    return {"part": row["part"], **cells, "steps": str(row["steps"])}
+        largest = f"> {row['largest'] / 1.05:.2g}"
+    return row["part"], smallest, largest, str(row["steps"])
 
 
-def _tables(networks: dict[str, list[dict[str, str]]]) -> str:
+def _tables(networks: Mapping[str, Sequence[Sequence[str]]], head: Sequence[str] = ()) -> str:
     """Return a table for each network, so narrow that a page of any width shows it whole, side by side if they fit."""
-    return '<div class="cards">\n' + "".join(_table(name, rows) for name, rows in networks.items()) + "</div>"
+    return '<div class="cards">\n' + "".join(_table(name, rows, head) for name, rows in networks.items()) + "</div>"
 
 
-def _table(caption: str, rows: list[dict[str, str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in rows[0])
-    lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row.values()) for row in rows]
-    body = "".join(f"<tr>{line}</tr>\n" for line in ([head, *lines] if "".join(rows[0]).strip() else lines))
+def _table(caption: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    body = f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>\n" if head else ""
+    body += "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
     return f"<table><caption>{html.escape(caption)}</caption>\n{body}</table>\n"
 
 

@@ -30,28 +30,16 @@ def spectrum_by_layer(reports: Reports) -> Any:
     for number, (axis, (name, report)) in enumerate(zip(axes, reports.items(), strict=True)):
         convs, colour = report["convs"], look(number)["color"]
         x, kept = [layers.index(conv["name"]) for conv in convs], [conv["kept"] for conv in convs]
-        low = [max(each["smallest"], LOWEST_SINGULAR) for each in kept]
-        quarter, median, three_quarters = (
-            [max(each["quantiles"][i], LOWEST_SINGULAR) for each in kept] for i in (1, 2, 3)
-        )
+        columns = zip(*((each["smallest"], *each["quantiles"][1:4]) for each in kept), strict=True)
+        low, quarter, median, three_quarters = ([max(value, LOWEST_SINGULAR) for value in each] for each in columns)
         axis.vlines(x, low, [each["largest"] for each in kept], color=colour, linewidth=1.2)
         axis.vlines(x, quarter, three_quarters, color=colour, linewidth=4, alpha=0.6)
         axis.plot(x, median, "o", color="black", markersize=3)
-        partly = [(place, conv) for place, conv in zip(x, convs, strict=True) if _count(conv["kept"]) < _count(conv)]
-        for i, (place, conv) in enumerate(partly):
-            ends = max(conv["smallest"], bottom / 2), conv["kept"]["smallest"]
-            axis.vlines(place, *ends, color=colour, linewidth=1.2, linestyle=":")
-            height = bottom ** (1 - 0.5 * (i % 2))  # neighbours at two heights
-            note = f" {_count(conv['kept']):,} of {_count(conv):,}"
-            axis.text(place + 0.12, height, note, rotation=90, va="bottom", size=6)
+        axis.vlines(x, [max(conv["smallest"], bottom / 2) for conv in convs], low, color=colour, linestyle=":")
         _log_around_1(axis, "singular value", bottom, top)
         axis.set_title(name)
         _name_layers(axis, layers)
     return figure
-
-
-def _count(figures: Mapping[str, Any]) -> int:
-    return int(figures["singular_values"])
 
 
 def norms_by_layer(reports: Reports) -> Any:
@@ -143,27 +131,21 @@ def shifts_and_multipliers(reports: Reports) -> Any:
 
 
 def penalty_by_layer(reports: Reports) -> Any:
-    """Draw the penalty of each convolution that has one. Projections of shortcuts are beside the line.
-
-    Values below a millionth of the largest are hollow markers there.
-    """
+    """Draw the penalty of each convolution that has one. Values below a millionth of the largest are hollow there."""
     figure, (axis,) = _panels(510)
     penalties = {
         name: {conv["name"]: conv["penalty"] for conv in report["convs"] if conv["penalty"] is not None}
         for name, report in reports.items()
     }
     layers = _in_order(penalties.values())
-    floor = LOWEST_PENALTY * max((max(each.values(), default=0) for each in penalties.values()), default=0)
+    floor = LOWEST_PENALTY * max((value for each in penalties.values() for value in each.values()), default=0)
     floor = floor or LOWEST_PENALTY
     for number, (name, values) in enumerate(penalties.items()):
-        places = {layers.index(layer): (layer.endswith(".proj"), value) for layer, value in values.items()}
-        line = [(x, value if value > floor else math.nan) for x, (beside, value) in places.items() if not beside]
-        others = [(x, value) for x, (beside, value) in places.items() if beside and value > floor]
-        bounds = [(x, floor) for x, (_, value) in places.items() if value <= floor]
-        for part, style in ((line, {"label": name}), (others, {"linestyle": ""}),
-                            (bounds, {"linestyle": "", "fillstyle": "none"})):  # fmt: skip
-            if part:
-                axis.plot(*zip(*part, strict=True), **style, **look(number))
+        x = [layers.index(layer) for layer in values]
+        known = [value if value > floor else math.nan for value in values.values()]
+        bounds = [math.nan if value > floor else floor for value in values.values()]
+        axis.plot(x, known, linestyle="", label=name, **look(number))
+        axis.plot(x, bounds, linestyle="", fillstyle="none", **look(number))
     axis.set_yscale("log")
     log_scale(axis, *axis.get_ylim())
     axis.set_ylabel("penalty")

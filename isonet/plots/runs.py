@@ -56,13 +56,11 @@ def draw_runs(
         for axis, key in zip(figure.subplots(*shape, squeeze=False).flat, keys, strict=True):
             panel = PANELS[key]
             for number, (name, rows) in enumerate(runs.items()):
-                # With the epoch after each row, at which the line breaks if it has no row
-                epochs = sorted({row["epoch"] for row in rows} | {row["epoch"] + 1 for row in rows[:-1]})
-                first = number * every // len(runs)  # separates the markers of equal curves
+                epochs = [row["epoch"] for row in rows]
+                first = min(number * every // len(runs), len(rows) - 1)  # separates the markers of equal curves
                 for column, dash in panel.lines:
-                    values = _values(rows, column, epochs)
-                    marked = [i for i in range(len(values)) if i % every == first % every or _isolated(values, i)]
-                    line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": marked or [0]}
+                    values = [row.get(column, math.nan) for row in rows]  # nan is not drawn
+                    line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": (first, every)}
                     axis.plot(epochs, values, **line, **look(number))
                 if panel.percent and (count := images.get(name)):
                     low, high = zip(*(_band(value, count) for value in values), strict=True)
@@ -74,17 +72,6 @@ def draw_runs(
                 show_worth(axis, [images.get(name) for name in runs])
         _add_legend(figure, list(runs), any(PANELS[key].validation for key in keys))
         return as_png(figure)
-
-
-def _values(rows: Sequence[Row], key: str, epochs: Sequence[float]) -> list[float]:
-    """Return the column ``key`` at ``epochs``. It is nan, which is not drawn, where the row or its value is missing."""
-    by_epoch = {row["epoch"]: row.get(key, math.nan) for row in rows}
-    return [by_epoch.get(epoch, math.nan) for epoch in epochs]
-
-
-def _isolated(values: Sequence[float], place: int) -> bool:
-    """Return whether no line leads to the value at ``place``, so that only a marker shows it."""
-    return all(math.isnan(value) for value in (*values[max(0, place - 1) : place], *values[place + 1 : place + 2]))
 
 
 def _band(accuracy: float, images: int) -> tuple[float, float]:

@@ -109,25 +109,24 @@ def measure_network(network: str, args: argparse.Namespace, device: torch.device
 
     network: a config file, for the network as initialised, or a checkpoint. ``--cfg``, if given, replaces its config.
     """
-    from isonet.data import Loader, build_loader
+    from isonet.data import build_loader
     from isonet.isometry.measure import measure
     from isonet.models import build_model
-    from isonet.tools.trained import load_trained, validation
+    from isonet.tools.trained import load_trained, validation_images
     from isonet.training.devices import seed_everything, set_precision
 
-    loader: Loader
+    images = None
     opts = [*args.opts, "SOLVER.TEST_BATCH_SIZE", args.images, "DATASET.NUM_WORKERS", 0]
     if network.endswith(CONFIGS):
         cfg, source = load_cfg(network, opts), f"{network} as initialised"
         seed_everything(cfg.RUNTIME.SEED)
         model = build_model(cfg)
-        loader = build_loader(cfg, "val", (device,))
     else:
         trained = load_trained(network, args.cfg, opts)
         model, cfg, source = trained.model, trained.cfg, str(trained.path)
-        loader, _, _ = validation(trained, (device,))
+        images, _ = validation_images(trained)
     set_precision(cfg.RUNTIME.DETERMINISTIC, cfg.RUNTIME.TF32)
-    batch, labels = next(iter(loader))
+    batch, labels = next(iter(build_loader(cfg, "val", (device,), source=images)))
     print(f"measuring {printable(source)}", flush=True)
     numbers = measure(model.to(device), batch, labels, args.steps, cfg.ISON.ORTHO_STRIDED)
     used = ", ".join(f"{name} {version}" for name, version in versions().items() if isinstance(version, str))

@@ -19,15 +19,14 @@ from yacs.config import CfgNode
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
 from isonet.classes import are_numbers, check_count, check_guess, imagenet_classes, in_order, read_names, wordnet_ids
 from isonet.config import image_size, load_cfg
-from isonet.data import Loader, build_loader
+from isonet.data import build_loader
 from isonet.data.build import build_source, statistics
-from isonet.data.sources import ArraySource
+from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import NonFiniteError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.storage import write_file
 from isonet.files.zoo import open_checkpoint
 from isonet.models import ISONet, build_model
-from isonet.shares import WHOLE, Share
 from isonet.training.devices import describe, place, set_precision
 from isonet.training.distributed import ALONE, World, lockstep
 from isonet.training.failure import explained
@@ -103,31 +102,26 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
     return names
 
 
-def validation(
-    trained: Trained, devices: Sequence[torch.device], share: Share = WHOLE
-) -> tuple[Loader, list[int], str]:
-    """Build the loader of the validation images, labelled for the outputs of the network.
+def validation_images(trained: Trained) -> tuple[ImageSource, str]:
+    """Return the validation images, labelled for the outputs of the network, and how labels were found, in words.
 
     Labels follow the names of the classes or, if the checkpoint has none, WordNet ids of ImageNet or the order of the
-    classes in the data set. Returns the loader, the labels that occur, and how labels were found, in words. Raises
-    ``DataError`` if the data set is missing, or if its classes contradict the order.
+    classes in the data set. Raises ``DataError`` if the data set is missing, or if its classes contradict the order.
     """
     data = trained.cfg.DATASET
     where = Path(data.ROOT) / data.NAME / "val"
     source = build_source(trained.cfg, "val", trained.classes or None)
     names = list(source.classes)
     if trained.classes:
-        how = "names"
-    elif isinstance(source, ArraySource):
-        how = "data set"
-    elif classes := imagenet_classes(names, data.NUM_CLASSES):
-        source, how = source.relabelled(classes, where), "WordNet ids"
-    else:
-        if are_numbers(names) and names == sorted(names):  # as shards of a former version list them
-            source = source.relabelled(in_order(names), where)
-        check_guess(source.classes, data.NUM_CLASSES, where)
-        how = "order of the folders"
-    return build_loader(trained.cfg, "val", devices, share=share, source=source), np.unique(source.labels).tolist(), how
+        return source, "names"
+    if isinstance(source, ArraySource):
+        return source, "data set"
+    if classes := imagenet_classes(names, data.NUM_CLASSES):
+        return source.relabelled(classes, where), "WordNet ids"
+    if are_numbers(names) and names == sorted(names):  # as shards of a former version list them
+        source = source.relabelled(in_order(names, where), where)
+    check_guess(source.classes, data.NUM_CLASSES, where)
+    return source, "order of the folders"
 
 
 def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Amp]:
@@ -160,11 +154,14 @@ def evaluate_on_ranks(
             trained = replace(trained, classes=world.from_main(lambda: class_names(trained, classes)))
         download(trained.cfg, world)
         with world.agreed(SAME_DATA) as facts:
-            loader, present, how = validation(trained, devices, world.share)
-            facts.update(loader.facts("val"))
+            source, how = validation_images(trained)
+            if world.launch:
+                facts.update(source.facts("val"))
+            loader = build_loader(trained.cfg, "val", devices, world.share, source)
             forward, amp = placed(trained, devices)
         epoch = "" if trained.epoch is None else f" (epoch {trained.epoch})"
         log.info("evaluating %s%s on %s", trained.path, epoch, describe(devices, world.size))
+        present = np.unique(source.labels).tolist()
         subset = present if len(present) < trained.cfg.DATASET.NUM_CLASSES else None
         result = replace(evaluate(forward, lockstep(loader, world), devices[0], amp, world, subset), labels=how)
         for skipped in world.gather(dict(loader.skipped)):

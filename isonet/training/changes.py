@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import zip_longest
 from typing import Any
 
 from yacs.config import CfgNode
@@ -10,7 +9,7 @@ from yacs.config import CfgNode
 from isonet.classes import composed, in_order, some, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
-from isonet.errors import CheckpointError, ConfigError, printable
+from isonet.errors import CheckpointError, ConfigError
 from isonet.files.checkpoint import Checkpoint
 
 log = logging.getLogger("isonet")
@@ -47,14 +46,13 @@ def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[st
     before, now = [composed(name) for name in then], [composed(name) for name in names]
     gone, new = (sorted({*a} - {*b}) for a, b in ((before, now), (now, before)))
     tuned = checkpoint.cfg is not None and bool(checkpoint.cfg.MODEL.INIT_FROM)
-    if new or (gone and not (tuned and len(before) == len(wordnet_ids()))):
-        parts = {"lacks": gone, "adds": new}
-        why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
-    elif before == now or tuned or then in (sorted(then), in_order(then)):
+    if not new and not gone and (before == now or tuned or then in (sorted(then), in_order(then))):
         return then
-    else:
-        label, was, now_is = next((at, a, b) for at, (a, b) in enumerate(zip_longest(before, now)) if a != b)
-        why = f"has another order: label {label} is {printable(now_is)}, and was {printable(was)}"
+    if not new and tuned and len(then) == len(wordnet_ids()):  # some classes of ImageNet
+        return then
+    parts = {"lacks": gone, "adds": new}
+    why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
+    why = why or f"has the order {some(now)}, and the checkpoint {some(before)}"
     raise CheckpointError(
         f"{checkpoint.path} cannot be resumed on other classes: the data set {why}; restore its classes, or start "
         f"another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"

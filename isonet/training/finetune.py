@@ -57,19 +57,17 @@ def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs:
     """Return the classes of a run on data with the classes ``names``, in the order of their labels.
 
     before: see ``start_from``. If a head was loaded, its order is kept for the same names and, if it has 1,000
-    ``outputs`` without names, for WordNet ids of ImageNet.
+    ``outputs`` without names, for WordNet ids of ImageNet. Logs a warning if its classes have other names.
     """
-    if before == []:
+    if before is None:
+        return names
+    if not before:
         return imagenet_classes(names, outputs) or names
-    same = before is not None and sorted(map(composed, before)) == sorted(map(composed, names))
-    return before if before and same else names
-
-
-def warn_of_other_classes(before: Sequence[str] | None, now: Sequence[str]) -> None:
-    """Warn if the classes of a loaded head, ``before``, and the classes of the data, ``now``, have other names."""
-    if before and list(before) != list(now):
-        shown = some(before), some(now)
-        log.warning("the head was trained to distinguish %s; this run starts from it with %s", *shown)
+    if sorted(map(composed, before)) == sorted(map(composed, names)):
+        return before
+    shown = some(before), some(names)
+    log.warning("the head was trained to distinguish %s; this run starts from it with %s", *shown)
+    return names
 
 
 def freeze(model: nn.Module, cfg: CfgNode) -> None:

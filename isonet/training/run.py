@@ -25,13 +25,7 @@ from isonet.training.changes import changes, resumed_cfg, resumed_classes
 from isonet.training.devices import describe, place, seed_everything, set_precision
 from isonet.training.distributed import World
 from isonet.training.failure import explained, ranks
-from isonet.training.finetune import (
-    classes_of_head,
-    freeze,
-    start_from,
-    warn_of_other_classes,
-    weights_to_start_from,
-)
+from isonet.training.finetune import classes_of_head, freeze, start_from, weights_to_start_from
 from isonet.training.log import keep_for_file, list_skipped, log_to_file, note_failure, versions
 from isonet.training.loop import Run, train
 from isonet.training.optim import Amp, build_optimizer, unused_warmup_factor
@@ -130,11 +124,13 @@ def build_run(
         names, outputs = source.classes, cfg.DATASET.NUM_CLASSES
         classes = resumed_classes(checkpoint, names) if checkpoint else classes_of_head(head, names, outputs)
         source = source.relabelled(classes, Path(cfg.DATASET.ROOT) / cfg.DATASET.NAME / "train")
-        train_loader = build_loader(cfg, "train", devices, share=world.share, source=source)
-        facts.update(train_loader.facts("train"))
-        val_loader = build_loader(cfg, "val", devices, classes, world.share)
-        facts.update(val_loader.facts("val"))
-        warn_of_other_classes(head, classes)
+        train_loader = build_loader(cfg, "train", devices, world.share, source)
+        if world.launch:
+            facts.update(source.facts("train"))
+        source = build_source(cfg, "val", classes)
+        val_loader = build_loader(cfg, "val", devices, world.share, source)
+        if world.launch:
+            facts.update(source.facts("val"))
         optimizer, amp = build_optimizer(model, cfg), Amp(cfg.RUNTIME.AMP, devices[0])
         progress, changed, num_images = Progress(), [], train_loader.num_images
         if checkpoint:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from isonet import load_cfg
 from isonet.data import build_loader
+from isonet.data.build import build_source
 from isonet.shares import Share
 from isonet.tools import shards
 
@@ -37,7 +38,7 @@ def loader(folder, split="train", share=None, classes=None, **more):
             "SOLVER.TEST_BATCH_SIZE": 3, "DATASET.SHUFFLE_BUFFER": 5, "RUNTIME.INPUT": "shards",
             "SOLVER.DROP_LAST": False, **more}  # fmt: skip
     cfg = load_cfg(None, [item for pair in opts.items() for item in pair])
-    return build_loader(cfg, split, classes=classes, share=share or Share())
+    return build_loader(cfg, split, share=share or Share(), source=build_source(cfg, split, classes))
 
 
 def epoch(batches, number=1, skip=0):

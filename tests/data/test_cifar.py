@@ -247,7 +247,7 @@ OTHERS = {
     "UnpicklingError|EOFError": pickle.dumps({"data": PIXELS, "labels": LABELS})[:-9],
     "32, 32, 3": pickle.dumps({"data": PIXELS.reshape(4, 32, 32, 3), "labels": LABELS}),
     "float": pickle.dumps({"data": PIXELS / 255, "labels": LABELS}),
-    "OBJECT": pickle.dumps({"data": PIXELS.astype(object), "labels": LABELS}),
+    "object": pickle.dumps({"data": PIXELS.astype(object), "labels": LABELS}),
     "3072": pickle.dumps({"data": PIXELS, "labels": LABELS[:3]}),
     "from 0 to 9": pickle.dumps({"data": PIXELS, "labels": [0, 1, 2, 10]}),
     "labels": pickle.dumps({"data": PIXELS}),

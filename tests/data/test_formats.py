@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torchvision.datasets as tv
-from PIL import AvifImagePlugin, EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image
 from sharded import command
 
 from isonet import load_cfg
@@ -66,10 +66,8 @@ def mixed(tmp_path):
 def counted(message, folder):
     """Check the only warning about a split."""
     assert message.startswith(f"{folder}: ")
-    for words in (f"{2 * len(ENDINGS)} with another ending", "3 hidden", "1 outside the class folders"):
-        assert words in message
-    assert any(f"e.g. cat/{name}" in message for name in ENDINGS)
-    assert "loose.png" in message
+    assert f" {2 * len(ENDINGS) + 4} files" in message  # with 3 hidden ones and one outside the class folders
+    assert "e.g. .ipynb_checkpoints" in message
 
 
 def test_every_image_is_read_and_the_other_files_are_counted_once(mixed, caplog, tmp_path):
@@ -87,8 +85,7 @@ def test_every_image_is_read_and_the_other_files_are_counted_once(mixed, caplog,
     assert [str(path.relative_to(mixed / "val/cat")) for path in paths] == sorted(READ)
     assert not problems
     (message,) = caplog.messages
-    assert f"{len(ENDINGS)} with another ending" in message
-    assert "1 hidden" in message
+    assert f" {len(ENDINGS) + 1} files" in message
 
 
 def test_a_usual_folder_gives_no_warning_and_a_class_without_images_says_what_it_has(tmp_path, caplog):
@@ -124,10 +121,3 @@ def test_a_format_outside_the_list_is_unreadable_whatever_its_name(tmp_path, kin
     Image.new("RGB", (16, 16)).save(path, kind)
     with pytest.raises(ImageError, match="none of the formats"):
         decode_image(path.read_bytes(), path)
-
-
-def test_an_installation_without_avif_is_named(tmp_path, monkeypatch):
-    Image.new("RGB", (16, 16)).save(tmp_path / "1.avif")
-    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)  # as the plugin is without its library
-    with pytest.warns(UserWarning, match="AVIF"), pytest.raises(ImageError, match="Pillow lacks AVIF"):
-        decode_image((tmp_path / "1.avif").read_bytes(), tmp_path / "1.avif")

@@ -181,7 +181,7 @@ def test_files_beside_the_images_of_a_folder_are_counted_in_a_warning(capsys, ru
     assert [os.path.basename(answer["image"]) for answer in json.loads(out)] == ["1.jfif", "2.GIF", "3.avif"]
     assert err.startswith(f"warning: {tmp_path}: ")
     assert err.count("\n") == 1
-    assert "2 with another ending" in err
+    assert " 2 files" in err
     assert "4.heic" in err
 
 

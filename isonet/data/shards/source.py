@@ -23,8 +23,7 @@ MAX_OPEN = 64  # shards that a process keeps open
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
     """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
     require_pread()
-    source = ShardSource(folder, read_index(folder))
-    return source if classes is None else source.relabelled(classes, folder)
+    return ShardSource(folder, read_index(folder)).relabelled(classes, folder)
 
 
 class ShardSource(EncodedSource):

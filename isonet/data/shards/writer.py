@@ -96,7 +96,8 @@ def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
     marks = read_head(folder / INDEX) or read_head(folder / PLAN)
     files = [path for path in (folder / name for name in (INDEX, PLAN, SUMS, ROWS)) if os.path.lexists(path)]
     tars = sorted(folder.glob("*.tar"))
-    if others := [path for path in tars if not _OWN_NAME.fullmatch(path.name)] if marks.get("source") else files + tars:
+    others = [path for path in tars if not _OWN_NAME.fullmatch(path.name)] if marks.get("source") else files + tars
+    if others:
         raise DataError(
             f"{printable(others[0])} was not written by this command, or its index is damaged: move it away, or choose "
             "another --output"
