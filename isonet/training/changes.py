@@ -1,6 +1,7 @@
 """The settings that a resumed run keeps, the settings that it may change, and a list of all other changes."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from yacs.config import CfgNode
 from isonet.classes import composed, in_order, some, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
-from isonet.errors import CheckpointError, ConfigError
+from isonet.errors import CheckpointError, ConfigError, printable
 from isonet.files.checkpoint import Checkpoint
 
 log = logging.getLogger("isonet")
@@ -44,7 +45,7 @@ def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[st
     if not then:
         return names
     before, now = [composed(name) for name in then], [composed(name) for name in names]
-    gone, new = (sorted({*a} - {*b}) for a, b in ((before, now), (now, before)))
+    gone, new = (sorted((Counter(a) - Counter(b)).elements()) for a, b in ((before, now), (now, before)))
     tuned = checkpoint.cfg is not None and bool(checkpoint.cfg.MODEL.INIT_FROM)
     if not new and not gone and (before == now or tuned or then in (sorted(then), in_order(then))):
         return then
@@ -52,7 +53,9 @@ def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[st
         return then
     parts = {"lacks": gone, "adds": new}
     why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
-    why = why or f"has the order {some(now)}, and the checkpoint {some(before)}"
+    if not why:  # the same names
+        label = next(label for label, name in enumerate(now) if name != before[label])
+        why = f"has another order: label {label} is {printable(now[label])}, and was {printable(before[label])}"
     raise CheckpointError(
         f"{checkpoint.path} cannot be resumed on other classes: the data set {why}; restore its classes, or start "
         f"another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"

@@ -77,7 +77,8 @@ def test_a_run_of_a_former_version_on_numbers_resumes_in_its_order(two_epochs, t
         (["a", "b", "d"], ["lacks d", "adds c"]),
         (["a", "b"], ["adds c"]),
         (["a", "b", "c", "d"], ["lacks d"]),
-        (["b", "a", "c"], ["order a, b, c", "checkpoint b, a, c"]),
+        (["b", "a", "c"], ["label 0 is a", "was b"]),
+        (["a", "b", "c", "c"], ["lacks c"]),
         (["A", "b", "c"], ["lacks A", "adds a"]),
     ],
 )
