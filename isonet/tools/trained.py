@@ -17,7 +17,16 @@ from torch import nn
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
-from isonet.classes import are_numbers, check_count, check_guess, imagenet_classes, in_order, read_names, wordnet_ids
+from isonet.classes import (
+    are_numbers,
+    check_count,
+    check_guess,
+    check_order,
+    imagenet_classes,
+    in_order,
+    read_names,
+    wordnet_ids,
+)
 from isonet.config import image_size, load_cfg
 from isonet.data import Loader, build_loader
 from isonet.data.build import build_source, statistics
@@ -88,11 +97,12 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
 
     file: a text file with one class name per line; None for the names in the checkpoint. If there are none, these are
     the WordNet ids for a network of ImageNet, and numbers for any other. Raises ``UserError`` if the number of names
-    differs from the number of classes.
+    differs from the number of classes, or if the file has the checkpoint's names in another order.
     """
     data, names = trained.cfg.DATASET, trained.classes or []
     if file is not None:
         names = read_names(Path(file))
+        check_order(names, trained.classes or [], file)
     elif names:  # fewer than outputs, if DATASET.NUM_CLASSES was set too high for the training
         names = [*names, *(f"output {label}" for label in range(len(names), data.NUM_CLASSES))]
     elif data.NAME == "ILSVRC2012" and len(wordnet_ids()) == data.NUM_CLASSES:
