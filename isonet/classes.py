@@ -136,23 +136,22 @@ def read_names(file: Path) -> list[str]:
         raise UserError(f"{printable(file)}: the names of the classes cannot be read ({error.strerror})") from None
 
 
-def check_count(names: Sequence[str], outputs: int, source: object) -> None:
-    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network."""
+def check_names(names: Sequence[str], outputs: int, source: object, known: Sequence[str] = ()) -> None:
+    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network.
+
+    known: the checkpoint's names; the same names in another order are an error, too.
+    """
     if len(names) != outputs or not all(names):
         empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
         raise UserError(
             f"{printable(source)} names {len(names)} classes{empty}; --classes takes a file with a line for each of "
             f"the {outputs} classes of the network (DATASET.NUM_CLASSES)"
         )
-
-
-def check_order(names: Sequence[str], known: Sequence[str], source: object) -> None:
-    """Raise ``UserError`` if ``names``, from ``source``, are the ``known`` names of the outputs in another order."""
     before, now = [composed(name) for name in known], [composed(name) for name in names]
     if before != now and sorted(before) == sorted(now):
-        label = next(at for at, name in enumerate(now) if name != before[at])
+        line = next(at for at, name in enumerate(now) if name != before[at])
         raise UserError(
-            f"{printable(source)} has the class names of the checkpoint in another order: line {label + 1} is "
-            f"{printable(now[label])}, and the checkpoint has {printable(before[label])}; leave --classes out, or "
+            f"{printable(source)} has the class names of the checkpoint in another order: line {line + 1} is "
+            f"{printable(now[line])}, and the checkpoint has {printable(before[line])}; leave --classes out, or "
             "rename the classes of the data set if their numbers mean other classes"
         )

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from isonet.classes import check_count, read_names
+from isonet.classes import check_names, read_names
 from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.habits import in_place_of
 from isonet.config.keys import KEYS
@@ -176,7 +176,7 @@ def look_for_classes(file: str | None, cfg: CfgNode | None) -> None:
     if file and not Path(file).is_fifo():  # a pipe can be read only once
         names = read_names(Path(file))
         if cfg is not None:
-            check_count(names, cfg.DATASET.NUM_CLASSES, file)
+            check_names(names, cfg.DATASET.NUM_CLASSES, file)
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:

@@ -17,16 +17,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
-from isonet.classes import (
-    are_numbers,
-    check_count,
-    check_guess,
-    check_order,
-    imagenet_classes,
-    in_order,
-    read_names,
-    wordnet_ids,
-)
+from isonet.classes import are_numbers, check_guess, check_names, imagenet_classes, in_order, read_names, wordnet_ids
 from isonet.config import image_size, load_cfg
 from isonet.data import Loader, build_loader
 from isonet.data.build import build_source, statistics
@@ -102,14 +93,13 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
     data, names = trained.cfg.DATASET, trained.classes or []
     if file is not None:
         names = read_names(Path(file))
-        check_order(names, trained.classes or [], file)
     elif names:  # fewer than outputs, if DATASET.NUM_CLASSES was set too high for the training
         names = [*names, *(f"output {label}" for label in range(len(names), data.NUM_CLASSES))]
     elif data.NAME == "ILSVRC2012" and len(wordnet_ids()) == data.NUM_CLASSES:
         names = list(wordnet_ids())
     else:
         names = [str(label) for label in range(data.NUM_CLASSES)]
-    check_count(names, data.NUM_CLASSES, file or trained.path)
+    check_names(names, data.NUM_CLASSES, file or trained.path, (file and trained.classes) or ())
     return names
 
 
