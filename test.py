@@ -8,7 +8,7 @@ import sys
 
 from isonet.errors import run_cli
 from isonet.launch import is_launched
-from isonet.tools.cli import look_for_classes, look_for_folder_of, look_for_images, look_for_network, make_parser
+from isonet.tools.cli import look_for_classes, look_for_images, look_for_json, look_for_network, make_parser
 from isonet.training.log import log_to_terminal
 
 EXAMPLES = """\
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         with world.agreed() as facts:
             facts["the use of --classes"] = bool(args.classes)
             if world.is_main:
-                look_for_folder_of("--json", args.json)
+                look_for_json(args.json)
         result, path = evaluate_on_ranks(args.ckpt, args.cfg, world, devices, args.opts, args.classes)
         if world.is_main:
             report(result, path, args.json)
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
 def look(args: argparse.Namespace) -> None:
     """Raise an error for wrong options, configs and files before torch is imported, which takes seconds."""
-    look_for_folder_of("--json", args.json)
+    look_for_json(args.json)
     cfg = look_for_network(args)
     look_for_classes(args.classes, cfg)
     if cfg is not None:

@@ -17,7 +17,7 @@ from isonet.errors import DataError, UserError, printable
 
 log = logging.getLogger("isonet")
 
-_WORDNET_ID = re.compile(r"n[0-9]{8}(?![0-9a-z])")  # also in n01440764_tench
+_WORDNET_ID = re.compile(r"(?<![0-9a-z])n[0-9]{8}(?![0-9a-z])")  # also in n01440764_tench and 000_n01440764
 _SHOWN = 5  # names in a message
 
 
@@ -88,7 +88,7 @@ def wordnet_ids() -> tuple[str, ...]:
 def imagenet_classes(names: Sequence[str], outputs: int) -> list[str] | None:
     """Return the 1,000 classes of ImageNet in order, under the ``names`` that the data give to some or all of them.
 
-    A name is an id, such as n01440764, or begins with it, such as N01440764_tench. Returns None if the network has
+    A name is an id, such as n01440764, or contains it, such as N01440764_tench. Returns None if the network has
     another number of ``outputs``, if some name is not an id, or if two names have the same id.
     """
     found = {_id_in(name): name for name in names}
@@ -99,27 +99,28 @@ def imagenet_classes(names: Sequence[str], outputs: int) -> list[str] | None:
 
 
 def _id_in(name: str) -> str:
-    match = _WORDNET_ID.match(name.lower())
+    match = _WORDNET_ID.search(name.lower())
     return match[0] if match else ""
 
 
 def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
     """Check a guess: the first outputs of a network without class names are for ``names``, in their order.
 
-    Logs a warning that it is a guess. Raises ``DataError`` if the names contradict the guess:
-    some are ids of ImageNet and others are not, or numbers do not count from 0 or 1.
+    Logs a warning that it is a guess. Raises ``DataError`` if the names contradict the guess: some are WordNet ids, but
+    not different ids of ImageNet, or numbers do not say which outputs they mean. Fewer numbers than outputs that begin
+    with 1 do not, because 1 may be the first output or the second.
     """
     remedy = "name the outputs of the network with test.py --classes FILE"
     ids, known = [_id_in(name) for name in names], {*wordnet_ids()}
-    if outputs == len(known) and known & {*ids}:
+    if outputs == len(known) and any(ids):
         odd = next(name for at, name in enumerate(names) if ids[at] not in known or ids[at] in ids[:at])
         raise DataError(
-            f"{printable(where / odd)}: neither a WordNet id of ImageNet, like other classes, nor one that occurs only "
-            f"once; remove or rename it, or {remedy}"
+            f"{printable(where / odd)}: not a WordNet id of ImageNet's 1,000 classes, or not the only class with this "
+            f"id; remove or rename it, or {remedy}"
         )
     what = f"{printable(where)}: {len(names)} classes for the {outputs} outputs of a network without class names"
-    counted = [[str(number) for number in range(first, first + len(names))] for first in (0, 1)]
-    if len(names) < outputs and are_numbers(names) and [name.lstrip("0") or "0" for name in names] not in counted:
+    from_0 = [*map(str, range(len(names)))]
+    if len(names) < outputs and are_numbers(names) and [name.lstrip("0") or "0" for name in names] != from_0:
         raise DataError(f"{what}, and the numbers {some(names)} do not say which outputs; {remedy}")
     log.warning("%s: labels count from 0 in the order of the classes, a guess; %s", what, remedy)
 
@@ -135,11 +136,22 @@ def read_names(file: Path) -> list[str]:
         raise UserError(f"{printable(file)}: the names of the classes cannot be read ({error.strerror})") from None
 
 
-def check_count(names: Sequence[str], outputs: int, source: object) -> None:
-    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network."""
+def check_names(names: Sequence[str], outputs: int, source: object, known: Sequence[str] = ()) -> None:
+    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network.
+
+    known: the checkpoint's names; the same names in another order are an error, too.
+    """
     if len(names) != outputs or not all(names):
         empty = f", and line {names.index('') + 1} is empty" if "" in names else ""
         raise UserError(
             f"{printable(source)} names {len(names)} classes{empty}; --classes takes a file with a line for each of "
             f"the {outputs} classes of the network (DATASET.NUM_CLASSES)"
+        )
+    before, now = [composed(name) for name in known], [composed(name) for name in names]
+    if before != now and sorted(before) == sorted(now):
+        line = next(at for at, name in enumerate(now) if name != before[at])
+        raise UserError(
+            f"{printable(source)} has the class names of the checkpoint in another order: line {line + 1} is "
+            f"{printable(now[line])}, and the checkpoint has {printable(before[line])}; leave --classes out, or "
+            "rename the classes of the data set if their numbers mean other classes"
         )

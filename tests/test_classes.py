@@ -143,12 +143,25 @@ def test_labels_are_the_outputs_of_the_names(bench, named, folders, how):
 def test_a_training_folder_and_a_file_of_names_have_their_own_order(bench):
     bench.write(LETTERS)
     bench.checkpoint()
-    (bench.root / "names.txt").write_text("\ufeff" + "\r\n".join(DECOMPOSED) + "\r\n", encoding="utf-8")
-    found = bench.evaluate(classes=str(bench.root / "names.txt"))
+    names = bench.root / "names.txt"
+    names.write_text("\ufeff" + "\r\n".join(DECOMPOSED) + "\r\n", encoding="utf-8")
+    found = bench.evaluate(classes=str(names))
     assert (found.top1, found.labels) == (pytest.approx(bench.top1()[0]), "names")
     bench.write(NUMBERS, only=[2, 10, 11])
     with pytest.raises(DataError, match="val/10: not one of the 12 classes"):
-        bench.evaluate(classes=str(bench.root / "names.txt"))
+        bench.evaluate(classes=str(names))
+
+
+def test_a_file_with_the_names_of_the_checkpoint_in_another_order_is_refused(bench):
+    names = bench.root / "names.txt"
+    bench.write(LETTERS)
+    bench.checkpoint(LETTERS)
+    for own in (LETTERS, DECOMPOSED):
+        names.write_text("\n".join(own), encoding="utf-8")
+        assert bench.evaluate(classes=str(names)).top1 == pytest.approx(bench.top1()[0])
+    names.write_text("\n".join([LETTERS[0], *DECOMPOSED[:0:-1]]), encoding="utf-8")
+    with pytest.raises(UserError, match=r"another order: line 2 .*--classes"):
+        bench.evaluate(classes=str(names))
 
 
 def test_shards_of_numbers_of_this_and_of_a_former_version(bench):
@@ -172,7 +185,7 @@ def test_shards_of_numbers_of_this_and_of_a_former_version(bench):
             assert (found.top1, found.labels) == (pytest.approx(bench.top1()[0]), "names")
 
 
-@pytest.mark.parametrize("form", ["{}", "{}_tench", "{} of mine"])
+@pytest.mark.parametrize("form", ["{}", "{}_tench", "000_{}", "{} of mine"])
 def test_a_subset_of_imagenet_is_labelled_by_its_ids_and_told_both_ways(tmp_path, form):
     bench = Bench(tmp_path, 1000)
     ids = [form.format(each).replace("n", "N" if "_" in form else "n", 1) for each in wordnet_ids()]
@@ -202,6 +215,7 @@ def test_a_subset_of_named_classes_is_told_both_ways_in_json_and_the_log(bench, 
     ("named", "folders", "words"),
     [
         (None, ["3", "7", "10"], ["3, 7, 10", "--classes"]),
+        (None, ["1", "2", "3"], ["1, 2, 3", "--classes"]),  # the outputs 1 to 3, or counted from 1
         (LETTERS, ["z", "other"], ["val/other", "12 classes", "z, é"]),
         (["a", *LETTERS[1:]], ["z"], ["called a"]),
         (None, ["é", "e\u0301"], [r"'e\u0301' and '\xe9'"]),
@@ -220,11 +234,19 @@ def test_labels_that_cannot_be_known_are_refused_in_one_sentence(bench, named, f
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("odd", ["lost+found", "n00000001", "n01440764_again"])
-def test_a_folder_that_is_no_id_among_ids_is_refused(tmp_path, odd):
+@pytest.mark.parametrize(
+    "folders",
+    [
+        [*wordnet_ids()[:3], "lost+found"],
+        [*wordnet_ids()[:3], "n00000001"],
+        [*wordnet_ids()[:3], "n01440764_again"],
+        ["n00000001", "n00000002"],
+    ],
+)
+def test_folders_that_are_not_the_ids_of_imagenet_are_refused(tmp_path, folders):
     bench = Bench(tmp_path, 1000)
     bench.checkpoint()
-    for name in (*wordnet_ids()[:3], odd):
+    for name in folders:
         (tmp_path / "set/val" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "set/val" / name / "1.png")
     with pytest.raises(DataError, match=r"WordNet.*--classes"):

@@ -20,7 +20,7 @@ LATEST = ""  # the value of --resume without a checkpoint
 AUTO = "auto"  # the value of --resume that resumes this run if it has saved anything, or else starts it
 
 EVENTS = ".isonet"  # the end of the names of the run's events for TensorBoard, unlike the user's own events
-_NUMBERED = re.compile(r"epoch(\d{4,})(?:-step(\d{6,}))?\.pt")
+_NUMBERED = re.compile(r"epoch(\d{4}|[1-9]\d{4,})(?:-step(\d{6}|[1-9]\d{6,}))?\.pt")  # as ``save`` writes them
 _FORMER, _MOVING = ".isonet-former", ".isonet-former-moving"  # folders in the folder of a run
 
 

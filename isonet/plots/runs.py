@@ -10,6 +10,7 @@ from isonet.plots.accuracy import show_worth, standard_error
 
 _MOST_MARKERS = 10  # on one curve
 _LONGEST_NAME, _LEGEND_WIDTH = 60, 150  # characters
+_FILLS = {"--": "none", "-": "full"}  # of the markers, by the style of the line
 TEXT = 11.0  # points
 
 
@@ -44,9 +45,10 @@ def draw_runs(
 ) -> bytes:
     """Draw a PNG of one or more runs, with a panel for each of ``keys`` and a colour and marker for each run.
 
-    Training is dashed, and validation is solid, with a band of one standard error around its accuracy. With more than
-    42 runs, colours and markers repeat. runs: the rows of metrics by the run's name. keys: one or four keys of
-    ``PANELS``. images: the number of validation images by the run's name; a run without one has no band.
+    Training is dashed and hollow, and validation is solid, with a band of one standard error around its accuracy, or an
+    error bar at an epoch without neighbours. With more than 42 runs, colours and markers repeat. runs: the rows of
+    metrics by the run's name. keys: one or four keys of ``PANELS``. images: the number of validation images by the
+    run's name; a run without one has no band.
     """
     images = images or {}
     with style(TEXT):
@@ -61,10 +63,13 @@ def draw_runs(
                 for column, dash in panel.lines:
                     values = [row.get(column, math.nan) for row in rows]  # nan is not drawn
                     line = {"linestyle": dash, "drawstyle": panel.drawstyle, "markevery": (first, every)}
+                    line["fillstyle"] = _FILLS[dash] if panel.validation else "full"
                     axis.plot(epochs, values, **line, **look(number))
                 if panel.percent and (count := images.get(name)):
                     low, high = zip(*(_band(value, count) for value in values), strict=True)
                     axis.fill_between(epochs, low, high, color=look(number)["color"], alpha=0.15, linewidth=0)
+                    if len(rows) == 1:  # a band of one point is invisible
+                        axis.vlines(epochs, low, high, color=look(number)["color"])
             _scale(axis, panel, list(runs.values()))
             if hidden := [name for name, rows in runs.items() if not any(row.get(panel.training) for row in rows)]:
                 axis.set_title(f"0 or not computed: {', '.join(hidden)[: _LEGEND_WIDTH // 2]}", size="small")
@@ -106,5 +111,7 @@ def _add_legend(figure: Any, names: list[str], dashes: bool) -> None:
     names = [name[-_LONGEST_NAME:] for name in names]  # the ends distinguish runs
     if dashes:
         names += ["training", "validation"]
-        handles += [Line2D([], [], color="#666666", linestyle=dash) for dash in ("--", "-")]
+        handles += [
+            Line2D([], [], color="#666666", linestyle=dash, marker="o", fillstyle=fill) for dash, fill in _FILLS.items()
+        ]
     legend_below(figure, handles, names, max(1, min(len(names), _LEGEND_WIDTH // (max(map(len, names)) + 7))))

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from yacs.config import CfgNode
 
-from isonet.classes import check_count, read_names
+from isonet.classes import check_names, read_names
 from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.habits import in_place_of
 from isonet.config.keys import KEYS
@@ -175,7 +176,7 @@ def look_for_classes(file: str | None, cfg: CfgNode | None) -> None:
     if file and not Path(file).is_fifo():  # a pipe can be read only once
         names = read_names(Path(file))
         if cfg is not None:
-            check_count(names, cfg.DATASET.NUM_CLASSES, file)
+            check_names(names, cfg.DATASET.NUM_CLASSES, file)
 
 
 def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
@@ -210,6 +211,21 @@ def look_for_folder_of(option: str, file: str | None) -> None:
         raise UserError(f"{option} {file}: is a folder, a pipe or a device, or a link to nothing; name another file")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option} {file}: the folder cannot be written; name another one, or change its permissions")
+
+
+def look_for_json(file: str | None) -> None:
+    """Raise ``UserError`` if ``file``, which ``--json`` names, is a place where no file can be, or is of another kind.
+
+    The figures of an earlier evaluation are replaced, and no other file is.
+    """
+    look_for_folder_of("--json", file)
+    if file and os.path.isfile(file) and os.path.getsize(file):
+        try:
+            ours = "top1" in json.loads(Path(file).read_text("utf-8"))
+        except (OSError, ValueError, TypeError, RecursionError):
+            ours = False
+        if not ours:
+            raise UserError(f"--json {file}: is not a file of an earlier evaluation; name another file, or remove it")
 
 
 def look_for_output_folder(option: str, folder: str) -> None:

@@ -42,6 +42,7 @@ EXAMPLES = """\
   python -m isonet.tools.isometry --cfg configs/IN1k-RISO50.yaml --images 2 --steps 20 --output report"""
 
 CONFIGS = (".yaml", ".yml")
+PAGE, NUMBERS = "index.html", "report.json"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,6 +68,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
     look_for_output_folder("--output", str(args.output))
+    if (args.output / PAGE).exists() and not (args.output / NUMBERS).exists():
+        raise UserError(f"--output {printable(args.output)}: has a {PAGE} but no {NUMBERS}; name another folder")
     cfg = look_for_network(args)
     networks = networks_of(args, cfg)
     for network in networks.values():
@@ -80,9 +83,9 @@ def main(args: argparse.Namespace) -> None:
     with explain_out_of_memory():
         reports = {name: measure_network(network, args, device) for name, network in networks.items()}
     args.output.mkdir(parents=True, exist_ok=True)
-    write_file(args.output / "report.json", json.dumps(reports, indent=1) + "\n")
-    write_file(args.output / "index.html", page(reports))
-    print(f"written to {printable(args.output / 'index.html')} and report.json")
+    write_file(args.output / NUMBERS, json.dumps(reports, indent=1) + "\n")
+    write_file(args.output / PAGE, page(reports))
+    print(f"written to {printable(args.output / 'index.html')} and {NUMBERS}")
 
 
 def networks_of(args: argparse.Namespace, cfg: CfgNode | None) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
-from isonet.classes import are_numbers, check_count, check_guess, imagenet_classes, in_order, read_names, wordnet_ids
+from isonet.classes import are_numbers, check_guess, check_names, imagenet_classes, in_order, read_names, wordnet_ids
 from isonet.config import image_size, load_cfg
 from isonet.data import build_loader
 from isonet.data.build import build_source, statistics
@@ -87,7 +87,7 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
 
     file: a text file with one class name per line; None for the names in the checkpoint. If there are none, these are
     the WordNet ids for a network of ImageNet, and numbers for any other. Raises ``UserError`` if the number of names
-    differs from the number of classes.
+    differs from the number of classes, or if the file has the checkpoint's names in another order.
     """
     data, names = trained.cfg.DATASET, trained.classes or []
     if file is not None:
@@ -98,7 +98,7 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
         names = list(wordnet_ids())
     else:
         names = [str(label) for label in range(data.NUM_CLASSES)]
-    check_count(names, data.NUM_CLASSES, file or trained.path)
+    check_names(names, data.NUM_CLASSES, file or trained.path, (file and trained.classes) or ())
     return names
 
 

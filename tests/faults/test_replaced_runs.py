@@ -222,6 +222,17 @@ def test_a_file_that_cannot_be_read_counts_for_its_name(folder, tmp_path):
     assert [file.name for file in folder.numbered()][2:] == ["epoch0008.pt", "epoch0009.pt"]
 
 
+def test_names_that_a_run_does_not_give_are_files_of_the_user(folder):
+    """Epochs have four digits or more, steps six or more, and no other zeros before them."""
+    ours = ["epoch0001.pt", "epoch0002-step000003.pt", "epoch12345.pt", "epoch12345-step1234567.pt"]
+    others = ["epoch00001.pt", "epoch0002-step0000003.pt", "epoch1.pt", "epoch0001-copy.pt"]
+    for name in ours + others:
+        (folder.path / name).write_bytes(b"any")
+    found = [file.name for file in folder.numbered()]
+    assert set(ours) <= {*found}
+    assert not set(others) & {*found}
+
+
 def test_nothing_is_written_through_a_link(folder, tmp_path, tally):
     names = ["lock.txt", "log.txt", "metrics.jsonl", "timing.jsonl", "config.yaml", "versions.json", "epoch0003.pt"]
     elsewhere = tmp_path / "elsewhere"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from contextlib import nullcontext
 
 import pytest
 
@@ -13,7 +14,7 @@ import test as test_script
 import train
 from isonet.errors import UserError
 from isonet.tools import curves, export, isometry, predict
-from isonet.tools.cli import as_cell, look_for_folder_of, look_for_output_folder, split_overrides
+from isonet.tools.cli import as_cell, look_for_folder_of, look_for_json, look_for_output_folder, split_overrides
 from isonet.tools.sweep import __main__ as sweep
 
 TWICE = ["SOLVER.BASE_LR", "0.1", "ISON.DEPTH", "8", "SOLVER.BASE_LR", "0.2"]
@@ -69,6 +70,14 @@ def test_a_place_where_no_file_can_be_is_refused_first(tmp_path):
     for place in (tmp_path / "file", tmp_path / "file/a/b", tmp_path / "pipe"):
         with pytest.raises(UserError, match=r"--output .* no folder"):
             look_for_output_folder("--output", str(place))
+
+
+def test_json_replaces_only_the_figures_of_an_earlier_evaluation(tmp_path):
+    for content, replaced in ((b"", True), (b'{"top1": 1.5}', True), (b'{"a": 1}', False), (b"\x80\x02", False)):
+        (tmp_path / "best.pt").write_bytes(content)
+        with nullcontext() if replaced else pytest.raises(UserError, match=r"--json .*best.pt"):
+            look_for_json(str(tmp_path / "best.pt"))
+        assert (tmp_path / "best.pt").read_bytes() == content
 
 
 def test_an_output_is_checked_before_the_work(tmp_path):

@@ -138,10 +138,21 @@ def test_one_image_is_no_trend(monkeypatch):
     low, high = known.get_ylim()
     assert high - low >= 9.99 * step
     assert "360" in known.get_title("left")
-    (band,) = (collection.get_datalim(known.transData) for collection in known.collections)
+    band, *_ = (collection.get_datalim(known.transData) for collection in known.collections)
     assert band.y1 == pytest.approx(98 + step + standard_error(98 + step, 360))
     assert not unknown.collections
     assert unknown.get_ylim()[1] - unknown.get_ylim()[0] >= 0.99
+
+
+def test_a_single_epoch_shows_its_standard_error_and_which_accuracy_is_which(monkeypatch):
+    figures = []
+    monkeypatch.setattr("isonet.plots.runs.as_png", lambda figure: figures.append(figure) or as_png(figure))
+    draw_runs({"a": [{"epoch": 1, "top1": 50.0, "train_top1": 48.0}]}, ["top1"], {"a": 400})
+    axis = figures[0].axes[0]
+    fills = {line.get_ydata()[0]: line.get_fillstyle() for line in axis.lines if line.get_marker() == "o"}
+    assert fills == {48.0: "none", 50.0: "full"}
+    ends = axis.collections[-1].get_segments()[0][:, 1]
+    assert ends == pytest.approx([47.5, 52.5])  # sqrt(0.5 * 0.5 / 400) = 0.025
 
 
 def test_after_seven_runs_the_colours_repeat_with_a_different_marker(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from PIL import Image
 
 from conftest import REPO, TINY
 from isonet import build_model, load_cfg, ortho_penalty
-from isonet.errors import run_cli
+from isonet.errors import UserError, run_cli
 from isonet.isometry import conv_spectrum, signal_norms
 from isonet.isometry.page import page
 from isonet.plots import isometry as plots
@@ -200,6 +200,13 @@ def test_a_mistake_is_one_line(args, words, capsys):
 def networks(*arguments):
     args = tool.parse_args(list(map(str, arguments)))
     return tool.networks_of(args, load_cfg(args.cfg) if args.cfg else None)
+
+
+def test_a_page_of_the_user_is_not_replaced(tmp_path):
+    (tmp_path / "index.html").write_text("mine")
+    with pytest.raises(UserError, match=r"--output .*index\.html"):
+        tool.main(tool.parse_args(["--cfg", "configs/digits_ISO20.yaml", "--output", str(tmp_path)]))
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
 
 
 def test_names_are_given_before_an_equals_sign_unless_it_belongs_to_a_run(trained, tmp_path):
