@@ -19,9 +19,11 @@ class UserError(Exception):
     """An error that the user can correct. The message says in one line what is wrong, where, and what to do.
 
     where: the rank that raised the error, printed before the message; "" for rank 0 and for a run of one process.
+    together: whether all ranks of a run raise an error at this point, and none waits for a message of another.
     """
 
     where = ""
+    together = False
 
 
 class ConfigError(UserError, ValueError):

@@ -138,6 +138,8 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
         ("train.py", ["--config", DIGITS], ["--cfg FILE"]),
         ("train.py", ["--cfg", DIGITS, "--opts", "ISON.DEPTH", "8"], ["KEY VALUE"]),
         ("train.py", ["--cfg", DIGITS, "--lr", "0.1"], ["SOLVER.BASE_LR"]),
+        ("train.py", ["--cfg", DIGITS, "--SOLVER.BASE_LR", "0.1"], ["write SOLVER.BASE_LR"]),
+        ("train.py", ["--cfg", DIGITS, "--no-cuda"], ["CUDA_VISIBLE_DEVICES"]),
         ("train.py", ["--cfg", DIGITS, "-b", "64"], ["SOLVER.TRAIN_BATCH_SIZE"]),
         ("train.py", ["--cfg", DIGITS, "--num_classes=3"], ["DATASET.NUM_CLASSES"]),
         ("train.py", ["--cfg", DIGITS, "--pretrained", "a.pt"], ["MODEL.INIT_FROM"]),

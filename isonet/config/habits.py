@@ -4,8 +4,9 @@ from isonet.config.keys import KEYS
 
 # A word may be in several rows: then the first one that a command has counts. The last parts of keys need no row
 _ROWS = {
-    "--cfg FILE": "c cfg-file conf config config-file config-name yaml",
+    "--cfg FILE": "a arch backbone c cfg-file conf config config-file config-name model net network yaml",
     "--gpus IDS": "cuda device devices gpu gpu-id gpu-ids num-gpus ngpus",
+    "CUDA_VISIBLE_DEVICES= before the command": "cpu no-cuda no-gpu use-cpu",
     "--ckpt CKPT": "checkpoint ckpt-path eval-checkpoint initial-checkpoint load load-from model-path pretrained resume"
     " snapshot weights",
     "--resume CKPT": "auto-resume checkpoint ckpt ckpt-path resume-from",
@@ -40,16 +41,27 @@ _ROWS = {
     " num-machines world-size",
     "python -m isonet.tools.sweep": "m multirun",
 }
-_HAS_NO_BASE = {"_base_", "base", "defaults", "extends", "include", "inherit"}  # mmcv, detectron2, Swin, Hydra
+_HAS_NO_BASE = {
+    "base",
+    "defaults",
+    "extends",
+    "import",
+    "imports",
+    "include",
+    "includes",
+    "inherit",
+    "parent",
+}  # mmcv, detectron2, Swin, Hydra
 
 
 def in_place_of(word: str) -> list[str]:
     """Return what replaces an option such as ``--lr`` or the last part of a key such as ``BASE_LR``, with its value."""
     name = word.lstrip("-").lower().replace("_", "-")
-    own = [f"{key} VALUE" for key in KEYS if key.rpartition(".")[2].lower().replace("_", "-") == name]
+    keys = {key: key.lower().replace("_", "-") for key in KEYS}
+    own = [f"{key} VALUE" for key, spelt in keys.items() if name in (spelt, spelt.rpartition(".")[2])]
     return [replacement for replacement, words in _ROWS.items() if name in words.split()] + own
 
 
 def names_a_base(key: str) -> bool:
     """Return whether ``key`` would name another config file to start from, as in mmcv, detectron2 or Hydra."""
-    return key.lower() in _HAS_NO_BASE
+    return key.lower().strip("_") in _HAS_NO_BASE

@@ -41,7 +41,7 @@ def unpack(data: bytes) -> Any:
             return _read_archive(data)
         if data[:1] == b"\x80":
             if _MAGIC not in data[:32]:
-                raise refusal("it is a pickle that torch.save did not write", 'pickle.load(open(FILE, "rb"))')
+                raise refusal("it is a pickle that torch.save did not write", read='pickle.load(open(FILE, "rb"))')
             return _read_old_format(data)
     except ArchiveError:
         raise

@@ -51,11 +51,7 @@ class Checkpoint:
     @classmethod
     def read(cls, path: str | Path) -> Checkpoint:
         """Read a checkpoint file (see ``read_checkpoint``)."""
-        checkpoint = cls(Path(path), read_checkpoint(path))
-        writer = str(checkpoint.state.get("isonet", ""))
-        if _numbers(writer) > _numbers(__version__):
-            log.warning("%s was written by isonet %.40s, newer than this version, %s", path, writer, __version__)
-        return checkpoint
+        return cls(Path(path), read_checkpoint(path))
 
     @cached_property
     def cfg(self) -> CfgNode | None:
@@ -128,7 +124,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         state = unpack_safetensors(data) if is_safetensors(data) else unpack(data)
         if isinstance(state, Unread):
             whole = f"it holds a whole {printable(state.name):.80} instead of a dictionary of weights"
-            raise refusal(whole, "torch.load(FILE, weights_only=False).state_dict()")
+            raise refusal(whole, "file.state_dict()")
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such checkpoint") from None
     except OSError as error:
@@ -137,6 +133,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {error}") from None
     if not isinstance(state, dict):
         raise CheckpointError(f"{path}: the file holds a {type(state).__name__} instead of a dictionary of weights")
+    writer = str(state.get("isonet", ""))
+    if _numbers(writer) > _numbers(__version__):
+        log.warning("%s was written by isonet %.40s, newer than this version, %s", path, writer, __version__)
     return state
 
 

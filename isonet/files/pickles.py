@@ -39,14 +39,17 @@ class ArchiveError(Exception):
     """
 
 
-def refusal(why: str, weights: str = 'torch.load(FILE, weights_only=False)["model"]') -> ArchiveError:
+_WHERE = 'file.get("model") or file.get("net") or file.get("state_dict") or file'
+
+
+def refusal(why: str, weights: str = _WHERE, read: str = "torch.load(FILE, weights_only=False)") -> ArchiveError:
     """Return the error for a file that may be undamaged. It says how to save the weights of a trusted file.
 
-    weights: Python code that reads the weights.
+    weights: Python code that takes the weights from ``file``. read: Python code that returns ``file``.
     """
     save = 'torch.save({name: torch.as_tensor(value) for name, value in weights.items()}, "weights.pt")'
     return ArchiveError(
-        f"is refused: {why}; if you trust the file, save its weights alone: weights = {weights}; {save}"
+        f"is refused: {why}; if you trust the file, save its weights alone: file = {read}; weights = {weights}; {save}"
     )
 
 

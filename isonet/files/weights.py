@@ -8,13 +8,14 @@ from typing import Any
 from torch import Tensor
 
 from isonet.errors import CheckpointError
-from isonet.files.pickles import refusal, unread_in
+from isonet.files.pickles import Unread, refusal, unread_in
 
 log = logging.getLogger("isonet")
 
 # Of this project, of the published implementation, of others; averages of the weights last
 _WEIGHT_KEYS = ("model", "net", "state_dict", "model_state_dict", "state_dict_ema", "model_ema")
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
+_AVERAGED = "n_averaged"  # torch's AveragedModel counts the averaged updates beside the weights of its ``module``
 _SHOWN = 5  # names listed in an error
 
 
@@ -25,10 +26,15 @@ def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dic
     """
     keys = [key for key in _WEIGHT_KEYS if _tensors(state.get(key))]
     inner: dict[Any, Any] = state[keys[0]] if keys else state
+    if beside := _beside(inner):
+        log.warning("%s: beside the weights, the entries of these names are left out: %s", path, first_of(beside))
+        inner = {name: value for name, value in inner.items() if name not in beside}
     named = _tensors(inner)
     if not inner or len(named) < len(inner):
         if unread := unread_in(inner):
-            why = refusal(f"its weights need {first_of(unread)}, which this code never calls")
+            need = f"its weights need {first_of(unread)}, which this code never calls"
+            whole = next((key for key in _WEIGHT_KEYS if isinstance(state.get(key), Unread)), None)
+            why = refusal(need, f'file["{whole}"].state_dict()') if whole else refusal(need)
             raise CheckpointError(f"{path}: {why}")
         found = first_of([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
         raise CheckpointError(f"{path}: the file contains no state dictionary (found {found})")
@@ -49,6 +55,18 @@ def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dic
 def _tensors(inner: Any) -> dict[str, Tensor]:
     items = inner.items() if isinstance(inner, dict) else ()
     return {name: value for name, value in items if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _beside(inner: Any) -> list[str]:
+    """Return the names of numbers, texts and their containers among the weights, whose names have a dot."""
+    if not any("." in name for name in _tensors(inner)):
+        return []
+    averaged = all(str(name).startswith("module.") for name in inner if name != _AVERAGED)
+    return [
+        name for name, value in inner.items()
+        if isinstance(name, str) and "." not in name
+        and ((name == _AVERAGED and averaged) if isinstance(value, Tensor) else not unread_in(value))
+    ]  # fmt: skip
 
 
 def _below(pairs: list[tuple[str, Tensor]], prefix: str, path: str | Path) -> list[tuple[str, Tensor]]:

@@ -113,7 +113,12 @@ class World:
         if self.launch:
             reference, where_0 = self._broadcast((facts, self.launch.where))
             own = report(error, facts, self.launch.where, reference, where_0, remedy)
-            settle(self.gather(own), self.launch, error)
+            reports = self.gather(own)
+            try:
+                settle(reports, self.launch, error)
+            except UserError as ended:
+                ended.together = True
+                raise
 
     def gather(self, item: T) -> list[T]:
         """Return the items of all ranks, in the order of ranks."""
@@ -203,8 +208,13 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
         raise
     except (RuntimeError, ValueError, TimeoutError) as lost:
         raise UserError(f"the {process.size} ranks cannot connect at {process.address} ({lost})") from None
-    yield World(process.rank, process.size, process.local_rank, process, store), devices
-    dist.destroy_process_group()  # not after an error: it would wait for ranks that are gone
+    try:
+        yield World(process.rank, process.size, process.local_rank, process, store), devices
+    except UserError as ended:
+        if ended.together:  # a thread of gloo that outlives the interpreter may abort the process at exit
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()  # not after another error: it would wait for ranks that are gone
 
 
 def warn_of_other_decoders(world: World) -> None:

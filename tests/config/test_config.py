@@ -191,7 +191,7 @@ def test_paths_are_expanded_where_a_user_writes_them_and_nowhere_else(tmp_path, 
     assert load_cfg(None, ["OUTPUT_DIR", "$NOT_SET"]).OUTPUT_DIR == "$NOT_SET"  # there is such a folder
 
 
-@pytest.mark.parametrize("key", ["_BASE_", "_base_", "defaults", "BASE"])
+@pytest.mark.parametrize("key", ["_BASE_", "_base_", "defaults", "BASE", "__base__", "includes"])
 def test_a_base_config_is_refused_with_what_to_do(tmp_path, key):
     (tmp_path / "c.yaml").write_text(f"{key}: [../base.yaml]\nISON: {{DEPTH: 20}}\n")
     with pytest.raises(ConfigError, match=f"{key}.*copy the keys"):

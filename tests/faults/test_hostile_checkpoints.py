@@ -268,7 +268,9 @@ def test_weights_that_are_more_than_tensors_and_how_to_save_them_alone(refused, 
     refused(foreign(content), "is refused", word, "if you trust", "torch.save(")
 
 
-@pytest.mark.parametrize("form", ["arrays", "module", "protocol 4", "plain pickle"])
+@pytest.mark.parametrize(
+    "form", ["arrays", "module", "module in a dictionary", "protocol 4", "bare, protocol 4", "plain pickle"]
+)
 def test_the_code_in_a_refusal_saves_the_weights_of_a_trusted_file(tmp_path, monkeypatch, form):
     monkeypatch.chdir(tmp_path)
     model = build_model(CFG)
@@ -276,9 +278,12 @@ def test_the_code_in_a_refusal_saves_the_weights_of_a_trusted_file(tmp_path, mon
     if form == "plain pickle":
         (tmp_path / "c.pt").write_bytes(pickle.dumps(arrays))
     elif form == "protocol 4":
-        torch.save({"model": model.state_dict()}, "c.pt", pickle_protocol=4)
+        torch.save({"state_dict": model.state_dict(), "epoch": 1}, "c.pt", pickle_protocol=4)
+    elif form == "bare, protocol 4":
+        torch.save(model.state_dict(), "c.pt", pickle_protocol=4)
     else:
-        torch.save({"model": arrays} if form == "arrays" else model, "c.pt")
+        content = {"arrays": {"net": arrays}, "module": model, "module in a dictionary": {"net": model}}
+        torch.save(content[form], "c.pt")
     with pytest.raises(CheckpointError) as error:
         load_weights(build_model(CFG), "c.pt")
     exec(str(error.value).partition("alone: ")[2], {"torch": torch, "pickle": pickle, "FILE": "c.pt"})
@@ -544,6 +549,31 @@ def test_objects_beside_the_weights_are_left_unread(tmp_path, caplog, tally, for
     assert word in line
     assert "mkdir" in line
     tally("survived")
+
+
+@pytest.mark.parametrize("key", ["state_dict", None])
+def test_counters_among_the_names_of_the_weights_are_left_out(tmp_path, caplog, key):
+    state = {**weights(seed=5), "epoch": 3, "arch": "iso", "args": {"lr": 0.1}}
+    (tmp_path / "c.pt").write_bytes(foreign({key: state} if key else state))
+    model = load_weights(build_model(CFG), tmp_path / "c.pt")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights(seed=5).items())
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "epoch, arch, args" in line
+
+
+def test_the_averaged_weights_of_torch_are_loaded(tmp_path, caplog):
+    averaged = torch.optim.swa_utils.AveragedModel(build_model(CFG))
+    for value in (1.0, 3.0):
+        averaged.update_parameters(build_model(CFG).apply(lambda module, value=value: fill(module, value)))
+    torch.save(averaged.state_dict(), tmp_path / "c.pt")
+    model = load_weights(build_model(CFG), tmp_path / "c.pt")
+    assert {value.unique().item() for value in model.parameters()} == {2.0}
+    assert "n_averaged" in caplog.text
+
+
+def fill(module, value):
+    for parameter in module.parameters(recurse=False):
+        torch.nn.init.constant_(parameter, value)
 
 
 def test_plain_torch_reads_our_checkpoints(tmp_path):
