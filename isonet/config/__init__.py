@@ -17,7 +17,6 @@ from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
 from isonet.config.habits import in_place_of, names_a_base
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
-from isonet.config.kinds import FilePath
 from isonet.errors import ConfigError
 
 # The side of a square image in pixels, if DATASET.IMAGE_SIZE does not give it
@@ -39,7 +38,7 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
     if path is None:
         return _merged([], opts)
     path = Path(os.path.expanduser(path))
-    return _merged([(where(path), read_pairs(path))], opts, by_user=True)
+    return _merged([(where(path), read_pairs(path))], opts)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
@@ -100,16 +99,12 @@ def flat(cfg: CfgNode) -> dict[str, Any]:
     return {key: attrgetter(key)(cfg) for key in KEYS}
 
 
-def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_user: bool = False) -> CfgNode:
-    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen.
-
-    by_user: whether a user, not a run, wrote the sources, so that ~ and $NAME in their paths are expanded.
-    """
+def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> CfgNode:
+    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen."""
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
-    for source, pairs in sources:
-        given_by.update(dict.fromkeys(_merge(cfg, pairs, source, by_user), source))
-    given_by.update(dict.fromkeys(_merge(cfg, _in_pairs(opts), COMMAND_LINE), COMMAND_LINE))
+    for source, pairs in [*sources, (COMMAND_LINE, _in_pairs(opts))]:
+        given_by.update(dict.fromkeys(_merge(cfg, pairs, source), source))
     for key, problem in contradictions(cfg, image_size(cfg)):
         raise ConfigError(f"{given_by.get(key, 'the defaults')}: {key} {problem}")
     cfg.freeze()
@@ -117,20 +112,22 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_u
 
 
 def _in_pairs(opts: Sequence[Any]) -> Pairs:
-    for key in opts[::2]:
-        name, is_assignment, value = str(key).lstrip("+").partition("=")
-        if is_assignment:
-            raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(f'{name} {value}')[1:-1]}")
+    names = [key if isinstance(key, str) else "" for key in opts[::2]]
+    for name in names:
+        if "=" in name:
+            pair = name.lstrip("+").replace("=", " ", 1)
+            raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(pair)[1:-1]}")
     if len(opts) % 2:
-        stray = next((key for key in opts[::2] if str(key) not in KEYS), opts[-1])
+        stray = [key for key, name in zip(opts[::2], names, strict=True) if name not in KEYS]
+        what = f"{shown(stray[0])} is no key" if stray else f"{shown(opts[-1])} has no value"
         raise ConfigError(
-            f"overrides are KEY VALUE pairs, but {shown(stray)} {'has no value' if stray in KEYS else 'is no key'} "
-            "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
+            f"overrides are KEY VALUE pairs, but {what} (write ISON.DEPTH 20, without =, and quote a value that has "
+            "spaces)"
         )
     return zip(opts[::2], opts[1::2], strict=True)
 
 
-def _merge(cfg: CfgNode, pairs: Pairs, source: str, by_user: bool = True) -> list[str]:
+def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
     """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key, and return the keys."""
     merged = []
     for key, value in pairs:
@@ -143,10 +140,6 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str, by_user: bool = True) -> lis
             read: Any = kind.read(value)
         except (ValueError, TypeError, OverflowError):  # OverflowError: too large for a float
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
-        try:
-            read = kind.expanded(read) if by_user and isinstance(kind, FilePath) else read
-        except KeyError as error:
-            raise ConfigError(f"{source}: {key} {shown(value)}: the variable {error} is not set") from None
         if fault := kind.fault(read):
             raise ConfigError(f"{source}: {key} {fault}")
         node, _, leaf = key.rpartition(".")

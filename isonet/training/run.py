@@ -150,7 +150,7 @@ def build_run(
 def download(cfg: CfgNode, world: World) -> None:
     """Download the data set on one rank per machine while the others wait, if DATASET.DOWNLOAD is set."""
     with world.agreed():
-        if cfg.DATASET.DOWNLOAD and world.launch and world.local_rank == 0:
+        if cfg.DATASET.DOWNLOAD and world.launch and world.launch.local_rank == 0:
             build_source(cfg, "val")  # the archive has both parts
 
 
