@@ -19,7 +19,7 @@ _QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the sto
 
 
 def rendezvous(process: Launch, device: str = "", error: Exception | None = None) -> dist.Store:
-    """Return a store that only the ranks of this start share, after they have compared their software and kind of device.
+    """Return a store that only the ranks of this start share, after they have compared software and kind of device.
 
     error: the reason why this rank cannot take part. Raises ``TimeoutError`` if a rank does not connect. Raises an
     error on every rank (see ``settle``) if one of them has an ``error``, other software or another kind of device.

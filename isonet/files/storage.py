@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,6 +131,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an error of the system in the ``with`` block into a ``StorageError`` that names the folder of a run."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+
+
 class FolderLock:
     """Locks ``folder`` against other processes while the ``with`` block runs, with filelock on the file ``lock``.
 
@@ -161,15 +173,14 @@ class FolderLock:
         if self.path.is_symlink():
             raise StorageError(f"{self.path} is a link, and a lock must be a file of its folder: remove it")
         lock, folder = FileLock(self.path), self.path.parent
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = self._read_holder() or "another process"
-            raise CheckpointError(
-                f"{folder} is in use by {who}: wait for it, stop it, or choose another --output"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+        with writing_to(folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                who = self._read_holder() or "another process"
+                raise CheckpointError(
+                    f"{folder} is in use by {who}: wait for it, stop it, or choose another --output"
+                ) from None
         self._lock = lock
         if former := self._read_holder():
             log.info("%s, was killed while it wrote to this folder", former)

@@ -18,7 +18,7 @@ from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.progress import Progress
 from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_folder
-from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file, writing_to
 from isonet.models import build_model
 from isonet.signals import StopSignals
 from isonet.training.changes import changes, resumed_cfg, resumed_classes
@@ -39,7 +39,6 @@ from isonet.training.report import Report, require_tensorboard
 from isonet.training.resume import (
     adopt,
     after_restart,
-    cannot_write,
     checkpoint_to_resume,
     restore,
     undo_killed_start,
@@ -205,7 +204,7 @@ def _opened(
     folder, world = run.folder, run.world
     with world.agreed():  # every other user error has been raised before anything is written
         if world.is_main:
-            with _writing(folder):
+            with writing_to(folder.path):
                 folder.path.mkdir(parents=True, exist_ok=True)
                 # If newly locked, the folder did not exist at the start: another run may have used it since
                 newly = isinstance(lock, FolderLock) and lock.acquire()
@@ -215,7 +214,7 @@ def _opened(
     try:
         with world.agreed():
             if world.is_main:
-                with _writing(folder):
+                with writing_to(folder.path):
                     if overwrite or (resume == AUTO and afresh):
                         folder.set_former_aside()
                     write_file(folder.config, run.cfg.dump())
@@ -229,14 +228,6 @@ def _opened(
         if world.is_main:
             with suppress(OSError):  # the next start tries again
                 folder.settle()
-
-
-@contextmanager
-def _writing(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(folder, error) from None
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:
