@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from isonet import __version__
 from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
-from isonet.config.habits import in_place_of, names_a_base
+from isonet.config.habits import BASES, in_place_of
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
 from isonet.errors import ConfigError
 
@@ -155,7 +155,7 @@ def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
             return ""
         return f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
     name = shown(key).strip("'")
-    if names_a_base(name):
+    if name.lower() in BASES:
         return f"{name}: a config has no base, and all keys are optional; copy the keys of the other file into this one"
     known = [key for key in (text.split()[0] for text in in_place_of(name.rpartition(".")[2])) if key in KEYS]
     if known:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from isonet.files.foreign import what_archive_it_is, what_it_is
-from isonet.files.pickles import ArchiveError, PickleReader, refusal
+from isonet.files.pickles import ArchiveError, PickleReader, damage, refusal
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
@@ -46,8 +46,7 @@ def unpack(data: bytes) -> Any:
     except ArchiveError:
         raise
     except Exception as error:  # zipfile and the unpickler raise nearly every kind of exception for a damaged file
-        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})") from None
+        raise damage(error) from None
     raise ArchiveError(what_it_is(data))
 
 

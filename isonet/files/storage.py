@@ -22,10 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("isonet")
 
 _TEMPORARY = re.compile(r"\.isonet-[0-9a-f]{16}\.tmp")  # no other program writes such names
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}  # fmt: skip
 
 
 def check_kind(*paths: Path) -> None:
@@ -34,13 +30,9 @@ def check_kind(*paths: Path) -> None:
     A program that opens a named pipe waits for another program. A file renamed to a device replaces the device.
     """
     for path in paths:
-        try:
-            mode, link = path.stat().st_mode, os.readlink(path) if path.is_symlink() else ""
-        except OSError:  # no such file, or a link to nothing: either can be replaced
-            continue
-        kind = "a device" if link.startswith("/proc/") else _KINDS.get(stat.S_IFMT(mode))  # /proc/: such as /dev/stdout
-        if kind:
-            raise StorageError(f"{path} is {kind}, not a file: remove it, or name another place")
+        of_a_stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")  # such as /dev/stdout
+        if os.path.exists(path) and (of_a_stream or not os.path.isfile(path)):
+            raise StorageError(f"{path} is a folder, a pipe, a socket or a device, not a file: remove it, or name another")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
