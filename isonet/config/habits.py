@@ -32,14 +32,8 @@ _ROWS = {
     "torchrun --nproc-per-node N": "dist-backend dist-url distributed launcher local-rank multiprocessing-distributed"
     " num-machines world-size",
 }
-BASES = {
-    "_base_",
-    "base",
-    "defaults",
-    "extends",
-    "include",
-    "inherit",
-}  # names of another config to start from in mmcv, detectron2, Swin, Hydra
+# In mmcv, detectron2, Swin and Hydra, these keys name another config to start from
+BASES = {"_base_", "base", "defaults", "extends", "include", "inherit"}
 
 
 def in_place_of(word: str) -> list[str]:

@@ -32,7 +32,7 @@ def check_kind(*paths: Path) -> None:
     for path in paths:
         of_a_stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")  # such as /dev/stdout
         if os.path.exists(path) and (of_a_stream or not os.path.isfile(path)):
-            raise StorageError(f"{path} is a folder, a pipe, a socket or a device, not a file: remove it, or name another")
+            raise StorageError(f"{path} is a folder, a pipe, a socket or a device, not a file; remove or rename it")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
