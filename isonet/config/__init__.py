@@ -17,6 +17,7 @@ from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
 from isonet.config.habits import BASES, in_place_of
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
+from isonet.config.kinds import FilePath
 from isonet.errors import ConfigError
 
 # The side of a square image in pixels, if DATASET.IMAGE_SIZE does not give it
@@ -38,7 +39,7 @@ def load_cfg(path: str | Path | None = None, opts: Sequence[Any] = ()) -> CfgNod
     if path is None:
         return _merged([], opts)
     path = Path(os.path.expanduser(path))
-    return _merged([(where(path), read_pairs(path))], opts)
+    return _merged([(where(path), read_pairs(path))], opts, by_user=True)
 
 
 def parse_cfg(text: str, source: str, opts: Sequence[Any] = ()) -> CfgNode:
@@ -99,12 +100,15 @@ def flat(cfg: CfgNode) -> dict[str, Any]:
     return {key: attrgetter(key)(cfg) for key in KEYS}
 
 
-def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = ()) -> CfgNode:
-    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen."""
+def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_user: bool = False) -> CfgNode:
+    """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen.
+
+    by_user: whether a user, not a run, wrote the sources, so that ~ and $NAME in their paths are expanded.
+    """
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
     for source, pairs in [*sources, (COMMAND_LINE, _in_pairs(opts))]:
-        given_by.update(dict.fromkeys(_merge(cfg, pairs, source), source))
+        given_by.update(dict.fromkeys(_merge(cfg, pairs, source, by_user or source == COMMAND_LINE), source))
     for key, problem in contradictions(cfg, image_size(cfg)):
         raise ConfigError(f"{given_by.get(key, 'the defaults')}: {key} {problem}")
     cfg.freeze()
@@ -127,7 +131,7 @@ def _in_pairs(opts: Sequence[Any]) -> Pairs:
     return zip(opts[::2], opts[1::2], strict=True)
 
 
-def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
+def _merge(cfg: CfgNode, pairs: Pairs, source: str, by_user: bool = True) -> list[str]:
     """Set the values of ``pairs`` in ``cfg``, each in the type and the range of its key, and return the keys."""
     merged = []
     for key, value in pairs:
@@ -137,9 +141,11 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str) -> list[str]:
             continue
         kind = KEYS[key].kind
         try:
-            read: Any = kind.read(value)
+            read: Any = kind.expanded(value) if by_user and isinstance(kind, FilePath) else kind.read(value)
         except (ValueError, TypeError, OverflowError):  # OverflowError: too large for a float
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
+        except KeyError as error:
+            raise ConfigError(f"{source}: {key} {shown(value)}: the variable {error} is not set") from None
         if fault := kind.fault(read):
             raise ConfigError(f"{source}: {key} {fault}")
         node, _, leaf = key.rpartition(".")

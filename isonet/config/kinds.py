@@ -7,6 +7,7 @@ that begins with the key, or "" if nothing is wrong.
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 from isonet.config.file import shown
 
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
 _LONGEST_PATH, _LONGEST_NAME = 4096, 255  # bytes, on Linux and its file systems
 
@@ -92,11 +94,14 @@ class Text:
 
 
 class FilePath(Text):
-    """A path, in which ~ and $NAME stand for what a shell puts there, unless there is a file of the literal name."""
+    """A path. In the config files and on the command lines of users, ~ and $NAME stand for what a shell puts there."""
 
-    def read(self, value: Any) -> str:
-        path = super().read(value)
-        return path if os.path.lexists(path) else os.path.expandvars(os.path.expanduser(path))
+    def expanded(self, value: Any) -> str:
+        """Read ``value`` as a shell expands it, or unchanged if there is such a file. ``KeyError``: no such $NAME."""
+        path = self.read(value)
+        if os.path.lexists(path):
+            return path
+        return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], os.path.expanduser(path))
 
 
 class OneOf(Text):

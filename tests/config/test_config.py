@@ -174,19 +174,21 @@ def test_a_former_config_of_batch_norm_with_recomputing_loads_without_recomputin
         load_cfg(tmp_path / "config.yaml")
 
 
-def test_paths_are_expanded_unless_there_is_a_file_of_that_name(tmp_path, monkeypatch):
+def test_paths_are_expanded_where_a_user_writes_them_and_nowhere_else(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "c.yaml").write_text(
-        "DATASET: {ROOT: ~/data}\nOUTPUT_DIR: ${SCRATCH}/out\nMODEL: {INIT_FROM: $HOME/a.pt}"
-    )
+    text = "DATASET: {ROOT: ~/data}\nOUTPUT_DIR: ${SCRATCH}/out\nMODEL: {INIT_FROM: $HOME/a.pt}\n"
+    (tmp_path / "c.yaml").write_text(text)
     cfg = load_cfg("~/c.yaml")
     expanded = f"{tmp_path}/data", "/scratch/me/out", f"{tmp_path}/a.pt"
     assert expanded == (cfg.DATASET.ROOT, cfg.OUTPUT_DIR, cfg.MODEL.INIT_FROM)
     assert str(tmp_path) == load_cfg(None, ["OUTPUT_DIR", "~", "DATASET.ROOT", "a~b"]).OUTPUT_DIR
-    (tmp_path / "$SCRATCH").mkdir()
-    assert load_cfg(None, ["OUTPUT_DIR", "$SCRATCH"]).OUTPUT_DIR == "$SCRATCH"
+    assert parse_cfg(text, "a checkpoint").DATASET.ROOT == "~/data"  # as written by a former version
+    with pytest.raises(ConfigError, match=r"OUTPUT_DIR.*'NOT_SET'"):
+        load_cfg(None, ["OUTPUT_DIR", "$NOT_SET/out"])
+    (tmp_path / "$NOT_SET").mkdir()
+    assert load_cfg(None, ["OUTPUT_DIR", "$NOT_SET"]).OUTPUT_DIR == "$NOT_SET"  # there is such a folder
 
 
 @pytest.mark.parametrize("key", ["_BASE_", "_base_", "defaults", "BASE"])
