@@ -32,7 +32,8 @@ def check_kind(*paths: Path) -> None:
     for path in paths:
         of_a_stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")  # such as /dev/stdout
         if os.path.exists(path) and (of_a_stream or not os.path.isfile(path)):
-            raise StorageError(f"{path} is a folder, a pipe, a socket or a device, not a file; remove or rename it")
+            kinds = "a folder, a pipe, a socket or a device, not a file"
+            raise StorageError(f"{path} is {kinds}: name another place, or remove it")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
