@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from isonet.files.foreign import what_archive_it_is, what_it_is
-from isonet.files.pickles import ArchiveError, PickleReader, damage, refusal
+from isonet.files.pickles import ArchiveError, PickleReader, refusal
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
@@ -48,6 +48,12 @@ def unpack(data: bytes) -> Any:
     except Exception as error:  # zipfile and the unpickler raise nearly every kind of exception for a damaged file
         raise damage(error) from None
     raise ArchiveError(what_it_is(data))
+
+
+def damage(error: Exception) -> ArchiveError:
+    """Return the error for a file that a reader fails to read with ``error``."""
+    why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})")
 
 
 def _check_end(data: bytes) -> None:

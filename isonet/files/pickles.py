@@ -50,12 +50,6 @@ def refusal(why: str, weights: str = 'torch.load(FILE, weights_only=False)["mode
     )
 
 
-def damage(error: Exception) -> ArchiveError:
-    """Return the error for a file that a reader fails to read with ``error``."""
-    why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-    return ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})")
-
-
 class Unread:
     """Replaces an object, a class or a function that a file names. name: the module and the name of its class."""
 

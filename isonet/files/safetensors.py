@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from isonet.files.pickles import ArchiveError, damage
+from isonet.files.archive import damage
+from isonet.files.pickles import ArchiveError
 
 UNNAMED = "unnamed_classes"  # metadata: how many of the classes, at the end of the list, have no name in the checkpoint
 

@@ -15,7 +15,7 @@ from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.habits import in_place_of
 from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
-from isonet.errors import EXIT_USER_ERROR, DataError, UserError
+from isonet.errors import EXIT_USER_ERROR, DataError, StorageError, UserError
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import check_kind
 from isonet.launch import is_launched, is_main, parse_gpu_ids
@@ -199,9 +199,13 @@ def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 def look_for_folder_of(option: str, file: str | None) -> None:
     """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, is a place where no file can be."""
-    if file is not None:
+    if file is None:
+        return
+    try:
         check_kind(Path(file))
-        _check_writable(option, file, os.path.dirname(file) or ".")
+    except StorageError as error:
+        raise UserError(f"{option} {error}") from None
+    _check_writable(option, file, os.path.dirname(file) or ".")
 
 
 def look_for_output_folder(option: str, folder: str) -> None:

@@ -62,7 +62,7 @@ def test_a_place_where_no_file_can_be_is_refused_first(tmp_path):
         look_for_folder_of("--json", place and str(place))
     below = [tmp_path / name for name in ("pipe", "gone/a", "file/a")]
     for place in ("", tmp_path, *below, "/dev/null", "/dev/stdout"):
-        with pytest.raises(UserError, match=r"--json|, not a file"):
+        with pytest.raises(UserError, match="--json"):
             look_for_folder_of("--json", str(place))
     look_for_output_folder("--output", str(tmp_path / "a/b/c"))
     for place in (tmp_path / "file", tmp_path / "file/a/b", tmp_path / "pipe"):
@@ -78,7 +78,7 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         (curves.main, curves.parse_args, "--output", ["gone"]),
     ):
         (tmp_path / "a.png").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=r"a\.png is a folder"):
+        with pytest.raises(UserError, match=rf"{option} .*a\.png is a folder"):
             main(parse_args([*arguments, option, str(tmp_path / "a.png")]))
     (tmp_path / "b").touch()
     with pytest.raises(UserError, match=r"--output .* no folder"):
