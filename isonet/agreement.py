@@ -21,7 +21,6 @@ from isonet.errors import RankError, UserError, printable
 from isonet.launch import Launch
 
 Facts = dict[str, Any]
-Report = Sequence[str]  # what is wrong on a rank, and a sentence that also names the rank; both "" if nothing is
 
 # What to do about a difference
 SAME_MACHINES = "all machines need the same code, the same software and the same kind of device"
@@ -29,20 +28,16 @@ SAME_COMMAND = "start all ranks with the same command"
 SAME_CONFIG = "start all ranks with the same config"
 SAME_DATA = "all ranks need the same data set (DATASET.ROOT, DATASET.NAME)"
 
-_DECODERS = ("torchvision", "pillow", "numpy")
+_DECODERS = ("torchvision", "pillow")  # pixels may differ slightly between their versions
 
 
-def code_facts() -> Facts:
-    """Return the version of this code and a digest of its source files."""
+def software_facts() -> Facts:
+    """Return the version of this code, a digest of its source files, and the versions of the image decoders."""
     folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
     for path in sorted(folder.rglob("*.py")):
         digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return {"the version of isonet": isonet.__version__, "the digest of isonet's source files": digest.hexdigest()}
-
-
-def decoder_facts() -> Facts:
-    """Return the versions of the packages that decode and resize images. Pixels may differ slightly between them."""
-    return {f"the version of {name}": package_version(name) for name in _DECODERS}
+    own = {"the version of isonet": isonet.__version__, "the digest of isonet's source files": digest.hexdigest()}
+    return own | {f"the version of {name}": package_version(name) for name in _DECODERS}
 
 
 def package_version(package: str) -> str:
@@ -58,39 +53,31 @@ def config_facts(cfg: CfgNode) -> Facts:
     return {key: value for key, value in flat(cfg).items() if not KEYS[key].per_rank}
 
 
-def difference(own: Facts, where: str, reference: Facts, where_0: str) -> str:
-    """Name the first fact that differs, or return "". own: this rank's facts. reference: the facts of rank 0.
+def report(error: Exception | None, own: Facts, where: str, reference: Facts, where_0: str, remedy: str) -> str:
+    """Return this rank's report: the first difference from the facts of rank 0, or else its error, or "" for neither.
 
-    A fact that only one of them has is ignored: a rank that failed has fewer facts.
+    own, where: the facts of this rank, and its name. reference, where_0: the same of rank 0. A fact that only one of
+    them has is ignored, since a rank that failed has fewer facts. remedy: what to do about a difference.
     """
     for name in reference:
         if name in own and own[name] != reference[name]:
-            return f"{name} is {shown(own[name])} on {where}, and {shown(reference[name])} on {where_0}"
-    return ""
-
-
-def report(error: Exception | None, own: Facts, where: str, reference: Facts, where_0: str, remedy: str) -> Report:
-    """Return this rank's report: the first difference from the facts of rank 0, or else its error, if it has one."""
-    differs = difference(own, where, reference, where_0)
-    if differs:
-        return differs, f"{differs}; {remedy}"
+            return f"{name} is {shown(own[name])} on {where}, and {shown(reference[name])} on {where_0}; {remedy}"
     if error is None:
-        return "", ""
-    text = printable(error) if isinstance(error, UserError) else f"{type(error).__name__}: {printable(error)}"
-    return text, f"{where}{'' if isinstance(error, UserError) else ' failed'}: {text}"
+        return ""
+    return f"{where}{'' if isinstance(error, UserError) else f' failed: {type(error).__name__}'}: {printable(error)}"
 
 
-def settle(reports: Sequence[Report], process: Launch, error: Exception | None) -> None:
-    """Raise an error on every rank if one of the ``reports``, which are in the order of ranks, has something.
+def settle(reports: Sequence[str], process: Launch, error: Exception | None) -> None:
+    """Raise an error on every rank if one of the ``reports``, which are in the order of ranks, is not empty.
 
     Rank 0 raises its own ``error`` if it has one, and a rank with a bug raises it too. Every other rank raises a
     ``RankError`` with the sentence of the first rank that reports something.
     """
-    first = next((rank for rank, (text, _) in enumerate(reports) if text), None)
+    first = next((rank for rank, text in enumerate(reports) if text), None)
     if first is None:
         return
     if error is not None and (process.rank == 0 or not isinstance(error, UserError)):
         raise error
-    raised = RankError(reports[first][1])
+    raised = RankError(reports[first])
     raised.aloud = process.rank == first and process.local_size < process.size
     raise raised from error

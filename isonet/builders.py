@@ -9,13 +9,10 @@ last layer keeps its initial weights.
 
 import logging
 import os
-from pathlib import Path
 from typing import Protocol, TypeGuard
 
-from torch import Tensor
-
 from isonet.errors import ConfigError
-from isonet.files.checkpoint import Checkpoint, load_state
+from isonet.files.checkpoint import Checkpoint, load_but_other_head
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.models.build import architecture, init_network_
@@ -45,7 +42,7 @@ def _imagenet(name: str, config: str) -> ImageNetBuilder:
             source = published(pretrained) if isinstance(pretrained, str) else entry
             if source.network != entry.network:
                 raise ConfigError(f"pretrained={source.name!r} is {source.network}, not {entry.network}")
-            _load(model, zoo_weights(source), zoo_file(source))
+            load_but_other_head(model, zoo_weights(source), zoo_file(source))
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -92,16 +89,8 @@ def _is_file(pretrained: bool | str) -> TypeGuard[str]:
 
 def _load_file(model: ISONet, name: str) -> None:
     path = find_checkpoint(None, name)
-    if _load(model, Checkpoint.read(path).weights, path):
+    if load_but_other_head(model, Checkpoint.read(path).weights, path):
         log.warning("%s is for another number of classes: the last layer keeps its initial weights", path)
-
-
-def _load(model: ISONet, weights: dict[str, Tensor], path: Path) -> bool:
-    """Load ``weights``, but not into a last layer of another number of classes. Return whether there is one."""
-    own = {f"head.fc.{key}": value for key, value in model.head.fc.state_dict().items()}
-    fresh = {key: value for key, value in own.items() if key in weights and len(weights[key]) != len(value)}
-    load_state(model, weights | fresh, path)
-    return bool(fresh)
 
 
 def _network(depth: int, transform: str, imagenet: bool, shortcuts: bool, num_classes: int, dropout: float) -> ISONet:

@@ -52,8 +52,8 @@ def in_order(names: Sequence[str], where: object = "the data set") -> list[str]:
 
 
 def some(names: Sequence[str]) -> str:
-    """Return the first of ``names`` for a message."""
-    return printable(", ".join(names[:_SHOWN]))[:100] + (", ..." if len(names) > _SHOWN else "")
+    """Return the first of ``names``, shortened, for a message."""
+    return printable(", ".join(name[:80] for name in names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list[int]:

@@ -21,34 +21,20 @@ def stage_depths(depth: int, transform: str, imagenet: bool) -> tuple[int, ...]:
     """
     per_block = _CIFAR_STAGES * BRANCH_CONVS[transform]  # layers that one more block in every stage adds
     n, rest = divmod(depth - 2, per_block)
-    in_cifar, transforms = not rest and n >= 1, [name for name in IMAGENET_DEPTHS if depth in IMAGENET_DEPTHS[name]]
     if imagenet:
-        if transform in transforms:
+        if depth in IMAGENET_DEPTHS[transform]:
             return IMAGENET_DEPTHS[transform][depth]
         there = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
         raise ConfigError(
             f"no network for images above {SMALL_IMAGE} px (ImageNet's) has ISON.DEPTH {depth} and ISON.TRANS_FUN "
-            f"{transform} ({there}); {_remedy_of_large(transforms, in_cifar)}"
+            f"{transform} ({there}): choose one of these, as configs/IN1k-RISO18.yaml does, or set DATASET.IMAGE_SIZE "
+            f"{SMALL_IMAGE} or less for CIFAR's networks"
         )
-    if not in_cifar:
+    if rest or n < 1:
         near = [per_block * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
         raise ConfigError(
             f"depth {depth} (ISON.DEPTH) of {transform} must be {per_block}n+2 for images up to {SMALL_IMAGE} px "
-            f"(CIFAR's networks); the nearest are {near[0]} and {near[1]}{_remedy_of_small(transforms)}"
+            f"(CIFAR's networks); the nearest are {near[0]} and {near[1]}; ImageNet's networks, as in "
+            f"configs/IN1k-*.yaml, need DATASET.IMAGE_SIZE above {SMALL_IMAGE}"
         )
     return (n,) * _CIFAR_STAGES
-
-
-def _remedy_of_large(transforms: list[str], in_cifar: bool) -> str:
-    if transforms:
-        return f"set ISON.TRANS_FUN {transforms[0]}"
-    small = f"set DATASET.IMAGE_SIZE {SMALL_IMAGE} or less for the CIFAR network of this depth, or " if in_cifar else ""
-    return f"{small}start from a config for such images, e.g. configs/IN1k-RISO18.yaml"
-
-
-def _remedy_of_small(transforms: list[str]) -> str:
-    if not transforms:
-        return ""
-    return (
-        f"; or set DATASET.IMAGE_SIZE above {SMALL_IMAGE} and ISON.TRANS_FUN {transforms[0]}, as in configs/IN1k-*.yaml"
-    )

@@ -8,7 +8,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from isonet.agreement import SAME_MACHINES, Report, code_facts, report, settle
+from isonet.agreement import SAME_MACHINES, report, settle, software_facts
 from isonet.errors import RankError, UserError
 from isonet.launch import Launch, is_main, launch
 
@@ -19,10 +19,10 @@ _QUESTION, _ANSWER = "isonet/question/{}", "isonet/answer/{}"  # keys in the sto
 
 
 def rendezvous(process: Launch, device: str = "", error: Exception | None = None) -> dist.Store:
-    """Return a store that only the ranks of this start share, after they have compared their code and kind of device.
+    """Return a store that only the ranks of this start share, after they have compared software and kind of device.
 
     error: the reason why this rank cannot take part. Raises ``TimeoutError`` if a rank does not connect. Raises an
-    error on every rank (see ``settle``) if one of them has an ``error``, other code or another kind of device.
+    error on every rank (see ``settle``) if one of them has an ``error``, other software or another kind of device.
 
     torchrun restarts the ranks with the store of the previous start, which still contains the addresses of dead ranks.
     A rank that reads such an address waits for a dead process, and torch has no prefix for each start. Therefore rank 0
@@ -30,7 +30,7 @@ def rendezvous(process: Launch, device: str = "", error: Exception | None = None
     it with its report, and rank 0 writes the reports for all of them.
     """
     rank, size, where = process.rank, process.size, process.where
-    facts = {**code_facts(), "the version of torch": str(torch.__version__)}
+    facts = {**software_facts(), "the version of torch": str(torch.__version__)}
     if error is None:
         facts["the kind of device"] = device
     store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timedelta(seconds=SECONDS)))
@@ -39,14 +39,13 @@ def rendezvous(process: Launch, device: str = "", error: Exception | None = None
         store.set(f"{prefix}/facts", json.dumps([facts, where]))
         reports = [report(error, facts, where, facts, where, ""), *_hand_out_prefix(store, size, prefix)]
         store.set(f"{prefix}/reports", json.dumps(reports))
-        if any(text for text, _ in reports):
+        if any(reports):
             for other in range(1, size):
                 read_store(store, f"{prefix}/read/{other}", _LAST_READ_SECONDS)
     else:
         prefix = _ask_for_prefix(store, rank)
         reference, where_0 = json.loads(_from_rank_0(store, f"{prefix}/facts"))
-        own = report(error, facts, where, reference, where_0, SAME_MACHINES)
-        store.set(f"{prefix}/report/{rank}", json.dumps(own))
+        store.set(f"{prefix}/report/{rank}", report(error, facts, where, reference, where_0, SAME_MACHINES))
         reports = json.loads(_from_rank_0(store, f"{prefix}/reports"))
         store.set(f"{prefix}/read/{rank}", "yes")
     settle(reports, process, error)
@@ -69,15 +68,15 @@ def reported(mistake: str) -> str:
     return mistake
 
 
-def _hand_out_prefix(store: dist.Store, size: int, prefix: str) -> list[Report]:
+def _hand_out_prefix(store: dist.Store, size: int, prefix: str) -> list[str]:
     """Answer every rank that asks, including dead ranks of an earlier start, and return the reports of ranks 1, ..."""
-    reports: dict[int, Report] = {}
+    reports: dict[int, str] = {}
     answered, end = set(), time.monotonic() + SECONDS
     while waiting := [rank for rank in range(1, size) if rank not in reports]:
         for rank in waiting:
             question, confirmed = _QUESTION.format(rank), f"{prefix}/report/{rank}"
             if store.check([confirmed]):
-                reports[rank] = json.loads(store.get(confirmed))
+                reports[rank] = store.get(confirmed).decode()
             elif store.check([question]) and (token := store.get(question).decode()) not in answered:
                 store.set(_ANSWER.format(token), prefix)
                 answered.add(token)

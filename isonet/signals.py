@@ -67,10 +67,9 @@ class StopSignals:
             sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
-        if self._received and self._received.name == "SIGXCPU":  # the kernel repeats it every second, also at exit,
-            signal.signal(
-                self._received, signal.SIG_IGN
-            )  # where Python replaces its own handlers by the default action
+        # The kernel repeats SIGXCPU every second, also at exit, where Python restores the default action
+        if self._received and self._received.name == "SIGXCPU":
+            signal.signal(self._received, signal.SIG_IGN)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:

@@ -3,11 +3,9 @@
 This module does not import torch.
 """
 
-import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 from typing import TextIO
 
 
@@ -30,15 +28,6 @@ def open_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-@contextlib.contextmanager
-def tolerated(stream: TextIO) -> Iterator[None]:
-    """Continue after an error in writing to ``stream``, and send to the null device what is written to it later."""
-    try:
-        yield
-    except OSError:
-        discard(stream)
-
-
 def discard(stream: TextIO) -> None:
     """Send the output of ``stream`` to the null device. Python would fail again when it flushes the stream at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
@@ -49,13 +38,17 @@ def discard(stream: TextIO) -> None:
 def tell(text: str) -> None:
     """Print a line on standard error, if that is possible."""
     if sys.stderr is not None:
-        with tolerated(sys.stderr):
+        try:
             print(text, file=sys.stderr, flush=True)
+        except OSError:
+            discard(sys.stderr)
 
 
 def flush_streams() -> None:
     """Flush both outputs, and discard what cannot be written."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            with tolerated(stream):
+        try:
+            if stream is not None:
                 stream.flush()
+        except OSError:
+            discard(stream)

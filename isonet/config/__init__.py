@@ -15,7 +15,7 @@ from yacs.config import CfgNode
 from isonet import __version__
 from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
-from isonet.config.habits import in_place_of, names_a_base
+from isonet.config.habits import BASES, in_place_of
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
 from isonet.config.kinds import FilePath
 from isonet.errors import ConfigError
@@ -107,9 +107,8 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_u
     """
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
-    for source, pairs in sources:
-        given_by.update(dict.fromkeys(_merge(cfg, pairs, source, by_user), source))
-    given_by.update(dict.fromkeys(_merge(cfg, _in_pairs(opts), COMMAND_LINE), COMMAND_LINE))
+    for source, pairs in [*sources, (COMMAND_LINE, _in_pairs(opts))]:
+        given_by.update(dict.fromkeys(_merge(cfg, pairs, source, by_user or source == COMMAND_LINE), source))
     for key, problem in contradictions(cfg, image_size(cfg)):
         raise ConfigError(f"{given_by.get(key, 'the defaults')}: {key} {problem}")
     cfg.freeze()
@@ -117,16 +116,17 @@ def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_u
 
 
 def _in_pairs(opts: Sequence[Any]) -> Pairs:
-    for key in filter(lambda key: isinstance(key, str), opts[::2]):
-        name, is_assignment, value = key.lstrip("+").partition("=")
-        if is_assignment:
-            raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(f'{name} {value}')[1:-1]}")
+    names = [key if isinstance(key, str) else "" for key in opts[::2]]
+    for name in names:
+        if "=" in name:
+            pair = name.lstrip("+").replace("=", " ", 1)
+            raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(pair)[1:-1]}")
     if len(opts) % 2:
-        stray = next((key for key in opts[::2] if not isinstance(key, str) or key not in KEYS), opts[-1])
-        problem = "has no value" if stray is opts[-1] else "is no key"
+        stray = [key for key, name in zip(opts[::2], names, strict=True) if name not in KEYS]
+        what = f"{shown(stray[0])} is no key" if stray else f"{shown(opts[-1])} has no value"
         raise ConfigError(
-            f"overrides are KEY VALUE pairs, but {shown(stray)} {problem} "
-            "(write ISON.DEPTH 20, without =, and quote a value that has spaces)"
+            f"overrides are KEY VALUE pairs, but {what} (write ISON.DEPTH 20, without =, and quote a value that has "
+            "spaces)"
         )
     return zip(opts[::2], opts[1::2], strict=True)
 
@@ -141,11 +141,9 @@ def _merge(cfg: CfgNode, pairs: Pairs, source: str, by_user: bool = True) -> lis
             continue
         kind = KEYS[key].kind
         try:
-            read: Any = kind.read(value)
+            read: Any = kind.expanded(value) if by_user and isinstance(kind, FilePath) else kind.read(value)
         except (ValueError, TypeError, OverflowError):  # OverflowError: too large for a float
             raise ConfigError(f"{source}: {key} takes {kind.takes}, got {shown(value)}") from None
-        try:
-            read = kind.expanded(read) if by_user and isinstance(kind, FilePath) else read
         except KeyError as error:
             raise ConfigError(f"{source}: {key} {shown(value)}: the variable {error} is not set") from None
         if fault := kind.fault(read):
@@ -163,7 +161,7 @@ def _no_key(cfg: CfgNode, key: Any, value: Any) -> str:
             return ""
         return f"{key} holds keys, such as {key}.{next(iter(cfg[key]))}, and takes no value, got {shown(value)}"
     name = shown(key).strip("'")
-    if names_a_base(name):
+    if name.lower().strip("_") in BASES:
         return f"{name}: a config has no base, and all keys are optional; copy the keys of the other file into this one"
     known = [key for key in (text.split()[0] for text in in_place_of(name.rpartition(".")[2])) if key in KEYS]
     if known:

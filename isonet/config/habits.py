@@ -11,7 +11,6 @@ _ROWS = {
     " snapshot weights",
     "--resume CKPT": "auto-resume checkpoint ckpt ckpt-path resume-from",
     "--output NAME": "exp-name experiment log-dir name out-dir outdir output-dir run-name save-dir work-dir",
-    "--top K": "topk",
     "KEY VALUE pairs alone, e.g. ISON.DEPTH 20,": "cfg-options opts options override overrides set",
     "DATASET.ROOT FOLDER": "data data-dir data-path data-root datadir dataroot",
     "DATASET.NAME NAME": "d dataset",
@@ -20,38 +19,22 @@ _ROWS = {
     "DATASET.IMAGE_SIZE PIXELS": "im-size img-size imgsz input-size train-crop-size",
     "SOLVER.BASE_LR RATE": "learning-rate lr lr0",
     "SOLVER.TRAIN_BATCH_SIZE N": "b batch batch-size bs ims-per-batch samples-per-gpu",
-    "SOLVER.TEST_BATCH_SIZE N": "val-batch-size validation-batch-size",
     "SOLVER.MAX_EPOCHS N": "epoch epochs max-epoch num-epochs",
     "SOLVER.LR_MILESTONES [30,60]": "decay-epochs lr-steps milestones steps",
-    "SOLVER.LR_GAMMA FACTOR": "decay-rate gamma lr-mult",
     "SOLVER.SCHEDULE cosine": "lr-policy lr-scheduler sched scheduler",
     "SOLVER.WEIGHT_DECAY FACTOR": "wd",
     "SOLVER.WARMUP_EPOCH N": "lr-warmup-epochs warmup-epochs",
     "SOLVER.ACCUMULATE N": "accumulate-grad-batches grad-accum-steps gradient-accumulation-steps update-freq",
-    "ISON.DROPOUT_RATE RATE": "drop",
     "MODEL.INIT_FROM CKPT": "checkpoint ckpt finetune initial-checkpoint load-from pretrained weights",
     "RUNTIME.SEED N": "rng-seed",
     "RUNTIME.AMP bf16": "fp16 mixed-precision precision",
-    "RUNTIME.COMPILE True": "torchcompile",
-    "RUNTIME.DETERMINISTIC True": "use-deterministic-algorithms",
-    "RUNTIME.LOG_EVERY N": "log-interval log-period print-freq",
     "OUTPUT_DIR FOLDER": "o out-dir output work-dir",
     "python test.py --ckpt CKPT": "e eval eval-only evaluate test test-only validate",
     "torchrun --nproc-per-node N": "dist-backend dist-url distributed launcher local-rank multiprocessing-distributed"
     " num-machines world-size",
-    "python -m isonet.tools.sweep": "m multirun",
 }
-_HAS_NO_BASE = {
-    "base",
-    "defaults",
-    "extends",
-    "import",
-    "imports",
-    "include",
-    "includes",
-    "inherit",
-    "parent",
-}  # mmcv, detectron2, Swin, Hydra
+# In mmcv, detectron2, Swin and Hydra, these keys, without underscores around them, name another config to start from
+BASES = {"base", "defaults", "extends", "import", "imports", "include", "includes", "inherit", "parent"}
 
 
 def in_place_of(word: str) -> list[str]:
@@ -60,8 +43,3 @@ def in_place_of(word: str) -> list[str]:
     keys = {key: key.lower().replace("_", "-") for key in KEYS}
     own = [f"{key} VALUE" for key, spelt in keys.items() if name in (spelt, spelt.rpartition(".")[2])]
     return [replacement for replacement, words in _ROWS.items() if name in words.split()] + own
-
-
-def names_a_base(key: str) -> bool:
-    """Return whether ``key`` would name another config file to start from, as in mmcv, detectron2 or Hydra."""
-    return key.lower().strip("_") in _HAS_NO_BASE

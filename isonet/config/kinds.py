@@ -96,11 +96,12 @@ class Text:
 class FilePath(Text):
     """A path. In the config files and on the command lines of users, ~ and $NAME stand for what a shell puts there."""
 
-    def expanded(self, value: str) -> str:
-        """Return ``value`` as a shell expands it, or unchanged if there is such a file. ``KeyError``: no such $NAME."""
-        if os.path.lexists(value):
-            return value
-        return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], os.path.expanduser(value))
+    def expanded(self, value: Any) -> str:
+        """Read ``value`` as a shell expands it, or unchanged if there is such a file. ``KeyError``: no such $NAME."""
+        path = self.read(value)
+        if os.path.lexists(path):
+            return path
+        return _VARIABLE.sub(lambda match: os.environ[match[1] or match[2]], os.path.expanduser(path))
 
 
 class OneOf(Text):

@@ -46,9 +46,14 @@ def unpack(data: bytes) -> Any:
     except ArchiveError:
         raise
     except Exception as error:  # zipfile and the unpickler raise nearly every kind of exception for a damaged file
-        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})") from None
+        raise damage(error) from None
     raise ArchiveError(what_it_is(data))
+
+
+def damage(error: Exception) -> ArchiveError:
+    """Return the error for a file that a reader fails to read with ``error``."""
+    why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+    return ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})")
 
 
 def _check_end(data: bytes) -> None:

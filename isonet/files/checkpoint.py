@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet import __version__
+from isonet.classes import some
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
 from isonet.files.archive import pack, unpack
@@ -28,9 +29,11 @@ from isonet.files.described import differing_keys
 from isonet.files.pickles import ArchiveError, Unread, refusal
 from isonet.files.safetensors import is_safetensors, unpack_safetensors
 from isonet.files.storage import reason, write_file
-from isonet.files.weights import first_of, prefix_hint, weights_of
+from isonet.files.weights import prefix_hint, weights_of
 
 log = logging.getLogger("isonet")
+
+HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
 class OtherNetworkError(CheckpointError):
@@ -160,6 +163,22 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
     model.load_state_dict(fitted(model, weights, path))
 
 
+def load_but_other_head(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> list[str]:
+    """Load ``weights`` as ``load_state`` does, but not the tensors of a last layer of another number of classes.
+
+    Returns the names of the tensors that keep their values.
+    """
+    own = model.state_dict()
+    kept = [
+        name
+        for name in own
+        if name.startswith(HEAD) and name in weights and len(own[name]) != len(weights[name])
+        and own[name].shape[1:] == weights[name].shape[1:]
+    ]  # fmt: skip
+    load_state(model, {**weights, **{name: own[name] for name in kept}}, path)
+    return kept
+
+
 def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> dict[str, Tensor]:
     """Return ``weights`` in the types of ``model``. Loading the result cannot fail.
 
@@ -176,7 +195,7 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {first_of(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names)
         keys = differing_keys(weights, own)
         raise OtherNetworkError(
             f"{path}: the file belongs to another network than the config describes{keys and f': {keys}'} ({found})"
@@ -185,7 +204,7 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({first_of(bad)}): "
+            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({some(bad)}): "
             "it was saved after training had diverged; use an earlier one"
         )
     return converted

@@ -6,17 +6,10 @@ _EXPORTED = "not a checkpoint; name the checkpoint that it was exported from"
 _PACKED = "unpack it first, e.g. with"
 _STARTS = {
     b"\x1f\x8b": f"is compressed by gzip: {_PACKED} gunzip",
-    b"\xfd7zXZ": f"is compressed by xz: {_PACKED} unxz",
-    b"BZh": f"is compressed by bzip2: {_PACKED} bunzip2",
-    b"\x28\xb5\x2f\xfd": f"is compressed by zstd: {_PACKED} unzstd",
     b"\x89HDF\r\n": "is an HDF5 file, as Keras writes them, and not a checkpoint of torch",
-    b"\x93NUMPY": "is a NumPy array and not a checkpoint of torch",
-    b"GGUF": "is a GGUF file and not a checkpoint of torch",
-    b"ftrt": f"is a TensorRT engine, {_EXPORTED}",
     b"version https://git-lfs": "is a pointer of Git LFS and not the file itself: fetch it with git lfs pull",
     b"<": "is a web page or XML, as a failed download leaves it: download the file again",
 }
-_ENDS = {b"\x57\xfb\x80\x8b\x24\x75\x47\xdb": "is a checkpoint of TensorFlow and not of torch"}
 _ONNX_NEXT = b"\x12\x1a\x22\x2a\x32\x3a\x42"  # the fields that may follow the version of the format in an ONNX file
 
 
@@ -25,13 +18,8 @@ def what_it_is(data: bytes) -> str:
     for start, what in _STARTS.items():
         if data[:64].lstrip().startswith(start):
             return what
-    for end, what in _ENDS.items():
-        if data.endswith(end):
-            return what
     if not data:
         return "is empty, so not a checkpoint"
-    if data[4:8] == b"TFL3":
-        return f"is a TensorFlow Lite model, {_EXPORTED}"
     if data[:1] == b"\x08" and data[2:3] and data[2] in _ONNX_NEXT:
         return f"is an ONNX model, {_EXPORTED}"
     if data[257:262] == b"ustar":
@@ -48,8 +36,6 @@ def what_archive_it_is(names: Sequence[str]) -> str:
         return f"is a TorchScript program, {_EXPORTED}"
     if "archive_format" in parts or any(name.startswith("serialized_exported_program") for name in names):
         return f"is an exported program of torch, {_EXPORTED}"
-    if names and all(name.endswith(".npy") for name in names):
-        return "is an archive of NumPy arrays and not a checkpoint of torch"
     if sum(name.endswith("/data.pkl") for name in names) == 1:
         return ""
     inner = next((name for name in names if name.endswith((".pt", ".pth", ".ckpt", ".bin", ".safetensors"))), None)

@@ -80,14 +80,12 @@ def is_saved_at(path: Path, epoch: int, step: int) -> bool:
     True also for a damaged file. Only the words of the pickle are read: no tensor and no other object is created.
     """
     status = path.stat()
-    found = _numbers_in(path, status.st_ino, status.st_mtime_ns)
-    within = found.get("steps", 0) if found else 0
-    return found is None or (found.get("epoch", -1) + bool(within), within) == (epoch, step)
+    return _saved_at(path, status.st_ino, status.st_mtime_ns) in (None, (epoch, step))
 
 
 @functools.lru_cache(maxsize=256)
-def _numbers_in(path: Path, _inode: int, _modified: int) -> dict[str, int] | None:
-    """Return the first ``epoch`` and ``steps`` of a checkpoint, which precede its rows of metrics, or None."""
+def _saved_at(path: Path, _inode: int, _modified: int) -> tuple[int, int] | None:
+    """Return the epoch and the step of a checkpoint, the first ``epoch`` and ``steps`` in its pickle, or None."""
     found: dict[str, int] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -104,7 +102,8 @@ def _numbers_in(path: Path, _inode: int, _modified: int) -> dict[str, int] | Non
             key = value
     except Exception:  # zipfile and pickletools raise nearly every kind of exception for a damaged file
         return None
-    return found
+    step = found.get("steps", 0)
+    return found.get("epoch", -1) + bool(step), step
 
 
 def count(value: Any) -> int:

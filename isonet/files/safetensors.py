@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from isonet.files.archive import damage
 from isonet.files.pickles import ArchiveError
 
 UNNAMED = "unnamed_classes"  # metadata: how many of the classes, at the end of the list, have no name in the checkpoint
@@ -42,8 +43,7 @@ def unpack_safetensors(data: bytes) -> dict[str, Any]:
     try:
         weights = load(data)
     except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a type that torch does not have
-        why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-        raise ArchiveError(f"is damaged, or not a .safetensors file of weights ({why})") from None
+        raise damage(error) from None
     about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     return {"model": weights} | _of_this_project(about)
 

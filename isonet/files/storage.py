@@ -10,6 +10,7 @@ import re
 import socket
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("isonet")
 
 _TEMPORARY = re.compile(r"\.isonet-[0-9a-f]{16}\.tmp")  # no other program writes such names
-_KINDS = {
-    stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-}  # fmt: skip
 
 
 def check_kind(*paths: Path) -> None:
@@ -33,13 +30,10 @@ def check_kind(*paths: Path) -> None:
     A program that opens a named pipe waits for another program. A file renamed to a device replaces the device.
     """
     for path in paths:
-        try:
-            mode, link = path.stat().st_mode, os.readlink(path) if path.is_symlink() else ""
-        except OSError:  # no such file, or a link to nothing: either can be replaced
-            continue
-        kind = "a device" if link.startswith("/proc/") else _KINDS.get(stat.S_IFMT(mode))  # /proc/: such as /dev/stdout
-        if kind:
-            raise StorageError(f"{path} is {kind}, not a file: remove it, or name another place")
+        of_a_stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")  # such as /dev/stdout
+        if os.path.exists(path) and (of_a_stream or not os.path.isfile(path)):
+            kinds = "a folder, a pipe, a socket or a device, not a file"
+            raise StorageError(f"{path} is {kinds}: name another place, or remove it")
 
 
 def write_file(path: Path, content: bytes | str) -> None:
@@ -130,6 +124,17 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turn an error of the system in the ``with`` block into a ``StorageError`` that names the folder of a run."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+
+
 class FolderLock:
     """Locks ``folder`` against other processes while the ``with`` block runs, with filelock on the file ``lock``.
 
@@ -161,15 +166,14 @@ class FolderLock:
         if self.path.is_symlink():
             raise StorageError(f"{self.path} is a link, and a lock must be a file of its folder: remove it")
         lock, folder = FileLock(self.path), self.path.parent
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            who = self._read_holder() or "another process"
-            raise CheckpointError(
-                f"{folder} is in use by {who}: wait for it, stop it, or choose another --output"
-            ) from None
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be written ({reason(error)}); see OUTPUT_DIR") from None
+        with writing_to(folder):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                who = self._read_holder() or "another process"
+                raise CheckpointError(
+                    f"{folder} is in use by {who}: wait for it, stop it, or choose another --output"
+                ) from None
         self._lock = lock
         if former := self._read_holder():
             log.info("%s, was killed while it wrote to this folder", former)

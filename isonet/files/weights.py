@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from isonet.classes import some
 from isonet.errors import CheckpointError
 from isonet.files.pickles import Unread, refusal, unread_in
 
@@ -16,7 +17,6 @@ log = logging.getLogger("isonet")
 _WEIGHT_KEYS = ("model", "net", "state_dict", "model_state_dict", "state_dict_ema", "model_ema")
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes that DataParallel and torch.compile add to a name
 _AVERAGED = "n_averaged"  # torch's AveragedModel counts the averaged updates beside the weights of its ``module``
-_SHOWN = 5  # names listed in an error
 
 
 def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dict[str, Tensor]:
@@ -27,19 +27,19 @@ def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dic
     keys = [key for key in _WEIGHT_KEYS if _tensors(state.get(key))]
     inner: dict[Any, Any] = state[keys[0]] if keys else state
     if beside := _beside(inner):
-        log.warning("%s: beside the weights, the entries of these names are left out: %s", path, first_of(beside))
+        log.warning("%s: beside the weights, the entries of these names are left out: %s", path, some(beside))
         inner = {name: value for name, value in inner.items() if name not in beside}
     named = _tensors(inner)
     if not inner or len(named) < len(inner):
         if unread := unread_in(inner):
-            need = f"its weights need {first_of(unread)}, which this code never calls"
+            need = f"its weights need {some(unread)}, which this code never calls"
             whole = next((key for key in _WEIGHT_KEYS if isinstance(state.get(key), Unread)), None)
             why = refusal(need, f'file["{whole}"].state_dict()') if whole else refusal(need)
             raise CheckpointError(f"{path}: {why}")
-        found = first_of([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
+        found = some([key if isinstance(key, str) else type(key).__name__ for key in state]) or "nothing"
         raise CheckpointError(f"{path}: the file contains no state dictionary (found {found})")
     if unread := unread_in({key: value for key, value in state.items() if value is not inner}) if keys else []:
-        log.warning("%s: beside the weights, objects of these classes are left unread: %s", path, first_of(unread))
+        log.warning("%s: beside the weights, objects of these classes are left unread: %s", path, some(unread))
     if keys[1:]:
         log.warning("%s: the weights in %r are used, and those in %s are not", path, keys[0], ", ".join(keys[1:]))
     pairs = [(_bare_name(name), value) for name, value in named.items()]
@@ -48,7 +48,7 @@ def weights_of(state: dict[str, Any], path: str | Path, prefix: str = "") -> dic
     weights = dict(pairs)
     if len(weights) < len(pairs):
         twice = [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]
-        raise CheckpointError(f"{path}: some weights occur twice, with and without a wrapper ({first_of(twice)})")
+        raise CheckpointError(f"{path}: some weights occur twice, with and without a wrapper ({some(twice)})")
     return weights
 
 
@@ -74,7 +74,7 @@ def _below(pairs: list[tuple[str, Tensor]], prefix: str, path: str | Path) -> li
     below = [(_bare_name(name[len(prefix) :]), value) for name, value in pairs if name.startswith(prefix)]
     if not below:
         common = [f"{name}." for name, _ in Counter(name.partition(".")[0] for name, _ in pairs).most_common()]
-        raise CheckpointError(f"{path}: no name begins with {prefix}; the names begin with {first_of(common)}")
+        raise CheckpointError(f"{path}: no name begins with {prefix}; the names begin with {some(common)}")
     return below
 
 
@@ -83,11 +83,6 @@ def prefix_hint(own: list[str], weights: dict[str, Tensor]) -> str:
     prefixes = (name.removesuffix(own[0]) for name in weights if name.endswith(f".{own[0]}"))
     found = next((prefix for prefix in prefixes if all(prefix + name in weights for name in own)), "")
     return f'; its names have {found} before them: load_weights(model, FILE, prefix="{found}")' if found else ""
-
-
-def first_of(names: list[str]) -> str:
-    """Return the first few of ``names``, shortened, for a message."""
-    return ", ".join(name[:80] for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def _bare_name(name: str) -> str:

@@ -16,8 +16,9 @@ from isonet.config import check_overrides, load_cfg, uses_small_images
 from isonet.config.habits import in_place_of
 from isonet.config.keys import KEYS
 from isonet.depths import stage_depths
-from isonet.errors import EXIT_USER_ERROR, DataError, UserError
+from isonet.errors import EXIT_USER_ERROR, DataError, StorageError, UserError
 from isonet.files.run_folder import find_checkpoint
+from isonet.files.storage import check_kind
 from isonet.launch import is_launched, is_main, parse_gpu_ids
 from isonet.published import PREFIX, published
 
@@ -201,16 +202,11 @@ def look_for_folder_of(option: str, file: str | None) -> None:
     """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, is a place where no file can be."""
     if file is None:
         return
-    folder = os.path.dirname(file) or "."
-    if not file:
-        raise UserError(f"{option} names no file; leave the option out, or name one")
-    if not os.path.isdir(folder):
-        raise UserError(f"{option} {file}: there is no such folder; make it first")
-    of_the_system = os.path.realpath(folder) == "/dev" or os.path.realpath(folder).startswith("/proc/")
-    if of_the_system or (os.path.lexists(file) and not os.path.isfile(file)):
-        raise UserError(f"{option} {file}: is a folder, a pipe or a device, or a link to nothing; name another file")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {file}: the folder cannot be written; name another one, or change its permissions")
+    try:
+        check_kind(Path(file))
+    except StorageError as error:
+        raise UserError(f"{option} {error}") from None
+    _check_writable(option, file, os.path.dirname(file) or ".")
 
 
 def look_for_json(file: str | None) -> None:
@@ -233,10 +229,12 @@ def look_for_output_folder(option: str, folder: str) -> None:
     made = os.path.abspath(folder)
     while not os.path.lexists(made):
         made = os.path.dirname(made)
-    if not os.path.isdir(made):
-        raise UserError(f"{option} {folder}: {made} is no folder; name another one")
-    if not os.access(made, os.W_OK):
-        raise UserError(f"{option} {folder}: {made} cannot be written; name another folder, or change its permissions")
+    _check_writable(option, folder, made)
+
+
+def _check_writable(option: str, place: str, folder: str) -> None:
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        raise UserError(f"{option} {place}: {folder} is no folder that can be written; name another place")
 
 
 def as_cell(text: str) -> str:

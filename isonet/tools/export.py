@@ -66,8 +66,8 @@ def main(args: argparse.Namespace) -> None:
     stem = args.ckpt.removeprefix(PREFIX) if in_zoo else trained.path.with_suffix("")
     output = Path(args.output or f"{stem}{SUFFIXES[args.format]}")
     look_for_folder_of("--output", str(output))
-    if output.is_dir() or (output.exists() and output.samefile(trained.path)):
-        raise UserError(f"--output {output} is a folder, or the checkpoint itself; name another file")
+    if output.exists() and output.samefile(trained.path):
+        raise UserError(f"--output {output} is the checkpoint itself; name another file")
     with contextlib.ExitStack() as silence:
         if not args.debug:  # the exporters log their own steps
             silence.enter_context(warnings.catch_warnings(action="ignore"))

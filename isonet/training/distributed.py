@@ -4,7 +4,6 @@ Without a launcher, a run is one process. Under ``torchrun``, it has as many ran
 GPU are exchanged with NCCL. Everything else, and everything in a run on CPUs, is exchanged with gloo.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isonet.agreement import SAME_COMMAND, Facts, decoder_facts, difference, report, settle
+from isonet.agreement import SAME_COMMAND, Facts, report, settle
 from isonet.data import Loader
 from isonet.errors import DeviceError, UserError
 from isonet.launch import Launch, launch
@@ -24,8 +23,6 @@ from isonet.rendezvous import rendezvous
 from isonet.shares import Share
 from isonet.signals import STOP_SIGNALS, StopRequested, StopSignals
 from isonet.training.devices import pick_devices
-
-log = logging.getLogger("isonet")
 
 T = TypeVar("T")
 
@@ -41,7 +38,6 @@ class World:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # among the ranks of this machine
     launch: Launch | None = None
     store: dist.Store | None = None
 
@@ -209,20 +205,12 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     except (RuntimeError, ValueError, TimeoutError) as lost:
         raise UserError(f"the {process.size} ranks cannot connect at {process.address} ({lost})") from None
     try:
-        yield World(process.rank, process.size, process.local_rank, process, store), devices
+        yield World(process.rank, process.size, process, store), devices
     except UserError as ended:
         if ended.together:  # a thread of gloo that outlives the interpreter may abort the process at exit
             dist.destroy_process_group()
         raise
     dist.destroy_process_group()  # not after another error: it would wait for ranks that are gone
-
-
-def warn_of_other_decoders(world: World) -> None:
-    """Warn if a rank has another version of a package that decodes images than rank 0."""
-    own = decoder_facts(), world.launch.where if world.launch else ""
-    everywhere = world.gather(own)
-    if other := next(filter(None, (difference(*item, *everywhere[0]) for item in everywhere)), ""):
-        log.warning("pixels may differ slightly between the ranks: %s", other)
 
 
 def _own_device(process: Launch, gpus: str | None) -> torch.device:

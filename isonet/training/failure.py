@@ -18,7 +18,7 @@ from isonet.ortho import PUBLISHED
 from isonet.rendezvous import read_store
 from isonet.signals import StopSignals
 from isonet.training.devices import explain_out_of_memory
-from isonet.training.distributed import World, connected, warn_of_other_decoders
+from isonet.training.distributed import World, connected
 from isonet.training.optim import Amp
 from isonet.training.step import full_type
 
@@ -41,7 +41,6 @@ def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
         with connected(gpus) as (world, devices):
             try:
                 with _explain_lost_ranks(world, None):
-                    warn_of_other_decoders(world)
                     yield world, devices
             except (Stopped, RankError):
                 raise

@@ -3,18 +3,16 @@
 import logging
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from yacs.config import CfgNode
 
 from isonet.classes import composed, imagenet_classes, some
 from isonet.errors import CheckpointError, ConfigError
-from isonet.files.checkpoint import Checkpoint, load_state
+from isonet.files.checkpoint import Checkpoint, load_but_other_head
 from isonet.files.zoo import open_checkpoint
 from isonet.training.distributed import World
 
 log = logging.getLogger("isonet")
-
-HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
 def weights_to_start_from(cfg: CfgNode, world: World) -> Checkpoint | None:
@@ -32,8 +30,7 @@ def start_from(model: nn.Module, checkpoint: Checkpoint | None) -> list[str] | N
     if checkpoint is None:
         return None
     path, weights, own = checkpoint.path, checkpoint.weights, model.state_dict()
-    fresh = [name for name in own if name in weights and _is_head_of_other_classes(name, weights[name], own[name])]
-    load_state(model, {**weights, **{name: own[name] for name in fresh}}, path)
+    fresh = load_but_other_head(model, weights, path)
     log.info("MODEL.INIT_FROM: %d of %d tensors are those of %s", len(own) - len(fresh), len(own), path)
     for name in fresh:
         log.info("  fresh: %s, %s there and %s here", name, tuple(weights[name].shape), tuple(own[name].shape))
@@ -47,10 +44,6 @@ def _read(cfg: CfgNode) -> Checkpoint:
         raise CheckpointError(f"MODEL.INIT_FROM: {str(error).removeprefix('--ckpt ')}") from None
     kept = {key: checkpoint.state[key] for key in ("classes",) if key in checkpoint.state}
     return Checkpoint(checkpoint.path, {"model": checkpoint.weights, **kept})  # without momentum: less to broadcast
-
-
-def _is_head_of_other_classes(name: str, theirs: Tensor, ours: Tensor) -> bool:
-    return name.startswith(HEAD) and theirs.shape != ours.shape and theirs.shape[1:] == ours.shape[1:]
 
 
 def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs: int) -> Sequence[str]:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from isonet.errors import CheckpointError, StorageError
+from isonet.errors import CheckpointError
 from isonet.files.checkpoint import Checkpoint, fitted
 from isonet.files.progress import Progress, count, finite
 from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume
-from isonet.files.storage import link_file, reason, write_file
+from isonet.files.storage import link_file, write_file, writing_to
 from isonet.training.distributed import World
 from isonet.training.optim import Amp
 
@@ -28,17 +28,8 @@ def undo_killed_start(folder: RunFolder) -> bool:
     Raises ``StorageError`` also if another object than a file has the name of one of the run's files.
     """
     folder.check()
-    try:
+    with writing_to(folder.path):
         return folder.settle()
-    except OSError as error:
-        raise cannot_write(folder, error) from None
-
-
-def cannot_write(folder: RunFolder, error: OSError) -> StorageError:
-    """Return ``error`` as an error that names the folder of the run and the key OUTPUT_DIR."""
-    if isinstance(error, StorageError):
-        return error
-    return StorageError(f"{folder.path}: cannot be written ({reason(error)}); see OUTPUT_DIR")
 
 
 def after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:

@@ -18,7 +18,7 @@ from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.progress import Progress
 from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_folder
-from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file, writing_to
 from isonet.models import build_model
 from isonet.signals import StopSignals
 from isonet.training.changes import changes, resumed_cfg, resumed_classes
@@ -33,7 +33,6 @@ from isonet.training.report import Report, require_tensorboard
 from isonet.training.resume import (
     adopt,
     after_restart,
-    cannot_write,
     checkpoint_to_resume,
     restore,
     undo_killed_start,
@@ -146,7 +145,7 @@ def build_run(
 def download(cfg: CfgNode, world: World) -> None:
     """Download the data set on one rank per machine while the others wait, if DATASET.DOWNLOAD is set."""
     with world.agreed():
-        if cfg.DATASET.DOWNLOAD and world.launch and world.local_rank == 0:
+        if cfg.DATASET.DOWNLOAD and world.launch and world.launch.local_rank == 0:
             build_source(cfg, "val")  # the archive has both parts
 
 
@@ -201,7 +200,7 @@ def _opened(
     folder, world = run.folder, run.world
     with world.agreed():  # every other user error has been raised before anything is written
         if world.is_main:
-            with _writing(folder):
+            with writing_to(folder.path):
                 folder.path.mkdir(parents=True, exist_ok=True)
                 # If newly locked, the folder did not exist at the start: another run may have used it since
                 newly = isinstance(lock, FolderLock) and lock.acquire()
@@ -211,7 +210,7 @@ def _opened(
     try:
         with world.agreed():
             if world.is_main:
-                with _writing(folder):
+                with writing_to(folder.path):
                     if overwrite or (resume == AUTO and afresh):
                         folder.set_former_aside()
                     write_file(folder.config, run.cfg.dump())
@@ -225,14 +224,6 @@ def _opened(
         if world.is_main:
             with suppress(OSError):  # the next start tries again
                 folder.settle()
-
-
-@contextmanager
-def _writing(folder: RunFolder) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cannot_write(folder, error) from None
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:

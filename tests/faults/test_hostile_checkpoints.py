@@ -386,13 +386,10 @@ def zipped(*names: str) -> bytes:
 
 OTHER_FILES = {
     "gzip": (gzip.compress(b"x"), "gunzip"),
-    "xz": (b"\xfd7zXZ\0" + bytes(20), "xz"),
     "web page": (b"<!DOCTYPE html><html>Sign in to download</html>", "web page"),
     "pointer of Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "index of shards": (b'{"metadata": {}, "weight_map": {"w": "1.safetensors"}}', "several files"),
     "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(20), "HDF5"),
-    "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(20), "TensorFlow Lite"),
-    "arrays": (zipped("a.npy", "b.npy"), "NumPy"),
     "TorchScript": (zipped("a/data.pkl", "a/code/a.py", "a/constants.pkl"), "TorchScript"),
     "zipped checkpoint": (zipped("c.pt"), "unzip"),
     "empty": (b"", "empty"),

@@ -283,22 +283,22 @@ OBJECTS = {
 @pytest.mark.parametrize("kind", OBJECTS)
 def test_a_pipe_a_socket_a_folder_or_a_device_is_refused_and_not_opened(tmp_path, monkeypatch, tally, kind):
     monkeypatch.chdir(tmp_path)  # the address of a socket is short
-    path, source, word = Path("log.txt"), Path("source"), kind.removesuffix(" of a stream")
+    path, source = Path("log.txt"), Path("source")
     source.touch()
     OBJECTS[kind](path)
     for write in (
         lambda: write_file(path, "x"), lambda: append_line(path, "x"), lambda: link_file(source, path),
         lambda: make_own(path), lambda: checkpoints_to_resume(RunFolder(Path()), LATEST, overwrite=False),
     ):  # fmt: skip
-        with pytest.raises(StorageError, match=rf"log\.txt is a {word}"):
+        with pytest.raises(StorageError, match=r"log\.txt is .*, not a file"):
             write()
     for name in ("lock", "lock.txt"):
         path.rename(name)
         path = Path(name)
-        with pytest.raises(StorageError, match=f"{name} is a {word}"):
+        with pytest.raises(StorageError, match=f"{name} is .*, not a file"):
             FolderLock(tmp_path).acquire()
     path.rename("epoch0004.pt")
-    with pytest.raises(StorageError, match=f"epoch0004.pt is a {word}"):
+    with pytest.raises(StorageError, match=r"epoch0004\.pt is .*, not a file"):
         RunFolder(tmp_path).check()
     assert sorted(os.listdir(tmp_path)) == ["epoch0004.pt", "source"]
     tally("refused", 8)

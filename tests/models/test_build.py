@@ -71,8 +71,8 @@ def test_bottleneck_widths_and_stride():
     ("opts", "words"),
     [
         (["ISON.DEPTH", 20], ["20", "18, 34", "50, 101, 152", "DATASET.IMAGE_SIZE 64", "configs/IN1k-RISO18.yaml"]),
-        (["ISON.DEPTH", 50], ["set ISON.TRANS_FUN bottleneck_transform"]),
-        ([*CIFAR, "ISON.DEPTH", 18], ["14 and 20", "DATASET.IMAGE_SIZE above 64", "basic_transform"]),
+        (["ISON.DEPTH", 50], ["bottleneck_transform: 50, 101, 152"]),
+        ([*CIFAR, "ISON.DEPTH", 18], ["14 and 20", "DATASET.IMAGE_SIZE above 64", "configs/IN1k"]),
         ([*CIFAR, "ISON.DEPTH", 29], ["6n+2", "26", "32"]),
         ([*CIFAR, "ISON.DEPTH", 2], ["6n+2", "8"]),
         ([*CIFAR, "ISON.DEPTH", 26, *BOTTLENECK], ["9n+2", "20", "29"]),

@@ -57,12 +57,11 @@ def test_a_name_like_a_key_is_a_file_if_there_is_one(tmp_path, monkeypatch):
 
 
 def test_a_place_where_no_file_can_be_is_refused_first(tmp_path):
-    os.symlink(tmp_path / "gone", tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "file").touch()
     for place in (None, tmp_path / "new.json", tmp_path / "file"):
         look_for_folder_of("--json", place and str(place))
-    below = [tmp_path / name for name in ("link", "pipe", "gone/a", "file/a")]
+    below = [tmp_path / name for name in ("pipe", "gone/a", "file/a")]
     for place in ("", tmp_path, *below, "/dev/null", "/dev/stdout"):
         with pytest.raises(UserError, match="--json"):
             look_for_folder_of("--json", str(place))
@@ -88,7 +87,7 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         (curves.main, curves.parse_args, "--output", ["gone"]),
     ):
         (tmp_path / "a.png").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=f"{option} .*a.png"):
+        with pytest.raises(UserError, match=rf"{option} .*a\.png is a folder"):
             main(parse_args([*arguments, option, str(tmp_path / "a.png")]))
     (tmp_path / "b").touch()
     with pytest.raises(UserError, match=r"--output .* no folder"):

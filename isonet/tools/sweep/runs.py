@@ -12,7 +12,7 @@ import logging
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,25 +107,20 @@ def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
         for texts in itertools.product(*choices.values())
     ]
     cfgs = [load_cfg(cfg_path, opts) for opts in pairs]
-    parts = zip(
-        *([f"{leaf(key)}={part}" for part in _name_parts([flat(cfg)[key] for cfg in cfgs])] for key in varying),
-        strict=True,
-    )
-    names = ["-".join([output, *of_run]) for of_run in parts]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"two runs are called {max(names, key=names.count)}: give each value once")
+    values = [{key: flat(cfg)[key] for key in varying} for cfg in cfgs]
+
+    def names(written: Callable[[str], str]) -> list[str]:
+        return ["-".join([output, *(f"{leaf(key)}={written(shown(of[key]))}" for key in varying)]) for of in values]
+
+    named = names(lambda text: re.sub(r"[^A-Za-z0-9_.+-]", "_", text))
+    if len(set(named)) < len(named):  # such as a/b and a_b
+        named = names(lambda text: quote(text, safe="+"))
+    if len(set(named)) < len(named):
+        raise ConfigError(f"two runs are called {max(named, key=named.count)}: give each value once")
     return [
-        Run(name, {key: flat(cfg)[key] for key in varying}, opts, cfg, run_folder(cfg, name))
-        for name, opts, cfg in zip(names, pairs, cfgs, strict=True)
+        Run(name, of, opts, cfg, run_folder(cfg, name))
+        for name, of, opts, cfg in zip(named, values, pairs, cfgs, strict=True)
     ]
-
-
-def _name_parts(values: Sequence[Any]) -> list[str]:
-    """Return ``values`` as parts of file names: the same text for equal values, and other text for other values."""
-    parts = [re.sub(r"[^A-Za-z0-9_.+-]", "_", shown(value)) for value in values]
-    if len(set(parts)) == len(set(map(shown, values))):
-        return parts
-    return [quote(shown(value), safe="") for value in values]  # such as a/b and a_b
 
 
 def _split(key: str, text: str) -> list[str]:
