@@ -176,7 +176,7 @@ def test_indexing_replaces_no_index_of_another_program_and_keeps_other_checksums
     (tmp_path / "classes.txt").write_text("owl\n")
     (tmp_path / "SHA256SUMS").write_text("0123  classes.txt\n4567  gone.txt\n")
     (tmp_path / "index.json").write_text('{"wids_version": 1, "shardlist": []}')
-    with pytest.raises(DataError, match=r"index.json is of another program"):
+    with pytest.raises(DataError, match=r"index.json was written by another program"):
         command("index", tmp_path)
     assert json.loads((tmp_path / "index.json").read_text()) == {"wids_version": 1, "shardlist": []}
     (tmp_path / "index.json").unlink()
