@@ -1,4 +1,4 @@
-"""What all ranks of a run must agree on, and the error that each rank raises if one of them fails or differs.
+"""The facts that must be equal on all ranks of a run, and the error of each rank if one rank fails or differs.
 
 A rank collects facts: names and values that must be equal on all ranks. It compares its own facts with the facts of
 rank 0 and reports the first difference or error as one sentence. ``raise_reported`` raises an error from the reports of

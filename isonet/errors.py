@@ -53,8 +53,8 @@ class DeviceError(UserError, ValueError):
 class RankError(UserError):
     """Raised on each rank of a run if another rank has failed, cannot be reached, or differs from rank 0.
 
-    printed_here: whether this rank prints the message although it is not rank 0. On several machines, the rank that the
-    message names does.
+    printed_here: whether this rank prints the message even if it is not rank 0. If the run has several machines, the
+    rank that the message names does so.
     """
 
     printed_here = False

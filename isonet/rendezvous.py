@@ -15,7 +15,7 @@ from isonet.launch import Launch, is_main, launch
 SECONDS = 300.0  # the machines of a job do not start at the same moment
 _POLL_SECONDS = 0.01
 _LAST_READ_SECONDS = 5.0  # rank 0 may own the store, so it waits until the other ranks have read the reports
-_REQUEST, _RESPONSE = "isonet/request/{}", "isonet/response/{}"  # keys in the store, with a rank and with its token
+_REQUEST, _RESPONSE = "isonet/request/{}", "isonet/response/{}"  # keys in the store, with the rank and its token
 
 
 def rendezvous(process: Launch, device: str = "", error: Exception | None = None) -> dist.Store:

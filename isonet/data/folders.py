@@ -43,7 +43,8 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     A label is the position of the class in ``classes``, for example the classes of a checkpoint. By default, the
     classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``, in the order of
     ``in_order``. Links are followed. Hidden files and folders, whose names begin with a dot, are ignored. Logs one
-    warning about the ignored files. Raises ``DataError`` if an entry cannot be read or its kind is unclear.
+    warning about the ignored files. Raises ``DataError`` for unknown and empty classes, and for entries that cannot be
+    read or are neither files nor folders.
     """
     folder = root / split
     names = _class_names(folder)

@@ -135,7 +135,7 @@ def test_a_packed_archive(refused, packed):
         for entry in old.infolist():
             kind = zipfile.ZIP_DEFLATED if packed == "all" or entry.filename.endswith(packed) else zipfile.ZIP_STORED
             new.writestr(entry.filename, old.read(entry.filename), kind)
-    refused(out.getvalue(), "packed")
+    refused(out.getvalue(), "more than its size")
 
 
 def test_parts_that_overlap(refused):
@@ -148,7 +148,7 @@ def test_parts_that_overlap(refused):
             setattr(twin, name, getattr(part, name))
         archive.filelist.append(twin)
         archive._didModify = True
-    refused(out.getvalue(), "packed")
+    refused(out.getvalue(), "more than its size")
 
 
 @pytest.mark.parametrize("name", ["archive/../archive/extra", "/archive/extra", "archive\\extra"])
@@ -161,12 +161,12 @@ def test_names_of_parts_that_are_not_plain_paths(refused, name):
 
 @pytest.mark.parametrize("name", ["archive/version", "archive/VERSION"])
 def test_two_parts_of_one_name(refused, name):
-    """Both parts have equal contents and one name in any case, so that every reader returns the same."""
+    """Both parts have equal contents and the same name except for case, so all readers return the same."""
     out = io.BytesIO(foreign(weights()))
     with zipfile.ZipFile(out, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # zipfile warns about a second part of the same name
         archive.writestr(name, archive.read("archive/version"))
-    refused(out.getvalue(), "one name")
+    refused(out.getvalue(), "the same name")
 
 
 def part_of(data: bytes, name: str) -> bytes:
@@ -191,7 +191,7 @@ def test_tensor_data_of_another_length_than_the_pickle_says(refused):
 
 
 def test_a_tensor_that_is_longer_than_its_data(refused):
-    """Each number of a shape is one byte. Only the reader of this project, which compares them with the data, reads it."""
+    """Each number of a shape is one byte. Only this project's reader, which compares them with the data, reads it."""
     pickled = part_of(foreign({"w": torch.arange(6.0).view(2, 3)}), "data.pkl")
     shape = b"K\x02K\x03\x86"
     for other in (b"K\x02K\x04\x86", b"K\x03K\x03\x86"):
@@ -425,7 +425,7 @@ def test_a_directory_a_socket_and_a_device(tmp_path, monkeypatch, tally):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket")  # a relative name: the full path may be too long for a socket
     for path in (tmp_path, tmp_path / "socket", "/dev/null"):
-        with pytest.raises(CheckpointError, match="no file"):
+        with pytest.raises(CheckpointError, match="not a file"):
             read_checkpoint(path)
         tally("refused")
     for path in (tmp_path / ("x" * 300), tmp_path / "c.pt" / "below"):
