@@ -117,7 +117,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     # torch does not compress, so the sum of the parts of its archives is smaller than the file
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
-        raise refusal("it unpacks to more than its size, which weights never do")
+        raise refusal("it is compressed or unpacks to more than its size, unlike a file of torch.save")
 
 
 def _read_old_format(data: bytes) -> Any:
