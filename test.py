@@ -33,8 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--classes",
         metavar="FILE",
-        help="names of the network's outputs, one a line in their order, e.g. --classes names.txt; images are labelled "
-        "by them (default: the checkpoint's names, else ImageNet's WordNet ids, else the order of the folders)",
+        help="names of the network's outputs, one per line in their order, e.g. --classes names.txt; they determine "
+        "the labels (default: the checkpoint's names, else ImageNet's WordNet ids, else the order of the folders)",
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE, e.g. --json result.json")
     return parser.parse(sys.argv[1:] if argv is None else argv)

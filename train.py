@@ -75,7 +75,7 @@ def look(args: argparse.Namespace) -> None:
     check_gpu_ids(args.gpus)
     cfg, output = read(args)
     folder = run_folder(cfg, output)
-    if (folder.path / "lock").exists() or folder.is_unsettled():  # a run may be in progress: training names it
+    if (folder.path / "lock").exists() or folder.has_former():  # a run may be in progress; the error names its process
         return
     if not checkpoints_to_resume(folder, args.resume, args.overwrite) and cfg.MODEL.INIT_FROM:
         look_for_checkpoint(cfg, cfg.MODEL.INIT_FROM)

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Pillow 13.0.0: Image.open reports the format MPO, which its argument formats does not know.
+# Pillow 13.0.0: Image.open returns images of the format MPO, but its argument formats does not accept MPO.
 #
-# A photograph of a stereo camera or a telephone is often an MPO file, which is several JPEG images one after the other. Pillow
-# opens it with the plugin JPEG, and then calls its format MPO. Image.open(file, formats=[image.format]) works for other formats
-# and raises KeyError for this one, also if JPEG follows in the list. A list of permitted formats needs JPEG in place of MPO.
+# A photograph of a stereo camera or a telephone is often an MPO file, which contains several JPEG images in sequence. Pillow
+# opens it with the plugin for JPEG and then sets the format to MPO. Image.open(file, formats=[image.format]) works for other
+# formats and raises KeyError for MPO, also if JPEG follows in the list. A list of permitted formats needs JPEG instead of MPO.
 #
 # Output:
 #   all formats: MPO

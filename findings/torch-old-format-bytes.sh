@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# torch 2.15.0: torch.save in the format before torch 1.6 gives other bytes each time, and the present format the same bytes.
+# torch 2.15.0: torch.save in the format before torch 1.6 writes other bytes in each call. The present format does not.
 #
 # With _use_new_zipfile_serialization=False, the file names each tensor's storage by its address in memory. Three saves of equal
-# weights give three files, so a checksum of such a file does not identify the weights. Files of many published networks have
-# this format. The zip format numbers the storages.
+# weights give three different files, so a checksum of such a file does not identify the weights. Files of many published networks
+# have this format. The zip format numbers the storages.
 #
 # Output: the number of different files among three
 #   zip format: 1

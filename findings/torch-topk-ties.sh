@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# torch 2.15.0, on the CPU: where several logits share the maximum, the first index of topk depends on k, and argmax on nothing.
+# torch 2.15.0, on the CPU: if several logits equal the maximum, the first index of topk depends on k.
 #
-# 50,000 rows of normal logits rounded to bfloat16. With 1,000 classes, the maximum occurs more than once in 1,287 rows. topk(1)
-# then gives the index that argmax gives, topk(2) gives another one in every such row, and topk(5) in about half of them. With 10
-# classes, topk(1) differs from argmax in half of the rows, too. A top-1 that is the first column of a top-5 therefore depends on
-# the 5. torch 2.11.0 gives the same numbers.
+# The script uses 50,000 rows of normal logits, rounded to bfloat16. With 1,000 classes, 1,287 rows have a tie for the maximum. In
+# these rows, topk(1) gives the index of argmax, topk(2) always gives another index, and topk(5) gives another index in about half
+# of the rows. With 10 classes, topk(1) differs from argmax in half of the rows with a tie. A top-1 accuracy from the first column
+# of topk(5) therefore depends on the 5. torch 2.11.0 gives the same numbers.
 #
-# Output: for each number of classes, the rows with a tie, and the rows whose first index of topk(k) is not argmax's
+# Output: for each number of classes, the rows with a tie, and the rows where the first index of topk(k) is not argmax
 #   10 classes, 226 ties: k=1 112, k=2 112, k=3 112, k=5 112, k=10 92
 #   100 classes, 788 ties: k=1 0, k=2 395, k=3 395, k=5 394, k=10 390
 #   1000 classes, 1287 ties: k=1 0, k=2 1287, k=3 682, k=5 632, k=10 644

@@ -1,8 +1,8 @@
-"""What all ranks of a run must agree on, and the error that each rank raises if one of them fails or differs.
+"""The facts that must be equal on all ranks of a run, and the error of each rank if one rank fails or differs.
 
 A rank collects facts: names and values that must be equal on all ranks. It compares its own facts with the facts of
-rank 0 and reports a sentence, or nothing. ``settle`` turns the reports of all ranks into an error. This module does not
-import torch.
+rank 0 and reports the first difference or error as one sentence. ``raise_reported`` raises an error from the reports of
+all ranks. This module does not import torch.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from isonet.launch import Launch
 
 Facts = dict[str, Any]
 
-# What to do about a difference
+# Remedies for a difference, which end the message
 SAME_MACHINES = "all machines need the same code, the same software and the same kind of device"
 SAME_COMMAND = "start all ranks with the same command"
 SAME_CONFIG = "start all ranks with the same config"
@@ -41,7 +41,7 @@ def software_facts() -> Facts:
 
 
 def package_version(package: str) -> str:
-    """Return the version of an installed package, or say that it is not installed."""
+    """Return the version of an installed package, or a phrase if the package is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -54,10 +54,11 @@ def config_facts(cfg: CfgNode) -> Facts:
 
 
 def report(error: Exception | None, own: Facts, where: str, reference: Facts, where_0: str, remedy: str) -> str:
-    """Return this rank's report: the first difference from the facts of rank 0, or else its error, or "" for neither.
+    """Return this rank's report: the first difference from the facts of rank 0, else its error, else "".
 
-    own, where: the facts of this rank, and its name. reference, where_0: the same of rank 0. A fact that only one of
-    them has is ignored, since a rank that failed has fewer facts. remedy: what to do about a difference.
+    own, where: the facts and the name of this rank. reference, where_0: the facts and the name of rank 0. remedy: what
+    the user can do about a difference. The comparison ignores facts that only one of the two ranks has, because a rank
+    that fails collects fewer facts.
     """
     for name in reference:
         if name in own and own[name] != reference[name]:
@@ -67,11 +68,12 @@ def report(error: Exception | None, own: Facts, where: str, reference: Facts, wh
     return f"{where}{'' if isinstance(error, UserError) else f' failed: {type(error).__name__}'}: {printable(error)}"
 
 
-def settle(reports: Sequence[str], process: Launch, error: Exception | None) -> None:
-    """Raise an error on every rank if one of the ``reports``, which are in the order of ranks, is not empty.
+def raise_reported(reports: Sequence[str], process: Launch, error: Exception | None) -> None:
+    """Raise an error on every rank if one of ``reports`` is not empty.
 
-    Rank 0 raises its own ``error`` if it has one, and a rank with a bug raises it too. Every other rank raises a
-    ``RankError`` with the sentence of the first rank that reports something.
+    reports: the report of each rank, in the order of ranks. error: this rank's own error. Rank 0 raises its own error,
+    and every rank raises its own error if it is no ``UserError``. In all other cases, a rank raises a ``RankError``
+    with the first report that is not empty.
     """
     first = next((rank for rank, text in enumerate(reports) if text), None)
     if first is None:
@@ -79,5 +81,5 @@ def settle(reports: Sequence[str], process: Launch, error: Exception | None) -> 
     if error is not None and (process.rank == 0 or not isinstance(error, UserError)):
         raise error
     raised = RankError(reports[first])
-    raised.aloud = process.rank == first and process.local_size < process.size
+    raised.printed_here = process.rank == first and process.local_size < process.size
     raise raised from error

@@ -3,8 +3,8 @@
 Each network maps images (N, 3, H, W) to logits (N, num_classes). It is initialised as its config says, in float32 on
 the CPU. The ImageNet functions have the argument ``pretrained``: ``True`` selects the authors' weights trained with
 dropout, and a name of the zoo such as ``"IN1k-ISO18-nodropout"`` selects other weights. They are for 1,000 classes. The
-path of a checkpoint file selects its weights, also for ``cifar_isonet``. If they are for another number of classes, the
-last layer keeps its initial weights.
+path of a checkpoint file selects the weights in that file, also for ``cifar_isonet``. If the weights are for another
+number of classes, the last layer keeps its initial weights.
 """
 
 import logging
@@ -12,7 +12,7 @@ import os
 from typing import Protocol, TypeGuard
 
 from isonet.errors import ConfigError
-from isonet.files.checkpoint import Checkpoint, load_but_other_head
+from isonet.files.checkpoint import Checkpoint, load_matching
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.zoo import zoo_file, zoo_weights
 from isonet.models.build import architecture, init_network_
@@ -42,7 +42,7 @@ def _imagenet(name: str, config: str) -> ImageNetBuilder:
             source = published(pretrained) if isinstance(pretrained, str) else entry
             if source.network != entry.network:
                 raise ConfigError(f"pretrained={source.name!r} is {source.network}, not {entry.network}")
-            load_but_other_head(model, zoo_weights(source), zoo_file(source))
+            load_matching(model, zoo_weights(source), zoo_file(source))
         return model
 
     build.__name__ = build.__qualname__ = name
@@ -89,7 +89,7 @@ def _is_file(pretrained: bool | str) -> TypeGuard[str]:
 
 def _load_file(model: ISONet, name: str) -> None:
     path = find_checkpoint(None, name)
-    if load_but_other_head(model, Checkpoint.read(path).weights, path):
+    if load_matching(model, Checkpoint.read(path).weights, path):
         log.warning("%s is for another number of classes: the last layer keeps its initial weights", path)
 
 

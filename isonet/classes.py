@@ -1,4 +1,4 @@
-"""The names of classes: their order, how the names of a data set and of a network are matched, and ImageNet's ids.
+"""The names of classes: their order, the labels that follow from them, and the WordNet ids of ImageNet.
 
 Names are compared in their composed form (NFC), because macOS decomposes accents. This module does not import torch, so
 that a wrong ``--classes`` is refused before torch is imported.
@@ -17,12 +17,12 @@ from isonet.errors import DataError, UserError, printable
 
 log = logging.getLogger("isonet")
 
-_WORDNET_ID = re.compile(r"(?<![0-9a-z])n[0-9]{8}(?![0-9a-z])")  # also in n01440764_tench and 000_n01440764
-_SHOWN = 5  # names in a message
+_WORDNET_ID = re.compile(r"(?<![0-9a-z])n[0-9]{8}(?![0-9a-z])")  # as in n01440764_tench and 000_n01440764
+_SHOWN = 5  # the number of names in a message
 
 
 def composed(name: str) -> str:
-    """Return ``name`` in the form that is compared and sorted: accents and letters as one character (NFC)."""
+    """Return ``name`` with each accented letter as one character (NFC), the form for comparing and sorting."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -35,7 +35,7 @@ def in_order(names: Sequence[str], where: object = "the data set") -> list[str]:
     """Return the composed ``names`` of class folders in the order of their labels.
 
     Whole numbers are ordered as numbers, and other names as text. where: the data set, for messages. Raises
-    ``DataError`` if two names are one number or one text.
+    ``DataError`` if two names are the same number or the same text.
     """
     numbers = are_numbers(names)
 
@@ -51,16 +51,16 @@ def in_order(names: Sequence[str], where: object = "the data set") -> list[str]:
     return [composed(name) for name in ordered]
 
 
-def some(names: Sequence[str]) -> str:
-    """Return the first of ``names``, shortened, for a message."""
+def shortened(names: Sequence[str]) -> str:
+    """Return the first few of ``names`` as text for a message, each cut to 80 characters."""
     return printable(", ".join(name[:80] for name in names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
 
 
 def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list[int]:
-    """Return the label of each of ``names``, the classes of the data at ``where``: its position in ``classes``.
+    """Return the label of each of ``names``: its position in ``classes``.
 
-    Logs a warning if the data lack some classes. Raises ``DataError`` for a name that is not in ``classes``, and if
-    ``classes`` has a name twice.
+    names: the classes of the data at ``where``. Logs a warning if the data lack some classes. Raises ``DataError`` for
+    a name that is not in ``classes``, and if ``classes`` contains a name twice.
     """
     position = {composed(name): label for label, name in enumerate(classes)}
     if len(position) < len(classes):
@@ -70,11 +70,11 @@ def labels_of(names: Iterable[str], classes: Sequence[str], where: Path) -> list
     if unknown := sorted({*keys} - {*position}):
         raise DataError(
             f"{printable(where / unknown[0])}: not one of the {len(classes)} classes of the training set or checkpoint "
-            f"({some(classes)}); rename or remove it, or name the outputs of the network with test.py --classes FILE"
+            f"({shortened(classes)}); rename or remove it, or name the network's outputs with test.py --classes FILE"
         )
     if missing := [name for name in position if name not in {*keys}]:
         example = f"{len(missing)} of the {len(classes)} classes, e.g. {printable(missing[0])}"
-        log.warning("%s: lacks %s", printable(where), example)
+        log.warning("%s lacks %s", printable(where), example)
     return [position[key] for key in keys]
 
 
@@ -86,10 +86,11 @@ def wordnet_ids() -> tuple[str, ...]:
 
 
 def imagenet_classes(names: Sequence[str], outputs: int) -> list[str] | None:
-    """Return the 1,000 classes of ImageNet in order, under the ``names`` that the data give to some or all of them.
+    """Return the 1,000 classes of ImageNet in the order of their labels, or None if ``names`` are other classes.
 
-    A name is an id, such as n01440764, or contains it, such as N01440764_tench. Returns None if the network has
-    another number of ``outputs``, if some name is not an id, or if two names have the same id.
+    names: the class names of the data, for some or all classes. A name is a WordNet id, such as n01440764, or contains
+    one, such as N01440764_tench. In the result, it replaces the id. Returns None if the network has another number of
+    ``outputs``, if a name contains no id of ImageNet, or if two names contain the same id.
     """
     found = {_id_in(name): name for name in names}
     ids = wordnet_ids()
@@ -104,11 +105,11 @@ def _id_in(name: str) -> str:
 
 
 def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
-    """Check a guess: the first outputs of a network without class names are for ``names``, in their order.
+    """Check the guess that the first outputs of a network without class names are for ``names``, in their order.
 
-    Logs a warning that it is a guess. Raises ``DataError`` if the names contradict the guess: some are WordNet ids, but
-    not different ids of ImageNet, or numbers do not say which outputs they mean. Fewer numbers than outputs that begin
-    with 1 do not, because 1 may be the first output or the second.
+    Logs a warning that the labels are a guess. Raises ``DataError`` if the names contradict the guess. WordNet ids
+    contradict it if one of them is not an id of ImageNet or occurs twice. Numbers contradict it if there are fewer of
+    them than outputs and they do not count from 0: for example, 1 may be the first output or the second.
     """
     remedy = "name the outputs of the network with test.py --classes FILE"
     ids, known = [_id_in(name) for name in names], {*wordnet_ids()}
@@ -121,12 +122,12 @@ def check_guess(names: Sequence[str], outputs: int, where: Path) -> None:
     what = f"{printable(where)}: {len(names)} classes for the {outputs} outputs of a network without class names"
     from_0 = [*map(str, range(len(names)))]
     if len(names) < outputs and are_numbers(names) and [name.lstrip("0") or "0" for name in names] != from_0:
-        raise DataError(f"{what}, and the numbers {some(names)} do not say which outputs; {remedy}")
-    log.warning("%s: labels count from 0 in the order of the classes, a guess; %s", what, remedy)
+        raise DataError(f"{what}, and the numbers {shortened(names)} do not say which outputs; {remedy}")
+    log.warning("%s: labels count from 0 in the order of the classes, which is a guess; %s", what, remedy)
 
 
 def read_names(file: Path) -> list[str]:
-    """Return the names in a text file, one per line. Bytes that are not UTF-8 are kept, as in the names of files.
+    """Return the names in a text file, one per line. Bytes that are not UTF-8 become surrogates, as in file names.
 
     Raises ``UserError`` if the file cannot be read.
     """
@@ -137,9 +138,10 @@ def read_names(file: Path) -> list[str]:
 
 
 def check_names(names: Sequence[str], outputs: int, source: object, known: Sequence[str] = ()) -> None:
-    """Raise ``UserError`` if ``names``, from ``source``, are not one name for each output of the network.
+    """Raise ``UserError`` unless ``names`` has one name for each output of the network.
 
-    known: the checkpoint's names; the same names in another order are an error, too.
+    source: the file with the names, for messages. known: the checkpoint's names. The same names in another order are an
+    error, too.
     """
     if len(names) != outputs or not all(names):
         empty = f", and line {names.index('') + 1} is empty" if "" in names else ""

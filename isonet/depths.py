@@ -26,15 +26,15 @@ def stage_depths(depth: int, transform: str, imagenet: bool) -> tuple[int, ...]:
             return IMAGENET_DEPTHS[transform][depth]
         there = "; ".join(f"{name}: {', '.join(map(str, depths))}" for name, depths in IMAGENET_DEPTHS.items())
         raise ConfigError(
-            f"no network for images above {SMALL_IMAGE} px (ImageNet's) has ISON.DEPTH {depth} and ISON.TRANS_FUN "
-            f"{transform} ({there}): choose one of these, as configs/IN1k-RISO18.yaml does, or set DATASET.IMAGE_SIZE "
-            f"{SMALL_IMAGE} or less for CIFAR's networks"
+            f"no network for images above {SMALL_IMAGE} px (ImageNet) has ISON.DEPTH {depth} and ISON.TRANS_FUN "
+            f"{transform} ({there}); choose one of these, as in configs/IN1k-RISO18.yaml, or set DATASET.IMAGE_SIZE "
+            f"{SMALL_IMAGE} or less for the CIFAR networks"
         )
     if rest or n < 1:
         near = [per_block * m + 2 for m in (max(n, 1), max(n, 1) + 1)]
         raise ConfigError(
             f"depth {depth} (ISON.DEPTH) of {transform} must be {per_block}n+2 for images up to {SMALL_IMAGE} px "
-            f"(CIFAR's networks); the nearest are {near[0]} and {near[1]}; ImageNet's networks, as in "
-            f"configs/IN1k-*.yaml, need DATASET.IMAGE_SIZE above {SMALL_IMAGE}"
+            f"(CIFAR networks); the nearest are {near[0]} and {near[1]}; the ImageNet networks, as "
+            f"in configs/IN1k-*.yaml, need DATASET.IMAGE_SIZE above {SMALL_IMAGE}"
         )
     return (n,) * _CIFAR_STAGES

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from isonet.limits import too_many_files
-from isonet.streams import discard, flush_streams, open_streams, tell
+from isonet.streams import discard, flush_streams, open_streams, print_to_stderr
 
 # Exit codes of the scripts. 75 is EX_TEMPFAIL of sysexits.h: the same command may be tried again
 EXIT_DONE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 0, 2, 75, 130
@@ -19,11 +19,11 @@ class UserError(Exception):
     """An error that the user can correct. The message says in one line what is wrong, where, and what to do.
 
     where: the rank that raised the error, printed before the message; "" for rank 0 and for a run of one process.
-    together: whether all ranks of a run raise an error at this point, and none waits for a message of another.
+    on_all_ranks: whether all ranks of a run raise an error at this point, so that no rank waits for another rank.
     """
 
     where = ""
-    together = False
+    on_all_ranks = False
 
 
 class ConfigError(UserError, ValueError):
@@ -53,10 +53,11 @@ class DeviceError(UserError, ValueError):
 class RankError(UserError):
     """Raised on each rank of a run if another rank has failed, cannot be reached, or differs from rank 0.
 
-    aloud: whether a rank other than rank 0 prints the message, too: the named rank, if the run has several machines.
+    printed_here: whether this rank prints the message even if it is not rank 0. If the run has several machines, the
+    rank that the message names does so.
     """
 
-    aloud = False
+    printed_here = False
 
 
 class NonFiniteError(UserError):
@@ -72,7 +73,7 @@ def run_cli(
 ) -> int:
     """Run a script's ``main`` and return its exit code.
 
-    args: the options, or the function that parses them once the standard streams are open.
+    args: the options, or a function that parses them. It is called when the standard streams are open.
 
     A ``UserError`` or an ``OSError`` is printed as one line on standard error, with ``--debug`` after a traceback.
     Every other exception is a bug and keeps its traceback.
@@ -82,20 +83,20 @@ def run_cli(
     try:
         options = args() if callable(args) else args
         main(options)
-        sys.stdout.flush()  # at exit, an error would be a traceback
+        sys.stdout.flush()  # at exit, Python would print a traceback for an error
     except BrokenPipeError:  # the reader of the output has ended, as with "| head"
         discard(sys.stdout)
         return EXIT_INTERRUPTED
-    except (UserError, OSError, UnicodeEncodeError) as error:  # OSError: from the system, such as a full disk
+    except (UserError, OSError, UnicodeEncodeError) as error:  # OSError: raised by the system, e.g. for a full disk
         if getattr(options, "debug", False):
-            tell(traceback.format_exc().rstrip())
-        tell(f"error: {getattr(error, 'where', '')}{printable(_explained(error))}")
+            print_to_stderr(traceback.format_exc().rstrip())
+        print_to_stderr(f"error: {getattr(error, 'where', '')}{printable(_explained(error))}")
         return EXIT_USER_ERROR
     except Stopped as stop:
-        tell(f"stopped: {printable(stop)}")
+        print_to_stderr(f"stopped: {printable(stop)}")
         return EXIT_STOPPED
     except KeyboardInterrupt:
-        tell("interrupted")
+        print_to_stderr("interrupted")
         return EXIT_INTERRUPTED
     finally:
         flush_streams()
@@ -103,7 +104,7 @@ def run_cli(
 
 
 def _explained(error: Exception) -> object:
-    """Return the message of ``error``. For an error in writing, the system names the file, unless it is a stream."""
+    """Return the message of ``error``. The system names the file that cannot be written, but not a standard stream."""
     if isinstance(error, UnicodeEncodeError):
         return f"this locale's encoding, {error.encoding}, lacks letters of {error.object!a}: set PYTHONUTF8=1"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):

@@ -1,6 +1,7 @@
-"""The optional packages, by the extra of ``setup.py`` that installs them. This module imports nothing.
+"""The optional packages of each extra in ``setup.py``. This module imports nothing.
 
-The project is not in a package index, so that ``pip install 'isonet[zoo]'`` would find another package or none.
+Messages name the packages and not the extra, because the project is not in a package index: ``pip install
+'isonet[zoo]'`` would find another package or none.
 """
 
 EXTRAS = {
@@ -13,5 +14,5 @@ EXTRAS = {
 
 
 def install(extra: str) -> str:
-    """Return the command that installs the packages of ``extra`` anywhere, with or without a checkout."""
+    """Return the command that installs the packages of ``extra``. It needs no checkout of the project."""
     return "pip install " + " ".join(f"'{package}'" for package in EXTRAS[extra])

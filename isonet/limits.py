@@ -1,15 +1,15 @@
-"""The system's limit of open files, of which worker processes need several each. This module does not import torch."""
+"""The system's limit of open files. Each worker process needs several. This module does not import torch."""
 
 import contextlib
 import math
 import os
 
-_FILES_PER_WORKER = 16  # of two loaders: pipes, and the shared memory of the batches that wait
+_FILES_PER_WORKER = 16  # in two loaders: pipes, and the shared memory of prefetched batches
 _OTHER_FILES = 16
 
 
 def file_limit(wanted: int = 0) -> float:
-    """Return the number of files that this process may open, after raising it to ``wanted`` if the system allows it."""
+    """Raise the limit of open files to ``wanted`` if the system allows it, and return the limit."""
     try:
         import resource
     except ImportError:  # Windows
@@ -23,15 +23,15 @@ def file_limit(wanted: int = 0) -> float:
 
 
 def workers_within_limit(workers: int) -> int:
-    """Return how many of ``workers`` worker processes this process has enough files for."""
+    """Return the number of worker processes, at most ``workers``, that the limit of open files allows."""
     try:
         free = -len(os.listdir("/proc/self/fd")) - _OTHER_FILES
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         free = -2 * _OTHER_FILES
     limit = file_limit(_FILES_PER_WORKER * workers - free)
     return workers if limit == math.inf else max(0, min(workers, int(limit + free) // _FILES_PER_WORKER))
 
 
 def too_many_files() -> str:
-    """Return the end of a message: the limit of open files, and what to do."""
+    """Return the limit of open files and a remedy, as the end of a message."""
     return f"the limit of open files is {file_limit()} (ulimit -n); raise it, or lower DATASET.NUM_WORKERS"

@@ -93,7 +93,7 @@ def published(name: str) -> PublishedNetwork:
 
 
 def published_as(file: str) -> str:
-    """Return the network of the zoo that the name of a file suggests, such as IN1k-RISO18 for RISO18.pt, or ""."""
+    """Return the name in the zoo that a file name resembles, such as IN1k-RISO18 for RISO18.pt, or ""."""
     letters = re.sub(r"[^a-z0-9]", "", file.rpartition("/")[2].partition(".")[0].lower())
     match = re.fullmatch(r"(?:in1k|imagenet)?(r?)iso(?:net)?(\d+)(nodropout)?", letters)
     name = f"IN1k-{match[1].upper()}ISO{match[2]}{'-nodropout' if match[3] else ''}" if match else ""

@@ -13,9 +13,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-# A terminal sends SIGINT (and SIGHUP when it closes), `kill` SIGTERM. Before they end a job, schedulers send SIGTERM,
-# SIGUSR1 (Slurm as configured, Grid Engine), SIGUSR2 (LSF, Grid Engine) or SIGXCPU (a limit of CPU time). Windows has
-# the first two signals
+# A terminal sends SIGINT, and SIGHUP when it closes. `kill` sends SIGTERM. Before schedulers end a job, they send
+# SIGTERM, SIGUSR1 (Slurm if configured, Grid Engine), SIGUSR2 (LSF, Grid Engine) or SIGXCPU (a limit of CPU time).
+# Windows has only the first two signals of the list
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGHUP")
 STOP_SIGNALS: tuple[signal.Signals, ...] = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
 
@@ -67,7 +67,7 @@ class StopSignals:
             sys.unraisablehook = self._former_hook
         for number, handler in self._former.items():
             signal.signal(number, handler)
-        # The kernel repeats SIGXCPU every second, also at exit, where Python restores the default action
+        # The kernel repeats SIGXCPU every second, also at exit, when Python has restored the default action
         if self._received and self._received.name == "SIGXCPU":
             signal.signal(self._received, signal.SIG_IGN)
 

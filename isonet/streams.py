@@ -1,6 +1,6 @@
-"""The standard streams of a command: none of them ends a run because it is closed, full or of a small encoding.
+"""Prepares the standard streams of a command.
 
-This module does not import torch.
+A stream that is closed, full or unable to encode a letter does not end a run. This module does not import torch.
 """
 
 import io
@@ -10,15 +10,15 @@ from typing import TextIO
 
 
 def open_streams() -> None:
-    """Open the null device for each standard stream that is closed, and escape letters that a stream cannot encode.
+    """Open the null device for each closed standard stream, and escape letters that a stream cannot encode.
 
-    Otherwise the first files that a run opens get the numbers 0 to 2, to which other libraries print.
+    Otherwise the first files that a run opens get the descriptors 0 to 2, and C libraries print into them.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is ``number``
             os.set_inheritable(number, True)
         stream = getattr(sys, name)
         if stream is None:
@@ -29,14 +29,14 @@ def open_streams() -> None:
 
 
 def discard(stream: TextIO) -> None:
-    """Send the output of ``stream`` to the null device. Python would fail again when it flushes the stream at exit."""
+    """Redirect ``stream`` to the null device, so that flushing it at exit does not fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
 
 
-def tell(text: str) -> None:
-    """Print a line on standard error, if that is possible."""
+def print_to_stderr(text: str) -> None:
+    """Print a line on standard error. If this fails, discard the stream."""
     if sys.stderr is not None:
         try:
             print(text, file=sys.stderr, flush=True)
@@ -45,7 +45,7 @@ def tell(text: str) -> None:
 
 
 def flush_streams() -> None:
-    """Flush both outputs, and discard what cannot be written."""
+    """Flush standard output and standard error, and discard a stream that cannot be written."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

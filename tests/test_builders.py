@@ -120,7 +120,7 @@ def test_a_file_gives_the_weights(cached, tmp_path, caplog):
 
     mine = isonet.cifar_isonet(8)
     torch.save(mine.state_dict(), tmp_path / "best.pt")
-    for name in (tmp_path / "best.pt", tmp_path):  # a file, and the folder of a run
+    for name in (tmp_path / "best.pt", tmp_path):  # a file and a run folder
         loaded = isonet.cifar_isonet(8, pretrained=str(name)).state_dict()
         assert all(torch.equal(loaded[key], value) for key, value in mine.state_dict().items())
     with pytest.raises(CheckpointError, match=r"no checkpoint .*gone\.pt"):

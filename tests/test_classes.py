@@ -1,4 +1,4 @@
-"""Labels: the order of class names, and evaluations whose accuracy is known from the network's own outputs."""
+"""Labels: the order of class names, and evaluations with an accuracy that follows from the network's outputs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_numbers_are_ordered_as_numbers_and_other_names_as_composed_text(names, 
 
 
 def test_ids_of_imagenet_equal_timms_in_the_order_of_torchvisions_names():
-    found = importlib.util.find_spec("timm")  # importing it takes seconds
+    found = importlib.util.find_spec("timm")  # importing timm takes seconds
     if found is None:
         pytest.skip("timm is not installed")
     folder = Path(found.origin).parent / "data/_info"
@@ -56,13 +56,16 @@ def test_ids_of_imagenet_equal_timms_in_the_order_of_torchvisions_names():
     lemmas = dict(line.lower().replace("-", " ").split("\t") for line in lines)
     names = [name.lower().replace("-", " ") for name in ResNet18_Weights.DEFAULT.meta["categories"]]
     others = [name for each, name in zip(wordnet_ids(), names, strict=True) if name not in lemmas[each]]
-    assert others == ["crane bird", "maillot tank suit"]  # torchvision tells them from others of the same name
+    assert others == [
+        "crane bird",
+        "maillot tank suit",
+    ]  # torchvision distinguishes them from other classes of the same name
 
 
 class Bench:
-    """A network with random weights, images, and for each image the output that counts as right.
+    """A network with random weights, images, and the label of each image.
 
-    The network is right about five images of six: their label is its first guess. logits: (N, outputs).
+    The label equals the first guess of the network for five of six images. logits: (N, outputs).
     """
 
     def __init__(self, root, outputs):
@@ -90,7 +93,7 @@ class Bench:
         return torch.from_numpy(((self.pixels / 255 - mean) / std).astype(np.float32)).permute(0, 3, 1, 2)
 
     def write(self, names, split="val", only=None):
-        """Write the images below folders with the names of their right outputs."""
+        """Write the images into folders with the names of their labels."""
         for index, label in enumerate(self.labels):
             if only is None or label in only:
                 place = self.root / "set" / split / names[label]
@@ -186,7 +189,7 @@ def test_shards_of_numbers_of_this_and_of_a_former_version(bench):
 
 
 @pytest.mark.parametrize("form", ["{}", "{}_tench", "000_{}", "{} of mine"])
-def test_a_subset_of_imagenet_is_labelled_by_its_ids_and_told_both_ways(tmp_path, form):
+def test_a_subset_of_imagenet_is_labelled_by_its_ids_and_has_both_accuracies(tmp_path, form):
     bench = Bench(tmp_path, 1000)
     ids = [form.format(each).replace("n", "N" if "_" in form else "n", 1) for each in wordnet_ids()]
     present = sorted({*bench.labels[::6]})  # the network gives other first guesses for some of them
@@ -198,7 +201,7 @@ def test_a_subset_of_imagenet_is_labelled_by_its_ids_and_told_both_ways(tmp_path
     assert (found.classes_present, found.labels) == (len(present), "WordNet ids")
 
 
-def test_a_subset_of_named_classes_is_told_both_ways_in_json_and_the_log(bench, capsys, monkeypatch):
+def test_a_subset_of_named_classes_has_both_accuracies_in_json_and_the_log(bench, capsys, monkeypatch):
     bench.write(LETTERS, only=[1, 4, 9])
     bench.checkpoint(LETTERS)
     monkeypatch.chdir(bench.root)
@@ -208,7 +211,7 @@ def test_a_subset_of_named_classes_is_told_both_ways_in_json_and_the_log(bench, 
     assert (found["classes_present"], found["top5_present"], found["labels"]) == (3, 100, "names")
     text = capsys.readouterr().out
     assert f"top-1 {top1:.2f} %" in text
-    assert f"among the 3 classes that the images have: top-1 {among:.2f} %" in text
+    assert f"among the 3 classes of the images: top-1 {among:.2f} %" in text
 
 
 @pytest.mark.parametrize(
@@ -253,7 +256,7 @@ def test_folders_that_are_not_the_ids_of_imagenet_are_refused(tmp_path, folders)
         bench.evaluate()
 
 
-def test_fewer_folders_than_outputs_are_a_guess_that_is_said(bench, caplog):
+def test_fewer_folders_than_outputs_give_a_warning_of_a_guess(bench, caplog):
     bench.write(LETTERS, only=[0, 1])
     bench.checkpoint()
     assert bench.evaluate().labels == "order of the folders"
@@ -261,7 +264,7 @@ def test_fewer_folders_than_outputs_are_a_guess_that_is_said(bench, caplog):
 
 
 def test_digits_are_labelled_by_name_or_refused(tmp_path):
-    """A network that always gives its first output is right about the digit of that name."""
+    """A network that always predicts its first output is right for the digit of that name."""
     cfg = load_cfg(None, ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 11, "ISON.DEPTH", 8])
     state = build_model(cfg).state_dict()
     state["head.fc.weight"].zero_()

@@ -95,7 +95,7 @@ def test_a_command_has_known_options_and_keys(command):
 
 
 def test_no_command_installs_a_package_that_is_in_no_index():
-    """``isonet`` is another package there, or none. Messages name the packages of an extra, which setup.py reads."""
+    """In the index, ``isonet`` is another package or missing. Messages name the packages of an extra instead."""
     for page in [*PAGES, *(REPO / "isonet").rglob("*.py")]:
         if page.name != "extras.py":
             assert not re.search(r"pip install ['\"]?isonet", page.read_text(encoding="utf-8")), page

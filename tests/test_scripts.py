@@ -144,7 +144,7 @@ def test_a_published_checkpoint_on_a_folder_of_images(tmp_path, run):
         ("train.py", ["--cfg", DIGITS, "--num_classes=3"], ["DATASET.NUM_CLASSES"]),
         ("train.py", ["--cfg", DIGITS, "--pretrained", "a.pt"], ["MODEL.INIT_FROM"]),
         ("train.py", ["--cfg", DIGITS, "--gpus", "0", "--gpus", "1"], ["--gpus", "twice"]),
-        ("train.py", ["--cfg", DIGITS, "--gpus", "0", "1", "ISON.DEPTH", "8"], ["'1' is no key"]),
+        ("train.py", ["--cfg", DIGITS, "--gpus", "0", "1", "ISON.DEPTH", "8"], ["'1' is not a key"]),
         ("train.py", ["--cfg", DIGITS, "SOLVER.IMS_PER_BATCH", "8"], ["SOLVER.TRAIN_BATCH_SIZE?"]),
         ("flopscount_iso.py", ["--cfg", DIGITS, "ISON.DEPTH", "9"], ["ISON.DEPTH", "6n+2"]),
         ("train.py", [], ["--cfg", "train.py --help"]),

@@ -45,7 +45,7 @@ def fill_errors():
 
 
 def test_runs_without_usable_streams_train_evaluate_and_log_as_any_other(tmp_path):
-    """The run with full outputs prints a warning there, which is lost, too."""
+    """The warning of the run with full outputs is lost, too."""
     command = ["train.py", *DIGITS, *TINY, "--output"]
     done = [
         start(*command, "closed", cwd=tmp_path, first=close_all),
@@ -60,7 +60,7 @@ def test_runs_without_usable_streams_train_evaluate_and_log_as_any_other(tmp_pat
 
     command = ["test.py", "--ckpt", plain.path]
     tested = start(*command, "--json", "result.json", cwd=tmp_path, first=close_all)
-    lost = start(*command, cwd=tmp_path, out=FULL).wait()  # the figures are nowhere else
+    lost = start(*command, cwd=tmp_path, out=FULL).wait()  # the result is written only to the full output
     assert (lost.returncode, len(lost.stderr.splitlines())) == (EXIT_USER_ERROR, 1)
     assert "standard output" in lost.stderr
     assert tested.wait().returncode == 0
@@ -70,7 +70,7 @@ def test_runs_without_usable_streams_train_evaluate_and_log_as_any_other(tmp_pat
 
 @pytest.mark.parametrize("buffering", [1, -1])
 def test_a_result_that_cannot_be_written_is_an_error(monkeypatch, capsys, buffering):
-    """Without a buffer, the print fails; with one, only the flush at the end does."""
+    """Without a buffer, the print fails. With a buffer, only the flush at the end fails."""
     with open(FULL, "w", buffering) as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run_cli(lambda _: print("a result"), Namespace()) == EXIT_USER_ERROR
@@ -85,7 +85,7 @@ def test_a_mistake_that_nobody_can_read_keeps_its_exit_code(tmp_path):
 
 
 def test_closed_streams_become_the_null_device():
-    """Otherwise the first file opened has the number 2, and receives what C libraries print there."""
+    """Otherwise the first open file gets the descriptor 2, and C libraries print into it."""
     code = "from isonet.streams import open_streams; import os, sys; open_streams(); print(sys.stdin.read()); "
     code += "print('lost', file=sys.stderr); os._exit(os.open(os.devnull, os.O_RDONLY))"
     command = ["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code]
@@ -138,7 +138,7 @@ def test_a_full_or_closed_log_stream_ends_no_run_of_a_library(monkeypatch):
 
 
 def images(tmp_path):
-    """Eight pictures with unfinished EXIF data, of which Pillow warns when it reads them."""
+    """Eight images with truncated EXIF data. Pillow warns when it reads them."""
     from PIL import Image
 
     for number in range(8):
@@ -161,7 +161,7 @@ def test_a_warning_of_every_image_is_logged_once_by_all_workers(tmp_path):
 
 
 def read_within_limits(_rank, cfg):
-    """Return the number of workers and the images under a soft and a hard limit, and the error beyond the hard one."""
+    """Return the number of workers and the images under a soft and a hard limit, and the error above the hard limit."""
     opened, free, found = len(os.listdir("/proc/self/fd")) - 1, 16 + 16 * 5 + 3, []
     for hard in (4096, opened + free):
         resource.setrlimit(resource.RLIMIT_NOFILE, (opened + free, hard))

@@ -1,7 +1,7 @@
 """Training, evaluation and the tools without the modules, calls and signals that Python lacks on Windows.
 
-No Windows machine runs the tests. They remove what is missing there, and import all of ``isonet`` afresh. The standard
-library, torch and filelock (here with its own lock for systems without ``fcntl``) are those of this system.
+No Windows machine runs the tests. The tests remove everything that Python lacks there, and import ``isonet`` again. The
+standard library and torch remain unchanged, and filelock uses its lock for systems without ``fcntl``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CALLS = [
     "mkfifo", "mknod", "nice", "pread", "pwrite", "register_at_fork", "sched_getaffinity", "sendfile", "setpgid",
     "setsid", "statvfs", "sysconf", "uname",
 ]  # fmt: skip
-# SIGKILL does not exist on Windows, either, but this system's ``subprocess`` needs it
+# Windows has no SIGKILL, either, but ``subprocess`` on this system needs it
 SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN", "SIGKILL"}
 SIGNAL_CALLS = [
     "ITIMER_REAL", "alarm", "pause", "pthread_kill", "pthread_sigmask", "setitimer", "sigtimedwait", "sigwait",
@@ -39,7 +39,10 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def as_on_windows(every_module: bool = False) -> None:
-    """Remove from this process what Python lacks on Windows, and import the package again: on demand, or all of it."""
+    """Remove everything that Python lacks on Windows, and import the package again.
+
+    every_module: whether to import all modules now, and not on demand.
+    """
     sys.modules.update(dict.fromkeys(MODULES))
     for name in CALLS:
         vars(os).pop(name, None)

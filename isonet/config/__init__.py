@@ -58,7 +58,8 @@ def read_written_cfg(path: Path) -> CfgNode:
 def _written(pairs: list[tuple[str, Any]], source: str, opts: Sequence[Any] = ()) -> CfgNode:
     """Return the config of ``pairs``, which this version of isonet or another one wrote.
 
-    Turn RUNTIME.CHECKPOINT_ACTIVATIONS off with batch norm, which former versions allowed: it only saves memory.
+    Former versions allowed RUNTIME.CHECKPOINT_ACTIVATIONS with batch norm. This function turns the key off for such a
+    config, because the key only saves memory.
     """
     for key, value in pairs:
         if key not in KEYS and (problem := _no_key(default_cfg(), key, value)):
@@ -103,7 +104,7 @@ def flat(cfg: CfgNode) -> dict[str, Any]:
 def _merged(sources: Iterable[tuple[str, Pairs]], opts: Sequence[Any] = (), by_user: bool = False) -> CfgNode:
     """Return the defaults with the pairs of each source, then ``opts``, merged on top, checked and frozen.
 
-    by_user: whether a user, not a run, wrote the sources, so that ~ and $NAME in their paths are expanded.
+    by_user: whether a user wrote the sources, and not a run. ~ and $NAME are expanded only in the paths of a user.
     """
     cfg = default_cfg()
     given_by: dict[str, str] = {}  # for messages: dotted key -> the last source that gave it
@@ -123,7 +124,7 @@ def _in_pairs(opts: Sequence[Any]) -> Pairs:
             raise ConfigError(f"overrides are KEY VALUE pairs, without =: write {shown(pair)[1:-1]}")
     if len(opts) % 2:
         stray = [key for key, name in zip(opts[::2], names, strict=True) if name not in KEYS]
-        what = f"{shown(stray[0])} is no key" if stray else f"{shown(opts[-1])} has no value"
+        what = f"{shown(stray[0])} is not a key" if stray else f"{shown(opts[-1])} has no value"
         raise ConfigError(
             f"overrides are KEY VALUE pairs, but {what} (write ISON.DEPTH 20, without =, and quote a value that has "
             "spaces)"

@@ -1,8 +1,9 @@
-"""What users of neighbouring projects type, and what takes its place here."""
+"""Options and keys of other projects, and the options and keys of this project that replace them."""
 
 from isonet.config.keys import KEYS
 
-# A word may be in several rows: then the first one that a command has counts. The last parts of keys need no row
+# If a word is in several rows, the first replacement that the command accepts counts. ``in_place_of`` finds the last
+# part of a key without a row
 _ROWS = {
     "--cfg FILE": "a arch backbone c cfg-file conf config config-file config-name model net network yaml",
     "--gpus IDS": "cuda device devices gpu gpu-id gpu-ids num-gpus ngpus",
@@ -33,12 +34,12 @@ _ROWS = {
     "torchrun --nproc-per-node N": "dist-backend dist-url distributed launcher local-rank multiprocessing-distributed"
     " num-machines world-size",
 }
-# In mmcv, detectron2, Swin and Hydra, these keys, without underscores around them, name another config to start from
+# mmcv, detectron2, Swin and Hydra use these keys, some with underscores around them, to name a base config
 BASES = {"base", "defaults", "extends", "import", "imports", "include", "includes", "inherit", "parent"}
 
 
 def in_place_of(word: str) -> list[str]:
-    """Return what replaces an option such as ``--lr`` or the last part of a key such as ``BASE_LR``, with its value."""
+    """Return the replacements, with a value, of an option such as ``--lr`` or a part of a key such as ``BASE_LR``."""
     name = word.lstrip("-").lower().replace("_", "-")
     keys = {key: key.lower().replace("_", "-") for key in KEYS}
     own = [f"{key} VALUE" for key, spelt in keys.items() if name in (spelt, spelt.rpartition(".")[2])]

@@ -22,7 +22,7 @@ class Key:
     """A row of the table.
 
     may_differ: whether a resumed run may have another value than the run that it resumes.
-    per_rank: whether each rank of a run may have another value.
+    per_rank: whether the ranks of a run may have different values.
     before: the value that describes runs from before the key existed, if it is not the default.
     """
 

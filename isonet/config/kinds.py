@@ -94,10 +94,13 @@ class Text:
 
 
 class FilePath(Text):
-    """A path. In the config files and on the command lines of users, ~ and $NAME stand for what a shell puts there."""
+    """A path. In config files and on the command line, ~ and $NAME are expanded as in a shell."""
 
     def expanded(self, value: Any) -> str:
-        """Read ``value`` as a shell expands it, or unchanged if there is such a file. ``KeyError``: no such $NAME."""
+        """Return ``value`` with ~ and $NAME expanded, or unchanged if such a file exists.
+
+        Raises ``KeyError`` if the variable is not set.
+        """
         path = self.read(value)
         if os.path.lexists(path):
             return path

@@ -47,11 +47,12 @@ def build_loader(
     """Build the loader of ``split``, "train" (shuffled, augmented) or "val", for the data set of ``cfg``.
 
     A batch contains the config's number of images per GPU for all GPUs of a step (``global_batch``). ``share`` is this
-    rank's part of each batch, which is on the first of the rank's ``devices``. ``source`` has the images, by default
-    those of ``build_source``. Raises ``DataError`` if the data set is missing, is unreadable or has more classes than
-    ``DATASET.NUM_CLASSES``. Iterating raises ``DataError`` for an image that cannot be read, unless
-    ``DATASET.ON_ERROR`` is skip. With skip, training replaces the image by the next one that can be read, and
-    evaluation leaves it out.
+    rank's part of each batch, which is on the first of the rank's ``devices``. ``source`` contains the
+    images. By default, it is the result of ``build_source``.
+
+    Raises ``DataError`` if the data set is missing, is unreadable or has more classes than ``DATASET.NUM_CLASSES``.
+    Iterating raises ``DataError`` for an image that cannot be read, unless ``DATASET.ON_ERROR`` is skip. With skip,
+    training replaces the image by the next one that can be read, and evaluation leaves it out.
     """
     from isonet.data.augment import Augment, image_transforms, to_square
     from isonet.data.workers import SourceImages, WorkerLoader, decode_all
@@ -110,7 +111,7 @@ def read_batches(
 def build_source(cfg: CfgNode, split: str, classes: Sequence[str] | None = None) -> ImageSource:
     """Return the labelled images of ``split`` for the data set that ``cfg`` names. Raises ``DataError``.
 
-    classes: the order of the labels, matched by name; by default the order in the training part of the data set.
+    classes: the names of the classes in the order of their labels; by default, the order in the training set.
     """
     root, name = Path(cfg.DATASET.ROOT), cfg.DATASET.NAME
     shards = root / name / "shards" / split
@@ -136,7 +137,8 @@ def statistics(cfg: CfgNode) -> tuple[Sequence[float], Sequence[float]]:
 def num_workers(cfg: CfgNode) -> int:
     """Return the number of this rank's workers: DATASET.NUM_WORKERS, or its share of the CPU cores if that is less.
 
-    If the system's limit of open files allows fewer, return that number, with a warning. Batches do not depend on it.
+    If the limit of open files allows fewer workers, log a warning and return the allowed number. The batches do not
+    depend on the number of workers.
     """
     return _within_limit(min(cfg.DATASET.NUM_WORKERS, max(1, usable_cores() // processes_here())))
 

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100: batches are downloaded only where they are missing, and read without running code from them.
+"""CIFAR-10 and CIFAR-100. A download replaces no existing file, and loading a batch executes no code from it.
 
-A batch is a pickle of an array and a list of labels. Users have their own in the same layout, such as subsets and
-long-tailed versions, which DATASET.CHECKSUM False reads and no download replaces.
+A batch is a pickle of an array and a list of labels. Users may have their own batches in the same layout, such as
+subsets and long-tailed versions. ``DATASET.CHECKSUM False`` accepts them.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from isonet.files.download import fetch
 
 log = logging.getLogger("isonet")
 
-_LARGEST_ARCHIVE = 400_000_000  # bytes; the archives have 170 million
+_LARGEST_ARCHIVE = 400_000_000  # bytes; each archive has about 170 million
 
 
 def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = True) -> ArraySource:
     """Load CIFAR10 or CIFAR100 from ``root``.
 
     download: whether to download the files that are missing. checksum: whether to refuse files that differ from the
-    published ones. Raises ``DataError`` for these, and for files that are missing or are not batches.
+    published ones. Raises ``DataError`` for such files, for missing files and for files that are not batches.
     """
     from torchvision.datasets import CIFAR10, CIFAR100
     from torchvision.datasets.utils import check_integrity
@@ -45,8 +45,8 @@ def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = Tr
         others = [file for file, md5 in sums.items() if file.exists() and not check_integrity(file, md5)]
         if others and checksum:
             raise DataError(
-                f"{printable(others[0])} is not the published file of {name}, by its checksum: DATASET.CHECKSUM False "
-                "uses it as it is; to replace it, move it away and set DATASET.DOWNLOAD True"
+                f"{printable(others[0])} is not the published file of {name} (its checksum differs): DATASET.CHECKSUM "
+                "False uses it as it is; to replace it, move it away and set DATASET.DOWNLOAD True"
             )
         if download and not all(file.exists() for file in sums):
             _download(data, root, [*sums])
@@ -67,9 +67,9 @@ def cifar(name: str, root: Path, split: str, download: bool, checksum: bool = Tr
 
 
 def _download(data: Any, root: Path, files: list[Path]) -> None:
-    """Download the archive unless ``root`` has it, and unpack those of its files that are missing. Replace no file.
+    """Download the archive unless ``root`` contains it, and unpack the missing files. Existing files are not replaced.
 
-    If several processes call this simultaneously, one downloads and the others wait. Raises ``OSError``.
+    If several processes call this function simultaneously, one downloads and the others wait. Raises ``OSError``.
     """
     from torchvision.datasets.utils import check_integrity, extract_archive
 
@@ -86,7 +86,7 @@ def _download(data: Any, root: Path, files: list[Path]) -> None:
                     archive = Path(place) / data.filename
                     fetch(data.url, archive, _LARGEST_ARCHIVE)
                     if not check_integrity(archive, data.tgz_md5):
-                        raise OSError(f"{data.url} is not the published archive, by its checksum")
+                        raise OSError(f"{data.url} is not the published archive (its checksum differs)")
                 extract_archive(archive, place)
                 (root / data.base_folder).mkdir(exist_ok=True)
                 for file in [*Path(place, data.base_folder).iterdir(), *Path(place).glob(data.filename)]:
@@ -110,7 +110,7 @@ def _batch(file: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _classes(file: Path, key: str) -> list[str]:
-    """Return the names of the classes in the file beside the batches. Raises ``DataError``."""
+    """Return the names of the classes from the metadata file in the folder of the batches. Raises ``DataError``."""
     with _explained(file):
         return [_text(name) for name in np.asarray(_load(file)[key]).tolist()]
 
@@ -119,7 +119,7 @@ def _classes(file: Path, key: str) -> list[str]:
 def _explained(file: Path) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # a damaged pickle raises many kinds
+    except Exception as error:  # a damaged pickle raises many kinds of exceptions
         reason = printable(f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}")
         raise DataError(f"{printable(file)}: not in the layout of CIFAR's files ({reason:.200})") from None
 
@@ -134,14 +134,14 @@ def _text(name: Any) -> str:
 
 
 _FUNCTIONS = ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
-_NEEDED = {  # by arrays, numpy's numbers and the text of Python 2, in files of all versions of numpy
+_NEEDED = {  # for arrays, NumPy scalars and text of Python 2, in files of all versions of NumPy
     *("numpy.dtype", "numpy.ndarray", "_codecs.encode"),
     *(f"numpy.{core}.{function}" for core in ("core", "_core") for function in _FUNCTIONS),
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays, numbers, text, bytes, lists and dictionaries. Imports and calls nothing else that a file names."""
+    """Builds arrays, numbers, text and their containers. It imports and calls nothing else that a file names."""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _NEEDED:

@@ -62,7 +62,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"{len(data):,} bytes of none of the formats {', '.join(PILLOW_FORMATS)}") from None
+        raise ValueError(f"{len(data):,} bytes in none of the formats {', '.join(PILLOW_FORMATS)}") from None
     width, height = image.size
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ValueError(f"{width} x {height} pixels are too thin to resize")

@@ -1,7 +1,8 @@
-"""Lists image files, in class folders and in others, and names the files that it leaves out.
+"""Lists image files, in class folders and in other folders, and warns about ignored files.
 
-A warning counts the files that could be images but are not listed: other endings, hidden files and folders, and files
-outside the class folders. Texts such as annotations, and the hidden files of macOS and Windows, give no warning.
+A warning counts the ignored files that could be images: files with other extensions, hidden files and folders, and
+files outside the class folders. Text files such as annotations and the hidden files of macOS and Windows are ignored
+without a warning.
 """
 
 import logging
@@ -18,7 +19,7 @@ from isonet.errors import DataError, printable
 
 log = logging.getLogger("isonet")
 
-_OF_SYSTEMS = ("._", ".AppleDouble")  # macOS keeps attributes of a file in them
+_OF_SYSTEMS = ("._", ".AppleDouble")  # macOS stores the attributes of files in them
 
 
 @dataclass
@@ -41,37 +42,37 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
 
     A label is the position of the class in ``classes``, for example the classes of a checkpoint. By default, the
     classes are the folders of ``root/train`` or, if there is no such folder, of ``root/split``, in the order of
-    ``in_order``. Links are followed. Hidden files and folders, whose names begin with a dot, are left out. Logs one
-    warning about the files that are left out. Raises ``DataError`` for everything that leaves a doubt about the data
-    set.
+    ``in_order``. Links are followed. Hidden files and folders, whose names begin with a dot, are ignored. Logs one
+    warning about the ignored files. Raises ``DataError`` for unknown and empty classes, and for entries that cannot be
+    read or are neither files nor folders.
     """
     folder = root / split
     names = _class_names(folder)
     own = in_order(names, folder)
-    left_out: list[str] = []
-    _leave_out([entry for entry in _entries(folder, left_out) if not entry.is_dir()], left_out)
+    ignored: list[str] = []
+    _add_ignored([entry for entry in _entries(folder, ignored) if not entry.is_dir()], ignored)
     if classes is None:
         train = root / "train"
         classes = in_order(_class_names(train), train) if train.is_dir() else own
     paths: list[Path] = []
     labels: list[int] = []
     for name, label in zip(names, labels_of(names, classes, folder), strict=True):
-        images = _images_below(folder / name, left_out)
+        images = _images_below(folder / name, ignored)
         paths += images
         labels += [label] * len(images)
-    _warn_of(folder, left_out)
+    _warn_of_ignored(folder, ignored)
     return FolderSource(paths, labels, classes)
 
 
-def _images_below(folder: Path, left_out: list[str]) -> list[Path]:
-    """List the images at any depth below ``folder``, sorted by path, and add other files to ``left_out``.
+def _images_below(folder: Path, ignored: list[str]) -> list[Path]:
+    """List the images at any depth below ``folder``, sorted by path, and add other files to ``ignored``.
 
     Raises ``DataError`` if there is no image, for a loop of links, and for what is neither a file nor a folder.
     """
-    before = len(left_out)
-    images = sorted(map(Path, _walk(str(folder), (), left_out)))
+    before = len(ignored)
+    images = sorted(map(Path, _walk(str(folder), (), ignored)))
     if not images:
-        others = left_out[before:]
+        others = ignored[before:]
         beside = f", but {len(others)} other files, e.g. {printable(min(others))}" if others else ""
         raise DataError(
             f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}){beside}; add images or remove the folder"
@@ -79,13 +80,13 @@ def _images_below(folder: Path, left_out: list[str]) -> list[Path]:
     return images
 
 
-def _warn_of(folder: Path, left_out: list[str]) -> None:
-    """Log a warning with the number of files and folders that are left out, and an example."""
-    if left_out:
+def _warn_of_ignored(folder: Path, ignored: list[str]) -> None:
+    """Log a warning with the number of ignored files and folders, and an example."""
+    if ignored:
         log.warning(
-            "%s: %d files or folders are left out, e.g. %s: their names begin with a dot or do not end in %s, or they "
+            "%s: %d files or folders are ignored, e.g. %s: their names begin with a dot or do not end in %s, or they "
             "are outside the class folders",
-            printable(folder), len(left_out), printable(Path(min(left_out)).relative_to(folder)),
+            printable(folder), len(ignored), printable(Path(min(ignored)).relative_to(folder)),
             ", ".join(IMG_EXTENSIONS),
         )  # fmt: skip
 
@@ -94,17 +95,17 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Return the paths of the files in ``places`` and of the images below its folders, and a message for each problem.
 
     Files are in the given order, and the images below a folder are sorted by path. A file may have any name. Below a
-    folder, files with the extension of an image count, except hidden files, and a warning counts the others. No file is
-    opened here.
+    folder, files with the extension of an image count, except hidden files, and a warning counts the others. This
+    function opens no file.
     """
     paths: list[Path] = []
     problems = []
     for place in map(Path, places):
         try:
             if os.path.isdir(place):
-                left_out: list[str] = []
-                paths += _images_below(place, left_out)
-                _warn_of(place, left_out)
+                ignored: list[str] = []
+                paths += _images_below(place, ignored)
+                _warn_of_ignored(place, ignored)
             elif os.path.isfile(place):
                 paths.append(place)
             else:  # reading a pipe can block forever
@@ -114,21 +115,21 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
     return paths, problems
 
 
-def _walk(folder: str, above: tuple[str, ...], left_out: list[str]) -> Iterator[str]:
-    """Yield the images below a folder, and add other files to ``left_out``.
+def _walk(folder: str, above: tuple[str, ...], ignored: list[str]) -> Iterator[str]:
+    """Yield the images below a folder, and add other files to ``ignored``.
 
     above: the real paths of the folders that contain it.
     """
     here = os.path.realpath(folder)
     if here in above:
         raise DataError(f"{printable(folder)} is a link to a folder above it, an endless loop; remove it")
-    for entry in _entries(folder, left_out):
+    for entry in _entries(folder, ignored):
         if entry.is_dir():
-            yield from _walk(entry.path, (*above, here), left_out)
+            yield from _walk(entry.path, (*above, here), ignored)
         elif _is_image(entry):
             yield entry.path
         else:
-            _leave_out([entry], left_out)
+            _add_ignored([entry], ignored)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -139,19 +140,19 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _entries(folder: Path | str, left_out: list[str]) -> list[os.DirEntry[str]]:
+def _entries(folder: Path | str, ignored: list[str]) -> list[os.DirEntry[str]]:
     """Return the files and folders in ``folder`` that are not hidden, and the broken links with an image's extension.
 
-    Reading such a link fails like reading a damaged image. Raises ``DataError`` for anything else: a broken link may
-    have been a folder, and ignoring it might change the labels of other classes. Hidden folders and images are added to
-    ``left_out``.
+    Reading such a link fails like reading a damaged image. Raises ``DataError`` for other broken links and for special
+    files: a broken link may have been a folder, and ignoring it might change the labels of other classes. Adds hidden
+    folders and hidden images to ``ignored``.
     """
     try:
         with os.scandir(folder) as scan:
             every = list(scan)
         entries = [entry for entry in every if not entry.name.startswith(".")]
         hidden = [entry for entry in every if entry.name.startswith(".")]
-        _leave_out([entry for entry in hidden if entry.is_dir() or _is_image(entry)], left_out)
+        _add_ignored([entry for entry in hidden if entry.is_dir() or _is_image(entry)], ignored)
         for entry in entries:
             if entry.is_dir() or entry.is_file():
                 continue
@@ -169,8 +170,8 @@ def _is_image(entry: os.DirEntry[str]) -> bool:
     return entry.name.lower().endswith(IMG_EXTENSIONS)
 
 
-def _leave_out(entries: list[os.DirEntry[str]], left_out: list[str]) -> None:
-    """Add the paths of ``entries`` to ``left_out``, except texts and the files of operating systems."""
+def _add_ignored(entries: list[os.DirEntry[str]], ignored: list[str]) -> None:
+    """Add the paths of ``entries`` to ``ignored``, except text files and the hidden files of macOS and Windows."""
     for entry in entries:
         if not entry.name.lower().endswith(NO_IMAGES) and not entry.name.startswith(_OF_SYSTEMS):
-            left_out.append(entry.path)
+            ignored.append(entry.path)

@@ -1,11 +1,11 @@
-"""The formats of image files that are read. Below a folder, endings choose the files; the content decides how to open.
+"""The image formats that are read. The extension selects the files in a folder, and the content selects the decoder.
 
-Pillow decodes these formats itself, and refuses truncated files. It starts another program for PostScript, decodes
-truncated JPEG 2000 without an error, accepts any bytes as some formats without a signature, such as TGA, and cannot
-read HEIC and SVG.
+Pillow decodes these formats itself and refuses truncated files. All other formats are refused: Pillow starts another
+program for PostScript, decodes truncated JPEG 2000 without an error, accepts any bytes as a format without a signature
+such as TGA, and cannot read HEIC and SVG.
 """
 
-_ENDINGS = {  # by Pillow's name of the format
+_ENDINGS = {  # extensions by the name of the format in Pillow
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
@@ -17,7 +17,7 @@ _ENDINGS = {  # by Pillow's name of the format
 }
 PILLOW_FORMATS = tuple(_ENDINGS)
 IMG_EXTENSIONS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
-NO_IMAGES = (  # texts beside images; a folder may have them without a warning
+NO_IMAGES = (  # text files, which are ignored without a warning
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".log", ".py", ".sh",
     "thumbs.db", "desktop.ini",
 )  # fmt: skip

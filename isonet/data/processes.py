@@ -56,7 +56,7 @@ def outlive_stop_signals(_: int) -> None:
     ends the worker: when the main process exits, it sends SIGTERM to the workers that are left.
     """
     sys.excepthook = _print_unless_disconnected
-    if not hasattr(signal, "pthread_sigmask"):  # Windows: only Ctrl-C reaches a worker
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows, a worker receives only Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)

@@ -1,5 +1,8 @@
-"""Sources of labelled images, which read one image at a time. This module contains sources of arrays, ``cifar.py`` of
-CIFAR's batches, ``folders.py`` of files, and ``shards/source.py`` of tar shards."""
+"""Sources of labelled images, which read one image at a time.
+
+This module contains the sources of arrays. ``cifar.py`` reads the batches of CIFAR, ``folders.py`` lists image files,
+and ``shards/source.py`` reads tar shards.
+"""
 
 import copy
 import hashlib
@@ -25,9 +28,10 @@ class ImageSource:
     labels: Sequence[int] | np.ndarray
 
     def relabelled(self, classes: Sequence[str] | None, where: Path) -> Self:
-        """Return these images with labels that are positions in ``classes``, matched by name. None changes nothing.
+        """Return this source with labels that are the positions of the class names in ``classes``.
 
-        where: the data set, for messages. Raises ``DataError`` if ``classes`` lacks a class of this source.
+        classes: None leaves the source unchanged. where: the data set, for messages. Raises ``DataError`` if
+        ``classes`` lacks a class of this source.
         """
         if classes is None or list(classes) == list(self.classes):
             return self
@@ -41,11 +45,11 @@ class ImageSource:
         raise NotImplementedError
 
     def names(self) -> bytes:
-        """Return what tells the images apart without reading them, such as the names of their files in order."""
+        """Return bytes that identify the images without reading them, such as their file names in order."""
         return b""
 
     def facts(self, split: str) -> dict[str, Any]:
-        """Return what must be equal on all ranks: the classes, the number of images, and a digest of their names."""
+        """Return the facts that must be equal on all ranks: classes, labels and file names of the images."""
         data = np.asarray(self.labels, "<i8").tobytes() + self.names()
         return {
             f"the number of classes of {split}": len(self.classes),

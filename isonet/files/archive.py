@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from isonet.files.foreign import what_archive_it_is, what_it_is
+from isonet.files.foreign import describe_archive, describe_file
 from isonet.files.pickles import ArchiveError, PickleReader, refusal
 
 _MARK = b"sha256:"
@@ -47,11 +47,11 @@ def unpack(data: bytes) -> Any:
         raise
     except Exception as error:  # zipfile and the unpickler raise nearly every kind of exception for a damaged file
         raise damage(error) from None
-    raise ArchiveError(what_it_is(data))
+    raise ArchiveError(describe_file(data))
 
 
 def damage(error: Exception) -> ArchiveError:
-    """Return the error for a file that a reader fails to read with ``error``."""
+    """Return the ``ArchiveError`` for a file whose reading raised ``error``."""
     why = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
     return ArchiveError(f"is damaged, or not a checkpoint of plain weights ({why})")
 
@@ -90,7 +90,7 @@ def _read_archive(data: bytes) -> Any:
     """Read a zip archive, which any program may have written."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-        if other := what_archive_it_is([entry.filename for entry in entries]):
+        if other := describe_archive([entry.filename for entry in entries]):
             raise ArchiveError(other)
         _check_entries(entries, len(data))
         if bad := archive.testzip():
@@ -111,13 +111,13 @@ def _read_archive(data: bytes) -> Any:
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     names = [entry.filename.lower() for entry in entries]  # a reader may ignore case
     if any(name.startswith("/") or "\\" in name or ".." in name.split("/") for name in names):
-        raise refusal("it has paths that lead out of it")
+        raise refusal("it has paths that lead out of the archive")
     if len(set(names)) < len(names):
-        raise refusal("it has two parts of one name")
+        raise refusal("it has two parts with the same name")
     # torch does not compress, so the sum of the parts of its archives is smaller than the file
     packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
     if packed or sum(entry.file_size for entry in entries) > size:
-        raise refusal("it is packed to more than its size, which weights never are")
+        raise refusal("it is compressed or unpacks to more than its size, unlike a file of torch.save")
 
 
 def _read_old_format(data: bytes) -> Any:

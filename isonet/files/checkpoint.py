@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet import __version__
-from isonet.classes import some
+from isonet.classes import shortened
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
 from isonet.files.archive import pack, unpack
@@ -37,7 +37,7 @@ HEAD = "head."  # prefix of the parameters that depend on the number of classes
 
 
 class OtherNetworkError(CheckpointError):
-    """Raised for weights of another network than the config describes."""
+    """Raised for weights of a network that the config does not describe."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return the dictionary in a checkpoint file, on the CPU. Nothing in the file is executed.
 
-    The file is one of ``torch.save`` or a .safetensors file. An ``Unread`` replaces each object in it that is neither a
-    tensor, a number, text nor a container of them. Raises ``CheckpointError`` for a file that is missing, damaged, or
+    The file is a .safetensors file or was written by ``torch.save``. An ``Unread`` replaces each object in it that is
+    not a tensor, a number, text or a container of these. Raises ``CheckpointError`` if the file is missing, damaged or
     no checkpoint.
     """
     path = Path(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
-            raise CheckpointError(f"{path} is no file, so no checkpoint")
+            raise CheckpointError(f"{path} is not a file, so it is not a checkpoint")
         data = path.read_bytes()
         state = unpack_safetensors(data) if is_safetensors(data) else unpack(data)
         if isinstance(state, Unread):
@@ -148,7 +148,7 @@ def load_weights(model: nn.Module, path: str | Path, prefix: str = "") -> nn.Mod
     The file is a checkpoint of this project or of the published implementation (``{"net": ...}``), or a bare state
     dictionary, in 16, 32 or 64 bits, with or without ``module.`` before the names, or a .safetensors file.
 
-    prefix: what precedes the names of ``model`` in the file, such as ``net.`` if a LightningModule has the network as
+    prefix: the text before the names of ``model`` in the file, such as ``net.`` if a LightningModule has the network as
     ``self.net``. Weights with other names are not loaded.
 
     Raises ``CheckpointError``, with ``model`` unchanged, for any other file, for weights of another network, and for
@@ -163,10 +163,10 @@ def load_state(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -
     model.load_state_dict(fitted(model, weights, path))
 
 
-def load_but_other_head(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> list[str]:
-    """Load ``weights`` as ``load_state`` does, but not the tensors of a last layer of another number of classes.
+def load_matching(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> list[str]:
+    """Load ``weights`` as ``load_state`` does, except for a last layer with another number of classes.
 
-    Returns the names of the tensors that keep their values.
+    Returns the names of the tensors that keep their values, which is empty if all tensors are loaded.
     """
     own = model.state_dict()
     kept = [
@@ -195,7 +195,7 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
         ],
     }
     if any(problems.values()):
-        found = "; ".join(f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names)
+        found = "; ".join(f"{len(names)} {kind}: {shortened(names)}" for kind, names in problems.items() if names)
         keys = differing_keys(weights, own)
         raise OtherNetworkError(
             f"{path}: the file belongs to another network than the config describes{keys and f': {keys}'} ({found})"
@@ -204,7 +204,7 @@ def fitted(model: nn.Module, weights: dict[str, Tensor], path: str | Path) -> di
     converted = {name: _converted(name, weights[name], own[name].dtype, path) for name in own}
     if bad := [name for name, value in converted.items() if not value.isfinite().all()]:
         raise CheckpointError(
-            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({some(bad)}): "
+            f"{path}: the file contains infinite values or NaN in {len(bad)} of {len(own)} tensors ({shortened(bad)}): "
             "it was saved after training had diverged; use an earlier one"
         )
     return converted

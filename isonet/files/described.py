@@ -14,7 +14,7 @@ _STEM, _HEAD = "stem.conv.weight", "head.fc.weight"
 
 
 def described(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the keys of the network that has ``weights``, and their values, or nothing for other networks."""
+    """Return the keys that describe the network of ``weights``, with their values, or {} for an unknown network."""
     if _STEM not in weights or _HEAD not in weights or not weights[_HEAD].ndim:
         return {}
     names = "\n".join(weights)

@@ -1,4 +1,4 @@
-"""Downloads of a limited size, so that an endless response does not fill the disk."""
+"""Downloads files of a limited size, so that an endless response does not fill the disk."""
 
 import urllib.request
 from pathlib import Path
@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 def check_size(received: int, limit: int) -> None:
     """Raise ``OSError`` for a response of more than ``limit`` bytes."""
     if received > limit:
-        raise OSError(f"the response exceeds {limit / 1e6:,.0f} MB, more than the file can have")
+        raise OSError(f"the response exceeds {limit / 1e6:,.0f} MB, the largest possible size of the file")
 
 
 def fetch(url: str, path: Path, limit: int) -> None:

@@ -1,7 +1,7 @@
 """Reads the pickle in a checkpoint: tensors, numbers, text, and containers of them.
 
-The unpickler of the standard library imports what a pickle names, and calls it. This one does neither: it replaces
-every object by ``Unread`` except tensors, which the functions of this module build from the bytes of the file.
+The unpickler of the standard library imports and calls the functions that a pickle names. The unpickler in this module
+does neither. It builds tensors from the bytes of the file, and replaces every other object by an ``Unread``.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-_DTYPES = {  # of whole bytes, neither quantised nor packed
+_DTYPES = {  # types whose elements have whole bytes and are not quantised
     str(value): value
     for value in vars(torch).values()
     if isinstance(value, torch.dtype)
@@ -33,7 +33,7 @@ _MOST_AXES = 64  # torch's own limit in many operations
 
 
 class ArchiveError(Exception):
-    """Raised for bytes that are not a checkpoint, are damaged, or contain more than a checkpoint of weights does.
+    """Raised for bytes that are not a checkpoint, are damaged, or contain more than weights need.
 
     The message is the end of a sentence that begins with the name of the file.
     """
@@ -43,7 +43,7 @@ _WHERE = 'file.get("model") or file.get("net") or file.get("state_dict") or file
 
 
 def refusal(why: str, weights: str = _WHERE, read: str = "torch.load(FILE, weights_only=False)") -> ArchiveError:
-    """Return the error for a file that may be undamaged. It says how to save the weights of a trusted file.
+    """Return the error for a file that may be undamaged. The message has code that saves the weights of a trusted file.
 
     weights: Python code that takes the weights from ``file``. read: Python code that returns ``file``.
     """
@@ -54,7 +54,7 @@ def refusal(why: str, weights: str = _WHERE, read: str = "torch.load(FILE, weigh
 
 
 class Unread:
-    """Replaces an object, a class or a function that a file names. name: the module and the name of its class."""
+    """Replaces an object, a class or a function that a file names. name: the module and the name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +81,7 @@ def unread_in(content: Any) -> list[str]:
 
 
 def _tensor(storage: TensorData, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
-    """Return the tensor of an older pickle or, without its gradient and hooks, of a present one."""
+    """Return a tensor of an older pickle, or a tensor of a present one without its gradient and hooks."""
     if not isinstance(storage, TensorData) or type(size) is not tuple or type(stride) is not tuple:
         raise ArchiveError("is damaged: a tensor in it has no tensor data or no shape")
     dtype, data = storage
@@ -100,7 +100,7 @@ def _tensor_v2(*args: Any) -> Tensor | Unread:
 
 
 def _tensor_v3(storage: TensorData, *args: Any) -> Tensor | Unread:
-    """Return a tensor of a type that has no storage class of its own."""
+    """Return a tensor with a dtype that has no storage class."""
     *first, dtype = args[:6]
     if not isinstance(dtype, torch.dtype):
         return Unread(f"torch.Tensor of {dtype.name}")
@@ -108,7 +108,7 @@ def _tensor_v3(storage: TensorData, *args: Any) -> Tensor | Unread:
 
 
 def _ordered(pairs: Any = ()) -> dict[Any, Any]:
-    """Return a dictionary of pairs, as Python 2 saved it."""
+    """Return the dictionary of pairs that Python 2 saved."""
     ordered: dict[Any, Any] = OrderedDict()
     for key, value in map(_sequence, _sequence(pairs)):
         _set_items(ordered, [key, value])
@@ -116,7 +116,7 @@ def _ordered(pairs: Any = ()) -> dict[Any, Any]:
 
 
 def _sequence(value: Any) -> Any:
-    """Return ``value`` if it is a tuple or a list. Nothing else is iterated over: a tensor may repeat its numbers."""
+    """Return ``value`` if it is a tuple or a list. Other types are refused: a tensor may expand to a huge size."""
     if type(value) not in (tuple, list):
         raise ArchiveError(f"is damaged: its pickle has a {type(value).__name__} in place of a tuple")
     return value
@@ -134,11 +134,11 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 def _set_items(target: Any, items: list[Any]) -> None:
-    """Set the items, keys and values in turn, of a dictionary. Hash no key that contains others."""
+    """Set the items of a dictionary. items: keys and values in turn. Keys that contain other objects are not hashed."""
     if isinstance(target, Unread):
         return
     if type(target) not in (dict, OrderedDict):
-        raise ArchiveError("is damaged: its pickle gives keys to something else than a dictionary")
+        raise ArchiveError("is damaged: its pickle sets keys of an object that is not a dictionary")
     for key, value in zip(items[::2], items[1::2], strict=True):
         plain = key is None or type(key) in (str, int, float, bool, Unread)
         target[key if plain else Unread(f"{type(key).__name__} as a key")] = value
@@ -148,7 +148,7 @@ def _append(target: Any, items: list[Any]) -> None:
     if isinstance(target, Unread):
         return
     if type(target) is not list:
-        raise ArchiveError("is damaged: its pickle appends to something else than a list")
+        raise ArchiveError("is damaged: its pickle appends to an object that is not a list")
     target += items
 
 
@@ -165,14 +165,14 @@ def _set_pair(reader: Any) -> None:
 
 def _version(reader: Any) -> None:
     if (version := reader.read(1)[0]) > 3:
-        raise refusal(f"its pickle has protocol {version}, and only the protocols 2 and 3 are read (torch.save has 2)")
+        raise refusal(f"its pickle has protocol {version}, and only protocols 2 and 3 are read (torch.save writes 2)")
 
 
 class _Opcodes(dict):
-    """The opcodes of checkpoints of weights, with the functions that execute them. All other opcodes are refused."""
+    """The opcodes that weights need, with the functions that execute them. All other opcodes are refused."""
 
     def __missing__(self, code: int) -> None:
-        raise refusal(f"it has more than plain weights (pickle code {code})")
+        raise refusal(f"it contains more than plain weights (pickle opcode {code})")
 
 
 # fmt: off
@@ -201,9 +201,9 @@ def _append_all(reader: Any, add: Callable[[Any, list[Any]], None]) -> None:
 
 
 class PickleReader(pickle._Unpickler):
-    """Reads a pickle. Its tensors have their values when ``fill`` has been called for each of ``tensor_data``.
+    """Reads a pickle. Its tensors have no values until ``fill`` is called for each entry of ``tensor_data``.
 
-    limit: the number of bytes that all tensors may have together.
+    limit: the largest number of bytes of all tensors together.
     """
 
     memo: dict[int, Any]
@@ -220,7 +220,7 @@ class PickleReader(pickle._Unpickler):
     def load(self) -> Any:
         """Return the content. Raises ``ArchiveError`` and, for a damaged pickle, any exception."""
         content = super().load()
-        if max(self.memo, default=0) > self.size:  # picklers count objects, each of which takes more than a byte
+        if max(self.memo, default=0) > self.size:  # numbers count objects, and each object takes more than a byte
             raise refusal("it numbers more objects than it can have")
         return content
 
@@ -233,18 +233,18 @@ class PickleReader(pickle._Unpickler):
             return Unread(pid[1].name)
         _, kind, key, _, count, *view = pid
         if not isinstance(key, str) or type(count) is not int or count < 0 or view not in ([], [None]):
-            raise ArchiveError("is damaged: it names its tensor data by something else than text and a number")
+            raise ArchiveError("is damaged: the names of its tensor data are not text and a number")
         if (dtype := _STORAGES.get(kind.name)) is None:
-            raise refusal(f"it has tensor data of the type {kind.name!r:.80}")
+            raise refusal(f"it contains tensor data of the type {kind.name!r:.80}")
         if key not in self.tensor_data:
             self.left -= count * dtype.itemsize
             if self.left < 0:
-                raise ArchiveError(f"is damaged: its end is missing, or its data {key!r:.80} is not as long as it says")
+                raise ArchiveError(f"is damaged: its end is missing, or its data {key!r:.80} is not as long as stated")
             self.tensor_data[key] = TensorData(dtype, bytearray(count * dtype.itemsize))
         return TensorData(dtype, self.tensor_data[key].data)
 
     def fill(self, key: str, data: bytes) -> None:
         """Copy ``data`` into the tensors of the tensor data ``key``. Raises ``ArchiveError`` for another length."""
         if len(data) != len(self.tensor_data[key].data):
-            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as it says")
+            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as stated")
         memoryview(self.tensor_data[key].data)[:] = data

@@ -77,7 +77,7 @@ class Progress:
 def is_saved_at(path: Path, epoch: int, step: int) -> bool:
     """Return whether the checkpoint at ``path`` was saved in ``epoch`` after ``step`` (0: after the epoch).
 
-    True also for a damaged file. Only the words of the pickle are read: no tensor and no other object is created.
+    Returns True for a damaged file. Reads only the opcodes of the pickle, and creates no tensor and no other object.
     """
     status = path.stat()
     return _saved_at(path, status.st_ino, status.st_mtime_ns) in (None, (epoch, step))
@@ -85,12 +85,12 @@ def is_saved_at(path: Path, epoch: int, step: int) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _saved_at(path: Path, _inode: int, _modified: int) -> tuple[int, int] | None:
-    """Return the epoch and the step of a checkpoint, the first ``epoch`` and ``steps`` in its pickle, or None."""
+    """Return the first ``epoch`` and ``steps`` in the pickle of a checkpoint, or None."""
     found: dict[str, int] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl"))
-            if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses, and the size would be unknown
+            if entry.compress_type != zipfile.ZIP_STORED:  # torch never compresses
                 return None
             pickled = archive.read(entry)
         key: Any = None

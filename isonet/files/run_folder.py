@@ -19,7 +19,7 @@ log = logging.getLogger("isonet")
 LATEST = ""  # the value of --resume without a checkpoint
 AUTO = "auto"  # the value of --resume that resumes this run if it has saved anything, or else starts it
 
-EVENTS = ".isonet"  # the end of the names of the run's events for TensorBoard, unlike the user's own events
+EVENTS = ".isonet"  # the suffix of the run's TensorBoard events, which the user's own events do not have
 _NUMBERED = re.compile(r"epoch(\d{4}|[1-9]\d{4,})(?:-step(\d{6}|[1-9]\d{6,}))?\.pt")  # as ``save`` writes them
 _FORMER, _MOVING = ".isonet-former", ".isonet-former-moving"  # folders in the folder of a run
 
@@ -47,12 +47,12 @@ class RunFolder:
     def numbered(self) -> list[Path]:
         """Return ``epoch0003.pt`` (after epoch 3), ``epoch0004-step000120.pt`` (within epoch 4) and so on, in order.
 
-        A file that was saved at another epoch or step than its name says is no checkpoint of this run.
+        Files of ``misnamed`` are not checkpoints of this run.
         """
         return [file for file, is_ours in self._by_name() if is_ours]
 
     def misnamed(self) -> list[Path]:
-        """Return the files that have a name of ``numbered``, but were saved at another epoch or step."""
+        """Return the files that were saved at another epoch or step than their name says."""
         return [file for file, is_ours in self._by_name() if not is_ours]
 
     def _by_name(self) -> list[tuple[Path, bool]]:
@@ -75,8 +75,8 @@ class RunFolder:
     def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
         """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch) as the latest, and keep the last ``keep``.
 
-        best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. The files
-        of a run that was set aside are removed. Raises ``StorageError``, with both intact, if nothing can be written.
+        best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. ``save``
+        removes the files of ``set_former_aside``. Raises ``StorageError``, with both intact, if nothing can be written.
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
         if path in self.misnamed():
@@ -100,7 +100,7 @@ class RunFolder:
 
     def check(self) -> None:
         """Raise ``StorageError`` if a file that the run needs is a folder, a pipe, a socket or a device."""
-        needed = [file for file in self._named() if file != self.curves]  # a run continues without its picture
+        needed = [file for file in self._named() if file != self.curves]  # a run continues without its plot
         check_kind(*needed, *(file for file in self.path.glob("epoch*.pt") if _NUMBERED.fullmatch(file.name)))
 
     def holds_a_run(self) -> bool:
@@ -112,9 +112,10 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def set_former_aside(self) -> None:
-        """Move the files of the run, and nothing else, to a folder in this folder, for another run to start here.
+        """Move the files of the run, and nothing else, to a subfolder, so that another run can start here.
 
-        The first ``save`` removes them. Until then, ``settle`` puts them back. A run that saved nothing is removed.
+        The first ``save`` removes them. Until then, ``restore_former`` puts them back. If the run saved nothing, this
+        method removes its files.
         """
         if not set(self._files()) - {self.config, self.log, self.versions, self.profile, self.skipped}:
             return self.clear()
@@ -124,10 +125,10 @@ class RunFolder:
             file.replace(moving / file.name)
         moving.replace(self.path / _FORMER)
 
-    def settle(self) -> bool:
-        """Put the files of ``set_former_aside`` back if no run has saved anything since, and return whether it did so.
+    def restore_former(self) -> bool:
+        """Put the files of ``set_former_aside`` back unless a run has saved since. Return whether files were put back.
 
-        After a kill at any moment, the next call completes what the process has begun. The caller holds the lock.
+        If a process is killed during the call, the next call completes it. The caller holds the lock.
         """
         former, moving = self.path / _FORMER, self.path / _MOVING
         if former.is_dir() and self.resumable():
@@ -135,24 +136,24 @@ class RunFolder:
         elif former.is_dir():
             self.set_log_aside()
             self.clear()
-            former.replace(moving)  # from here on, the files in this folder are the former run's
+            former.replace(moving)  # from here on, all files in this folder belong to the former run
         if not moving.is_dir():
             return False
         for file in moving.iterdir():
             file.replace(self.path / file.name)
         moving.rmdir()
-        log.warning("the start that was to replace the run in %s saved nothing: the former run is back", self.path)
+        log.warning("%s: the run that replaced the former run saved nothing, so the former run is back", self.path)
         return True
 
-    def is_unsettled(self) -> bool:
-        """Return whether a run was killed while it replaced another run, before its first save."""
+    def has_former(self) -> bool:
+        """Return whether the folder contains a former run: another run has replaced it and has not saved yet."""
         return (self.path / _FORMER).exists() or (self.path / _MOVING).exists()
 
     def _discard_former(self) -> None:
         former = self.path / _FORMER
         if former.is_dir():
             RunFolder(former).clear()
-            for file in former.iterdir():  # the user has added it
+            for file in former.iterdir():  # files that the user has added
                 file.replace(self.path / file.name)
             former.rmdir()
 
@@ -203,7 +204,7 @@ def checkpoints_to_resume(folder: RunFolder, resume: str | None, overwrite: bool
     if not candidates:
         near = _near(named)
         hint = f"; did you mean {near}?" if near else ""
-        raise CheckpointError(f"--resume {resume:.200}: no such checkpoint, and no run folder with one{hint}")
+        raise CheckpointError(f"--resume {resume:.200}: no such checkpoint or run folder with a checkpoint{hint}")
     if folder.holds_a_run() and not (own and own[0].samefile(candidates[0])):
         raise CheckpointError(
             f"{folder.path} already holds a run, and {candidates[0]} is not its latest checkpoint: choose another "
@@ -232,7 +233,7 @@ def find_checkpoint(cfg: CfgNode | None, ckpt: str) -> Path:
 
 
 def _near(path: Path) -> Path | None:
-    """Return a checkpoint or a run in the folder ``path``, or one of a similar name beside ``path``."""
+    """Return a checkpoint or a run in the folder ``path``, or one with a name similar to ``path``."""
     folder = path if os.path.isdir(path) else path.parent
     if not os.path.isdir(folder):
         return None

@@ -1,4 +1,4 @@
-"""Weights as ``.safetensors``: the files of ``export``, and those of other programs with a network's names."""
+"""Reads and writes weights as ``.safetensors``. The files of ``export`` also contain the config and the classes."""
 
 import importlib.util
 import json
@@ -9,22 +9,22 @@ from torch import Tensor
 from isonet.files.archive import damage
 from isonet.files.pickles import ArchiveError
 
-UNNAMED = "unnamed_classes"  # metadata: how many of the classes, at the end of the list, have no name in the checkpoint
+UNNAMED = "unnamed_classes"  # metadata: the number of classes at the end of the list without a name in the checkpoint
 
 
 def is_safetensors(data: bytes) -> bool:
-    """Return whether ``data`` begins like a .safetensors file: eight bytes with the length of a JSON header."""
+    """Return whether ``data`` begins with the length of a JSON header in eight bytes, as a .safetensors file does."""
     return data[4:9] == b"\0\0\0\0{"
 
 
 def pack_safetensors(weights: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """Return the content of a file: the same bytes for the same arguments."""
+    """Return the content of a file. The same arguments give the same bytes."""
     from safetensors.torch import save
 
     content = save(weights, metadata=metadata)
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the library's order changes with each call
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))  # the order of the library varies
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begin at a multiple of 8 bytes
     return b"".join([len(text).to_bytes(8, "little"), text, content[start:]])
@@ -36,7 +36,7 @@ def unpack_safetensors(data: bytes) -> dict[str, Any]:
     Raises ``ArchiveError`` for a damaged file, and if the package safetensors is missing.
     """
     if importlib.util.find_spec("safetensors") is None:
-        raise ArchiveError("is read by the package safetensors, which is missing: pip install safetensors")
+        raise ArchiveError("needs the package safetensors, which is not installed: pip install safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -49,7 +49,7 @@ def unpack_safetensors(data: bytes) -> dict[str, Any]:
 
 
 def _of_this_project(about: dict[str, str]) -> dict[str, Any]:
-    """Return the entries of a checkpoint that the metadata of an exported file has."""
+    """Return the entries of a checkpoint from the metadata of an exported file."""
     if "config" not in about:
         return {}
     entries: dict[str, Any] = {key: about[key] for key in ("config", "isonet") if key in about}

@@ -27,7 +27,7 @@ _TEMPORARY = re.compile(r"\.isonet-[0-9a-f]{16}\.tmp")  # no other program write
 def check_kind(*paths: Path) -> None:
     """Raise ``StorageError`` if one of ``paths`` exists and is neither a regular file nor a link to one.
 
-    A program that opens a named pipe waits for another program. A file renamed to a device replaces the device.
+    Opening a named pipe blocks until another program opens it, and renaming a file to a device replaces the device.
     """
     for path in paths:
         of_a_stream = os.path.islink(path) and os.readlink(path).startswith("/proc/")  # such as /dev/stdout
@@ -40,8 +40,8 @@ def write_file(path: Path, content: bytes | str) -> None:
     """Write ``content`` to ``path`` atomically: ``path`` is always a complete file, the former or the new file.
 
     The content is written to a temporary file beside ``path``, synced to disk and renamed, so a kill or power failure
-    never leaves an incomplete file. If ``path`` is a link, the new file replaces the link, not the file that it leads
-    to. Raises ``StorageError``, with the former file intact, if it cannot be written.
+    never leaves an incomplete file. If ``path`` is a link, the new file replaces the link and not its
+    target. Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
     check_kind(path)
     temporary = _temporary(path.parent)
@@ -62,7 +62,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file. A kill may truncate the last line, which readers must tolerate."""
-    make_own(path)
+    replace_link(path)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -70,10 +70,10 @@ def append_line(path: Path, line: str) -> None:
         raise StorageError(f"{path}: cannot be written ({reason(error)})") from None
 
 
-def make_own(path: Path) -> None:
-    """Prepare ``path`` for appending: replace a link by a copy of its file, which is not changed then.
+def replace_link(path: Path) -> None:
+    """Replace a link at ``path`` by a copy of its target, so that appending to ``path`` does not change the target.
 
-    Raises ``StorageError`` for anything else than a file (see ``check_kind``).
+    Raises ``StorageError`` if ``path`` is not a file (see ``check_kind``).
     """
     check_kind(path)
     if path.is_symlink():
@@ -90,13 +90,13 @@ def link_file(path: Path, name: Path) -> None:
         _sync_folder(name.parent)
     except OSError:
         write_file(name, path.read_bytes())
-    finally:  # it is left if ``name`` was the same file already
+    finally:  # ``os.replace`` does nothing if both names already belong to one file
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the incomplete files that ``write_file`` left in ``folder`` when its process was killed, and no others."""
+    """Remove the incomplete files that a killed process left in ``write_file``, and no other files."""
     for file in folder.iterdir():
         if _TEMPORARY.fullmatch(file.name) and stat.S_ISREG(file.lstat().st_mode):
             file.unlink(missing_ok=True)
@@ -126,7 +126,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turn an error of the system in the ``with`` block into a ``StorageError`` that names the folder of a run."""
+    """Raise a ``StorageError`` that names the folder of a run for an ``OSError`` in the ``with`` block."""
     try:
         yield
     except StorageError:
@@ -164,7 +164,7 @@ class FolderLock:
             return False
         check_kind(self.path, self.holder)
         if self.path.is_symlink():
-            raise StorageError(f"{self.path} is a link, and a lock must be a file of its folder: remove it")
+            raise StorageError(f"{self.path} is a link, and a lock must be a regular file: remove it")
         lock, folder = FileLock(self.path), self.path.parent
         with writing_to(folder):
             try:

@@ -30,7 +30,7 @@ URL_VARIABLE = "ISONET_ZOO_URL"  # environment variable: what precedes a file's 
 GOOGLE_DRIVE = "https://drive.google.com/uc?export=download&id="
 
 _RETRIES = 3  # with growing pauses, some seconds in total
-_LARGEST = 4  # times the bytes of the weights in float32; with the state of an optimizer, a file has twice their bytes
+_LARGEST = 4  # times the size of the float32 weights; a file with the state of an optimizer has twice this size
 
 
 def zoo_file(entry: PublishedNetwork) -> Path:
@@ -91,9 +91,7 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
     try:
         import gdown  # handles the pages that Google Drive shows before a download
     except ImportError:
-        raise UserError(
-            f"{PREFIX}{entry.name} is fetched by the package gdown: {install('zoo')}; or {by_hand}"
-        ) from None
+        raise UserError(f"{PREFIX}{entry.name} needs the package gdown: {install('zoo')}; or {by_hand}") from None
     limit = _LARGEST * sum(weight.numel() * 4 for weight in _network(entry).state_dict().values())
     log.info("fetching %s: %s", path, url)
     prefix, suffix = f".{path.name}.", ".part"

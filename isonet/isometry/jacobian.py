@@ -16,7 +16,7 @@ from isonet.errors import NonFiniteError
 
 Product = Callable[[Tensor], Tensor]
 
-_DETERMINED = 0.1  # the largest error of a determined value, as a fraction of it
+_DETERMINED = 0.1  # the largest error of a determined value, as a fraction of the value
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Extremes:
 
     @property
     def largest_is_bound(self) -> bool:
-        """Whether the largest singular value is not determined, and ``largest`` only a lower bound on it."""
+        """Whether the largest singular value is not determined. ``largest`` is then a lower bound on it."""
         return self.largest_error > _DETERMINED * self.largest
 
     @property
     def smallest_is_bound(self) -> bool:
-        """Whether the smallest singular value is not determined: the larger of ``smallest`` and ``rounding`` bounds it.
+        """Whether the smallest singular value is not determined.
 
-        It may be 0.
+        The larger of ``smallest`` and ``rounding`` is then an upper bound on it, and it may be 0.
         """
         return self.smallest_error > _DETERMINED * self.smallest or self.smallest <= self.rounding
 
@@ -111,7 +111,7 @@ def extreme_singular_values(
 def _extremes(diagonal: list[float], above: list[float], beyond: float, eps: float) -> Extremes:
     """Return the extremes of the bidiagonal matrix.
 
-    beyond: the next entry above its diagonal, which gives the errors. eps: the precision of the products.
+    beyond: the next entry above the diagonal, which determines the errors. eps: the precision of the products.
     """
     count = len(diagonal)
     matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))

@@ -28,7 +28,7 @@ _NEAR = 0.1  # singular values between 0.9 and 1.1 are near 1
 class LayerNorms:
     """The norms of one activation's output and of the gradient of the loss there, as means over the images.
 
-    branch: whether the activation is inside a residual branch, beside a shortcut.
+    branch: whether the activation is inside a residual branch, parallel to a shortcut.
     """
 
     name: str
@@ -86,9 +86,9 @@ def measure(model: ISONet, images: Tensor, labels: Tensor, steps: int = 60, stri
 
 
 def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, Any]]:
-    """Yield the singular values of each convolution on its feature map, and its part of the penalty (None: left out).
+    """Yield the singular values of each convolution on its feature map, and its part of the penalty (None: excluded).
 
-    "kept" has the figures of the largest singular values, as many as can be 1 (see ``kept_values``).
+    "kept" has the figures of only the largest singular values, as many as can be 1 (see ``kept_values``).
     """
     with torch.no_grad():
         penalties = {name: term.item() for name, term in ortho_penalty_per_conv(model, strided=strided).items()}
@@ -113,9 +113,11 @@ def _convs(model: nn.Module, image: Tensor, strided: str) -> Iterator[dict[str, 
 def kept_values(conv: Conv, count: int, published: bool) -> int:
     """Return how many of the ``count`` singular values of ``conv`` on a feature map can be 1.
 
-    A kernel smaller than its stride does not reach every pixel. published: whether only weights with a published
-    penalty of 0 count. With a stride and more outputs than inputs, the squares of their singular values sum up to the
-    number of input channels at each output position, which has more singular values than that.
+    published: whether only weights with a published penalty of 0 count.
+
+    A kernel smaller than its stride does not reach every pixel. If the published penalty is 0 and ``conv`` has a stride
+    and more outputs than inputs, the squares of the singular values sum up to the number of input channels at each
+    output position. There are more singular values than that.
     """
     shape = shape_of(conv)
     rows, inputs = shape.out_channels // shape.groups, shape.in_channels // shape.groups

@@ -41,9 +41,9 @@ _SECTIONS = (
     (
         "Each convolution",
         plots.spectrum_by_layer,
-        """The thin line spans the singular values of the convolution on its feature map, with circular padding; the
+        """The thin line spans the singular values of the convolution on its feature map, with circular padding. The
         thick part spans the middle half, and the dot is the median. The grey line is 1. Values below 0.001 are drawn at
-        0.001. A convolution with fewer outputs than inputs maps some directions to 0; these do not count. If only k of
+        0.001. A convolution with fewer outputs than inputs maps some directions to 0, which do not count. If only k of
         n values can be 1, the line, its thick part and the dot show the k largest, and a dotted line the others.""",
     ),
     (
@@ -58,10 +58,10 @@ _SECTIONS = (
     (
         "Whole stages",
         plots.jacobian_by_part,
-        """Largest and smallest singular value of the Jacobian of each stage at one image, activations included. The
+        """The largest and the smallest singular value of the Jacobian of each stage at one image, with activations. The
         computation approaches them from within, so the true range may be wider. A filled marker is a value that is
-        determined to a tenth or better. A hollow marker is only a bound: the value is somewhere on the dotted line, and
-        may be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
+        determined to a tenth or better. A hollow marker is a bound. The value is somewhere on the dotted line, and may
+        be 0. A larger --steps determines more values. Pooling maps many directions to 0.""",
     ),
     (
         "What SReLU and the residual branches have learned",
@@ -74,18 +74,18 @@ _SECTIONS = (
     (
         "The penalty, layer by layer",
         plots.penalty_by_layer,
-        """The orthogonality penalty 1/2 sum ||G[d] - [d = 0] I||^2 of each convolution that it includes, without its
+        """The orthogonality penalty 1/2 sum ||G[d] - [d = 0] I||^2 of each convolution in the sum, without the
         coefficient. It is 0 if the convolution is orthogonal. A hollow marker is a penalty below a millionth of the
-        largest, such as 0.""",
+        largest penalty. It may be 0.""",
     ),
 )
 
 
-_COUNTED = """The smallest value and the share within 0.1 of 1 are those of the k largest of the n singular values of
+_COUNTED = """The smallest value and the share within 0.1 of 1 refer to the k largest of the n singular values of
 each convolution. k is smaller than n in two cases. If a convolution has a stride and more outputs than inputs, the
 published penalty is 0 only if the squares of its singular values sum up to the number of input channels at each output
 position, so only k of them can be 1. A kernel smaller than its stride does not reach every pixel. The other singular
-values are often 0, which is no sign of poor training."""
+values are often 0. This does not indicate poor training."""
 
 
 def page(reports: Reports) -> str:
@@ -143,14 +143,14 @@ def _extremes(row: dict[str, Any]) -> tuple[str, ...]:
         f"{_number(row[key])} ± {max(row[f'{key}_error'], row['rounding']):.1g}" for key in ("smallest", "largest")
     )
     if row["smallest_is_bound"]:
-        smallest = f"< {1.05 * plots.lower_end(row):.2g}"  # two digits round by less than 5 %
+        smallest = f"< {1.05 * plots.lower_end(row):.2g}"  # rounding to two digits changes a value by less than 5 %
     if row["largest_is_bound"]:
         largest = f"> {row['largest'] / 1.05:.2g}"
     return row["part"], smallest, largest, str(row["steps"])
 
 
 def _tables(networks: Mapping[str, Sequence[Sequence[str]]], head: Sequence[str] = ()) -> str:
-    """Return a table for each network, so narrow that a page of any width shows it whole, side by side if they fit."""
+    """Return one table per network. The tables are narrow enough for a phone, and side by side on a wide page."""
     return '<div class="cards">\n' + "".join(_table(name, rows, head) for name, rows in networks.items()) + "</div>"
 
 

@@ -91,9 +91,9 @@ def legend_below(figure: Any, handles: Sequence[Any], names: Sequence[str], colu
 
 
 def log_scale(axis: Any, low: float, high: float) -> None:
-    """Make the y axis logarithmic for values from ``low`` to ``high``, with ticks at 1, 2 and 5 within two decades.
+    """Make the y axis logarithmic from ``low`` to ``high``. A range below two decades has ticks at 1, 2 and 5.
 
-    Other values are not drawn.
+    Values outside the range are not drawn.
     """
     from matplotlib.ticker import LogLocator
 
@@ -103,7 +103,7 @@ def log_scale(axis: Any, low: float, high: float) -> None:
 
 
 def at_least(axis: Any, span: float) -> None:
-    """Make the y axis span ``span`` or more, so that a picture does not magnify differences without meaning."""
+    """Make the y axis span at least ``span``, so that the plot does not magnify insignificant differences."""
     low, high = axis.get_ylim()
     if high - low < span:
         axis.set_ylim((low + high - span) / 2, (low + high + span) / 2)

@@ -1,6 +1,6 @@
 """The figures of the isometry report. ``Reports`` maps a network to the result of ``isonet.isometry.measure``.
 
-All networks share the axes of a quantity. A hollow marker is a bound: the value is smaller, or is not determined.
+All networks share the axes of a quantity. A hollow marker is a bound on a value that is too small or not determined.
 """
 
 import math
@@ -11,14 +11,14 @@ from isonet.plots import at_least, log_scale, look, new_figure
 
 Reports = dict[str, dict[str, Any]]
 
-LOWEST_SINGULAR, LOWEST_NORM, LOWEST_PENALTY = 1e-3, 1e-12, 1e-6  # smaller values are drawn here
+LOWEST_SINGULAR, LOWEST_NORM, LOWEST_PENALTY = 1e-3, 1e-12, 1e-6  # smaller values are drawn at these bounds
 _WIDTH = 1200  # pixels
 _MOST_NAMES = 28  # layer names along the x axis
-_SHIFTS = 0.2  # the smallest range of the shifts that is drawn: a smaller one would magnify the first steps of training
+_SHIFTS = 0.2  # the smallest range of shifts to draw; a smaller range would magnify the first steps of training
 
 
 def spectrum_by_layer(reports: Reports) -> Any:
-    """Draw a panel per network: the range of each convolution's singular values, thick between the quartiles.
+    """Draw a panel per network with the range of each convolution's singular values, thick between the quartiles.
 
     Values that cannot be 1 (``isonet.isometry.measure.kept_values``) are dotted.
     """
@@ -75,7 +75,7 @@ def norms_by_layer(reports: Reports) -> Any:
 def jacobian_by_part(reports: Reports) -> Any:
     """Draw the largest and the smallest singular value of each part's Jacobian.
 
-    A value that is not determined is hollow, and dotted in the direction where it lies.
+    A value that is not determined has a hollow marker at its bound, and a dotted line to the possible values.
     """
     figure, (axis,) = _panels(480)
     parts = list(dict.fromkeys(row["part"] for report in reports.values() for row in report["jacobian"]))
@@ -131,7 +131,7 @@ def shifts_and_multipliers(reports: Reports) -> Any:
 
 
 def penalty_by_layer(reports: Reports) -> Any:
-    """Draw the penalty of each convolution that has one. Values below a millionth of the largest are hollow there."""
+    """Draw the penalty of each convolution that has one. Smaller values than a millionth of the largest are hollow."""
     figure, (axis,) = _panels(510)
     penalties = {
         name: {conv["name"]: conv["penalty"] for conv in report["convs"] if conv["penalty"] is not None}
@@ -168,7 +168,7 @@ def _log_around_1(axis: Any, label: str, low: float, high: float) -> None:
 
 
 def _in_order(networks: Iterable[Iterable[str]]) -> list[str]:
-    """Return the layers of all networks in the order of computation. Equal layers have the same place."""
+    """Return the layers of all networks in the order of computation. Layers of the same name have the same place."""
     layers: list[str] = []
     for names in networks:
         place = 0

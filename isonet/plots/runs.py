@@ -1,4 +1,4 @@
-"""Figures of runs: metrics against epochs, of one run or several."""
+"""Figures of one or several runs: metrics against epochs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from isonet.plots import Row, as_png, legend_below, log_scale, look, new_figure, plain_numbers, style
-from isonet.plots.accuracy import show_worth, standard_error
+from isonet.plots.accuracy import explain_error_bars, standard_error
 
 _MOST_MARKERS = 10  # on one curve
 _LONGEST_NAME, _LEGEND_WIDTH = 60, 150  # characters
-_FILLS = {"--": "none", "-": "full"}  # of the markers, by the style of the line
+_FILLS = {"--": "none", "-": "full"}  # the fill of the markers by the style of the line
 TEXT = 11.0  # points
 
 
@@ -45,10 +45,11 @@ def draw_runs(
 ) -> bytes:
     """Draw a PNG of one or more runs, with a panel for each of ``keys`` and a colour and marker for each run.
 
-    Training is dashed and hollow, and validation is solid, with a band of one standard error around its accuracy, or an
-    error bar at an epoch without neighbours. With more than 42 runs, colours and markers repeat. runs: the rows of
-    metrics by the run's name. keys: one or four keys of ``PANELS``. images: the number of validation images by the
-    run's name; a run without one has no band.
+    Training is dashed and hollow, and validation is solid. A validation accuracy has a band of one standard error, or
+    an error bar if the run has one epoch. With more than 42 runs, colours and markers repeat.
+
+    runs: the rows of metrics by the name of the run. keys: one or four keys of ``PANELS``. images: the number of
+    validation images by the name of the run. A run with an unknown number has no band.
     """
     images = images or {}
     with style(TEXT):
@@ -74,14 +75,14 @@ def draw_runs(
             if hidden := [name for name, rows in runs.items() if not any(row.get(panel.training) for row in rows)]:
                 axis.set_title(f"0 or not computed: {', '.join(hidden)[: _LEGEND_WIDTH // 2]}", size="small")
             if panel.percent:
-                show_worth(axis, [images.get(name) for name in runs])
+                explain_error_bars(axis, [images.get(name) for name in runs])
         _add_legend(figure, list(runs), any(PANELS[key].validation for key in keys))
         return as_png(figure)
 
 
 def _band(accuracy: float, images: int) -> tuple[float, float]:
     error = standard_error(accuracy, images)
-    return max(accuracy - error, 0.0), min(accuracy + error, 100.0)  # in this order, nan stays nan
+    return max(accuracy - error, 0.0), min(accuracy + error, 100.0)  # max and min return a nan in the first place
 
 
 def _scale(axis: Any, panel: Panel, runs: Sequence[Sequence[Row]]) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a sweep: the accuracies of its runs against the values of the keys that vary."""
+"""Figures of a sweep: the accuracies of its runs against the values of the varied keys."""
 
 import math
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isonet.plots import COLOURS, as_png, legend_below, look, new_figure, short, style
-from isonet.plots.accuracy import least_range, show_worth, standard_error, worth
+from isonet.plots.accuracy import error_bar_note, explain_error_bars, least_range, standard_error
 from isonet.plots.runs import TEXT
 
 
@@ -14,8 +14,8 @@ from isonet.plots.runs import TEXT
 class Point:
     """One run of a sweep.
 
-    values: the values of the keys that vary. best_top1, last_top1: accuracies in percent; None before the first epoch
-    and for a failed run. state: the text in place of a missing accuracy. failed: whether the run diverged or failed.
+    values: the values of the varied keys. best_top1, last_top1: accuracies in percent; None before the first epoch
+    and for a failed run. state: the text that replaces a missing accuracy. failed: whether the run diverged or failed.
     images: the number of validation images, if it is known.
     """
 
@@ -37,11 +37,11 @@ class Point:
 
 
 def draw_sweep(keys: Sequence[str], points: Sequence[Point]) -> bytes:
-    """Draw a PNG of a sweep over ``keys``, whose values are at equal distances.
+    """Draw a PNG of a sweep over ``keys``. The values of a key are at equal distances.
 
-    One key: best and last top-1 against its value. Two keys: a map of the best top-1, with numbers. More keys: a panel
-    for each key with the best top-1 of all runs, and a line through the best run of each value. Runs that are not
-    finished are hollow. An error bar of the best top-1 is one standard error.
+    One key gives a plot of the best and the last top-1. Two keys give a map of the best top-1 with numbers. More keys
+    give a panel for each key with the best top-1 of all runs, and a line through the best run of each value. Runs that
+    are not finished are hollow. An error bar of the best top-1 is one standard error.
     """
     with style(TEXT):
         figure = new_figure(1600, 1000)
@@ -71,7 +71,7 @@ def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None
                 axis.plot(x, y, **style, label=name, fillstyle=fill)
                 if column == "best_top1" and any(errors):
                     axis.errorbar(x, y, yerr=errors, ecolor=style["color"], elinewidth=1, capsize=3, fmt="none")
-        # nan, which breaks the line, at a value without a run
+        # nan breaks the line at a value without a run
         line = [max((y for x, y, _ in known if x == place), default=math.nan) for place in range(len(values))]
         name = "" if alone else "the best with this value"
         axis.plot(line, color=COLOURS[number], linestyle="--" if number else "-", label=name)
@@ -82,7 +82,7 @@ def _draw_key(axis: Any, key: str, points: Sequence[Point], alone: bool) -> None
         )  # fmt: skip
     axis.set_xlim(-0.3, len(values) - 0.7)
     axis.margins(y=0.08)
-    show_worth(axis, [point.images for point in points])
+    explain_error_bars(axis, [point.images for point in points])
     _label(axis.xaxis, key, values)
     axis.set_ylabel("top-1 accuracy, %" if alone else "best top-1 accuracy, %")
 
@@ -95,7 +95,7 @@ def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None
     grid = [[math.nan] * len(columns) for _ in rows]
     known = [point.best_top1 for point in points if point.best_top1 is not None] or [0.0, 1.0]
     low, high = min(known), max(known)
-    low = min(low, high - least_range([point.images for point in points]))  # one image more is hardly another colour
+    low = min(low, high - least_range([point.images for point in points]))  # one image hardly changes the colour
     for point in points:
         x, y = columns.index(point.values[keys[0]]), rows.index(point.values[keys[1]])
         text, colour = point.state, "black"
@@ -108,12 +108,12 @@ def _draw_map(figure: Any, keys: Sequence[str], points: Sequence[Point]) -> None
     image = axis.imshow(grid, origin="lower", aspect="auto", cmap="cividis", vmin=low, vmax=high)
     _label(axis.xaxis, keys[0], columns)
     _label(axis.yaxis, keys[1], rows)
-    axis.set_title(worth([point.images for point in points]), size="small")
+    axis.set_title(error_bar_note([point.images for point in points]), size="small")
     figure.colorbar(image, ax=axis, label="best top-1 accuracy, %")
 
 
 def _label(axis: Any, key: str, values: Sequence[Any]) -> None:
-    """Name an x or y axis after ``key`` and its ticks after ``values``."""
+    """Label an x or y axis with ``key`` and its ticks with ``values``."""
     rotation = 30 if len(values) > 8 and axis.axis_name == "x" else 0
     axis.set_ticks(range(len(values)), labels=[_text(value) for value in values], rotation=rotation)
     axis.set_label_text(key)

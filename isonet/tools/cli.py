@@ -33,16 +33,16 @@ _NEGATIVE_NUMBER = re.compile(r"-[0-9.]")  # argparse treats -1e-3 and -1,-0.5 a
 
 
 class Parser(argparse.ArgumentParser):
-    """Accepts overrides before, between and after options. A mistake is one line and exit code 2.
+    """Accepts overrides before, between and after options. A mistake gives one line and exit code 2.
 
-    reports: whether a launched rank tells the others of its mistake, since they would wait for it.
+    reports: whether a launched rank reports a mistake to the other ranks, which would otherwise wait for it.
     """
 
     reports = False
-    words: Sequence[str] = ()  # of the command line
+    words: Sequence[str] = ()  # the words of the command line
 
     def parse(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value, not an option.
+        """Parse ``argv``. A word that begins like a negative number, such as -1e-3, is a value and not an option.
 
         ~ at the start of a word or of ``--option=VALUE`` is expanded.
         """
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         given = [word.partition("=")[0] for word in self.words]
         if twice := [option for option in self._option_string_actions if given.count(option) > 1]:
             self.error(f"{twice[0]} is given twice; keep one of them")
-        # argparse cannot mix the words of a subcommand with options
+        # argparse cannot intermix options and positional arguments of a subcommand
         args = self.parse_args(self.words) if self._subparsers else self.parse_intermixed_args(self.words)
         self.check_once(getattr(args, "opts", []))
         return args
@@ -63,7 +63,7 @@ class Parser(argparse.ArgumentParser):
             self.error(f"key {twice[0]:.160} is given twice; keep one of them")
 
     def error(self, message: str) -> NoReturn:
-        """Print one line, under a launcher only on rank 0, with the nearest option if one is unknown, and exit."""
+        """Print ``message`` and a hint for an unknown option in one line, under a launcher only on rank 0, and exit."""
         hint = ""
         if message.startswith("unrecognized arguments: "):
             hint = self._hint(message.split(": ", 1)[1].split()[:1])
@@ -79,7 +79,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, text and f"error: {text}\n")
 
     def _hint(self, words: Sequence[str]) -> str:
-        """Return what replaces the first of ``words`` that is an option of another project, or is near an option."""
+        """Return a hint for the first of ``words`` that is an option of another project or is similar to an option."""
         options, has_overrides = self._option_string_actions, any(action.nargs == "*" for action in self._actions)
         for word in (word.partition("=")[0] for word in words):
             if word in options:
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
             for replacement in in_place_of(word):
                 first = replacement.split()[0]
                 if first in options or (first[0] != "-" and (has_overrides or first not in {*KEYS, "KEY"})):
-                    return f"; write {replacement} in place of {word}"
+                    return f"; write {replacement} instead of {word}"
             if near := difflib.get_close_matches(word, options, n=1):
                 return f"; did you mean {near[0]}?"
         return ""
@@ -127,9 +127,9 @@ def positive(text: str) -> int:
 
 
 def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split ``words`` before the first config key: other arguments, and overrides.
+    """Split ``words`` before the first config key, into other arguments and overrides.
 
-    A word such as MODEL.JPG, which looks like a key and is none, may be a misspelt key or the name of a file.
+    A word such as MODEL.JPG looks like a key. It is a file if a file of this name exists, and otherwise a misspelt key.
     """
     nodes = {name.partition(".")[0] for name in KEYS if "." in name}
     like_a_key = re.compile(rf"(?:{'|'.join(nodes)})\.[A-Z_]+")
@@ -173,7 +173,7 @@ def look_for_network(args: argparse.Namespace) -> CfgNode | None:
 
 
 def look_for_classes(file: str | None, cfg: CfgNode | None) -> None:
-    """Raise an error if ``--classes`` cannot be read, or is not one name for each output of the network of ``cfg``."""
+    """Raise ``UserError`` if ``file`` cannot be read, or does not have one name for each output of the network."""
     if file and not Path(file).is_fifo():  # a pipe can be read only once
         names = read_names(Path(file))
         if cfg is not None:
@@ -199,7 +199,7 @@ def look_for_images(cfg: CfgNode, splits: Iterable[str]) -> None:
 
 
 def look_for_folder_of(option: str, file: str | None) -> None:
-    """Raise ``UserError`` if ``file``, which ``option`` asks to write at the end, is a place where no file can be."""
+    """Raise ``UserError`` if the result of ``option`` cannot be written to ``file``."""
     if file is None:
         return
     try:
@@ -210,9 +210,9 @@ def look_for_folder_of(option: str, file: str | None) -> None:
 
 
 def look_for_json(file: str | None) -> None:
-    """Raise ``UserError`` if ``file``, which ``--json`` names, is a place where no file can be, or is of another kind.
+    """Raise ``UserError`` if the result of ``--json`` cannot be written to ``file``, or ``file`` has other content.
 
-    The figures of an earlier evaluation are replaced, and no other file is.
+    ``--json`` replaces the figures of an earlier evaluation, and no other file.
     """
     look_for_folder_of("--json", file)
     if file and os.path.isfile(file) and os.path.getsize(file):
@@ -221,11 +221,11 @@ def look_for_json(file: str | None) -> None:
         except (OSError, ValueError, TypeError, RecursionError):
             ours = False
         if not ours:
-            raise UserError(f"--json {file}: is not a file of an earlier evaluation; name another file, or remove it")
+            raise UserError(f"--json {file} is not the result of an evaluation; name another file, or remove it")
 
 
 def look_for_output_folder(option: str, folder: str) -> None:
-    """Raise ``UserError`` if ``folder``, which ``option`` asks to make at the end, cannot be made or written."""
+    """Raise ``UserError`` if the ``folder`` of ``option`` cannot be created or written to."""
     made = os.path.abspath(folder)
     while not os.path.lexists(made):
         made = os.path.dirname(made)
@@ -234,11 +234,11 @@ def look_for_output_folder(option: str, folder: str) -> None:
 
 def _check_writable(option: str, place: str, folder: str) -> None:
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        raise UserError(f"{option} {place}: {folder} is no folder that can be written; name another place")
+        raise UserError(f"{option} {place}: {folder} is not a writable folder; name another place")
 
 
 def as_cell(text: str) -> str:
-    """Return ``text`` for a CSV file, with an apostrophe before what a spreadsheet would run as a formula."""
+    """Return ``text`` for a CSV file. An apostrophe precedes text that a spreadsheet would run as a formula."""
     if not text.lstrip().startswith(("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")):
         return text
     try:

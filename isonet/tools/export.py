@@ -1,4 +1,4 @@
-"""Export the network of a checkpoint: as ONNX, as a torch program, or its weights as safetensors or as published.
+"""Export the network of a checkpoint as ONNX or as a torch program, or its weights as safetensors or as published.
 
 The network takes any number of float32 images (N, 3, H, W), normalised as "images" in the file's metadata describes,
 and returns logits (N, classes). The file must pass a check: it gives the network's logits for random images.
@@ -41,8 +41,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "published, for the test.py of the published implementation")  # fmt: skip
     add("--output", metavar="FILE", help="(default: the checkpoint's name with .onnx, .pt2, .safetensors or "
         "-published.pt)")  # fmt: skip
-    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else "
-        "WordNet ids for ImageNet, else numbers)")  # fmt: skip
+    add("--classes", metavar="FILE", help="names of the classes, one per line (default: from the checkpoint, "
+        "else WordNet ids for ImageNet, else numbers)")  # fmt: skip
     add("--opset", type=int, choices=OPSETS, default=OPSETS[0], help="ONNX operator set (default: %(default)s)")
     add("--tolerance", type=float, default=TOLERANCE, metavar="X", help="largest difference that the check allows, "
         "as a fraction of the largest logit (default: %(default)s)")  # fmt: skip

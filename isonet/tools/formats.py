@@ -101,7 +101,9 @@ def _safetensors(trained: Trained, _example: Tensor, about: dict[str, str], _ops
 
 
 def _published(trained: Trained, _example: Tensor, _about: dict[str, str], _opset: int) -> tuple[bytes, Network]:
-    """Write the names of DataParallel. The form before torch 1.6 would have other bytes each time: it has addresses."""
+    """Add the prefix of DataParallel to the names. The format is the present one of torch, because the format before
+    torch 1.6 contains memory addresses and differs between calls.
+    """
     weights = OrderedDict((f"module.{name}", value) for name, value in trained.model.state_dict().items())
     buffer = io.BytesIO()
     torch.save({"net": weights}, buffer)
@@ -109,7 +111,7 @@ def _published(trained: Trained, _example: Tensor, _about: dict[str, str], _opse
 
 
 def _with_weights(trained: Trained, state: dict[str, Any]) -> Network:
-    """Return another network of the same config with the weights that were read from a file."""
+    """Return a new network of the same config with the weights in ``state``, the content of a file."""
     model = build_model(trained.cfg)
     model.load_state_dict(weights_of(state, trained.path))
     return model.eval()

@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
     """Measure the networks, and write the report."""
     look_for_output_folder("--output", str(args.output))
     if (args.output / PAGE).exists() and not (args.output / NUMBERS).exists():
-        raise UserError(f"--output {printable(args.output)}: has a {PAGE} but no {NUMBERS}; name another folder")
+        raise UserError(f"--output {printable(args.output)} has a {PAGE} without {NUMBERS}; name another folder")
     cfg = look_for_network(args)
     networks = networks_of(args, cfg)
     for network in networks.values():

@@ -59,10 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--ckpt", required=True, metavar="CKPT", help="a checkpoint file, a run folder (its best.pt), the name of a "
         "run of --cfg, or zoo: and a published checkpoint")  # fmt: skip
     add("--cfg", metavar="FILE", help="the config, if the checkpoint has none or another one is wanted")
-    add("--classes", metavar="FILE", help="names of the classes, one a line (default: the checkpoint's, else "
-        "WordNet ids for ImageNet, else numbers)")  # fmt: skip
+    add("--classes", metavar="FILE", help="names of the classes, one per line (default: from the checkpoint, "
+        "else WordNet ids for ImageNet, else numbers)")  # fmt: skip
     add("--format", choices=FORMATS, default="table", help="output format (default: table); "
-        "only json has exact names: csv has ' before a text that a spreadsheet would run as a formula")  # fmt: skip
+        "in csv, ' precedes text that a spreadsheet would run as a formula; json has the exact text")  # fmt: skip
     add("--top", type=positive, default=5, metavar="K", help="number of classes for each image (default: 5)")
     add("--batch-size", type=positive, metavar="N", help="images per GPU (default: SOLVER.TEST_BATCH_SIZE)")
     add("--gpus", metavar="IDS", help=GPUS_HELP.split(";")[0])
@@ -127,7 +127,7 @@ def predict(
         probabilities = logits.softmax(1)
         if not probabilities.isfinite().all():
             raise NonFiniteError(f"{trained.path}: the output of the network is non-finite, so it predicts nothing")
-        # All classes are ranked, so that the first ones do not depend on ``top``. Softmax may make two of them equal
+        # Rank all logits, so that the first classes do not depend on ``top``. Softmax may round other logits to a tie
         best = best_classes(logits, logits.shape[1])[:, :top]
         for path, labels, values in zip(read, best.tolist(), probabilities.gather(1, best).tolist(), strict=True):
             yield path, [(label, float(f"{value:.9g}")) for label, value in zip(labels, values, strict=True)]

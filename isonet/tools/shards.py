@@ -1,8 +1,8 @@
 """Write an image folder as tar shards, index tar shards that were written elsewhere, or check shards.
 
 write: store the images of FOLDER/{train,val}/<class>/ in FOLDER/shards/{train,val}/. Run again if interrupted.
-index: index the *.tar, in webdataset's format, in FOLDER or in FOLDER/{train,val}/: images with an ending that is read
-in folders, too (.jpg, .png, ...), each with a label in .cls, or in .json under label or cls.
+index: index the *.tar in FOLDER or in FOLDER/{train,val}/, in the format of webdataset. Images have the extensions of
+image folders (.jpg, .png, ...), and each has its label in .cls, or in .json under label or cls.
 RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
 """
 
@@ -75,7 +75,7 @@ def _write(args: argparse.Namespace) -> None:
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
         plan = make_plan(image_folder(args.folder, split), root, split == "train", args.seed, args.images_per_shard)
-        check_plan(plan, out, args.overwrite)  # check all of them before anything is written
+        check_plan(plan, out, args.overwrite)  # check all plans before the first shard is written
         plans.append((plan, out))
     for plan, out in plans:
         print(f"{out}: {write_shards(plan, out, args.overwrite)}", flush=True)

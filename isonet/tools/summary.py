@@ -71,7 +71,7 @@ def summary_of(folder: RunFolder) -> Summary:
 
 
 def validation_images(folder: RunFolder) -> int | None:
-    """Return the number of validation images that the run's log has for its last start, if it has one."""
+    """Return the number of validation images in the log of the run's last start, or None if it is not there."""
     numbers = re.findall(r"(\d+) images for validation", _log(folder))
     return int(numbers[-1]) or None if numbers else None
 

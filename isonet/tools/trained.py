@@ -85,14 +85,14 @@ def _warn_of_other_images(checkpoint: Checkpoint, cfg: CfgNode) -> None:
 def class_names(trained: Trained, file: str | None = None) -> list[str]:
     """Return a name for each output of the network.
 
-    file: a text file with one class name per line; None for the names in the checkpoint. If there are none, these are
-    the WordNet ids for a network of ImageNet, and numbers for any other. Raises ``UserError`` if the number of names
+    file: a text file with one class name per line; None for the names in the checkpoint. A checkpoint without names
+    has the WordNet ids if its data set is ImageNet, and numbers otherwise. Raises ``UserError`` if the number of names
     differs from the number of classes, or if the file has the checkpoint's names in another order.
     """
     data, names = trained.cfg.DATASET, trained.classes or []
     if file is not None:
         names = read_names(Path(file))
-    elif names:  # fewer than outputs, if DATASET.NUM_CLASSES was set too high for the training
+    elif names:  # fewer than outputs if DATASET.NUM_CLASSES was too high in training
         names = [*names, *(f"output {label}" for label in range(len(names), data.NUM_CLASSES))]
     elif data.NAME == "ILSVRC2012" and len(wordnet_ids()) == data.NUM_CLASSES:
         names = list(wordnet_ids())
@@ -103,10 +103,10 @@ def class_names(trained: Trained, file: str | None = None) -> list[str]:
 
 
 def validation_images(trained: Trained) -> tuple[ImageSource, str]:
-    """Return the validation images, labelled for the outputs of the network, and how labels were found, in words.
+    """Return the validation images with labels for the outputs of the network, and the origin of the labels in words.
 
-    Labels follow the names of the classes or, if the checkpoint has none, WordNet ids of ImageNet or the order of the
-    classes in the data set. Raises ``DataError`` if the data set is missing, or if its classes contradict the order.
+    The labels follow the class names in the checkpoint. Without names, they follow the WordNet ids of ImageNet, or the
+    order of the classes in the data set. Raises ``DataError`` if the data set is missing or its classes do not fit.
     """
     data = trained.cfg.DATASET
     where = Path(data.ROOT) / data.NAME / "val"
@@ -118,7 +118,7 @@ def validation_images(trained: Trained) -> tuple[ImageSource, str]:
         return source, "data set"
     if classes := imagenet_classes(names, data.NUM_CLASSES):
         return source.relabelled(classes, where), "WordNet ids"
-    if are_numbers(names) and names == sorted(names):  # as shards of a former version list them
+    if are_numbers(names) and names == sorted(names):  # the order in shards of a former version
         source = source.relabelled(in_order(names, where), where)
     check_guess(source.classes, data.NUM_CLASSES, where)
     return source, "order of the folders"
@@ -143,7 +143,7 @@ def evaluate_on_ranks(
     """Evaluate a checkpoint on the validation images of its data set. Return the figures and the checkpoint's file.
 
     ckpt, cfg_path, opts: see ``load_trained``. world: the connected ranks. devices: the devices of this rank. classes:
-    a file with the names of the network's outputs, which replace the checkpoint's.
+    a file with the names of the network's outputs, which replace the names in the checkpoint.
 
     Raises ``UserError`` if the checkpoint, the config or the data set is missing or wrong, and ``NonFiniteError`` if
     the output of the network is non-finite.
@@ -178,7 +178,7 @@ def report(result: Evaluation, path: Path, json_file: str | None = None) -> None
     log.info("%d images, %.0f images/s", result.images, result.images_per_second)
     if result.classes_present:
         figures = result.classes_present, result.top1_present, result.top5_present
-        log.info("among the %d classes that the images have: top-1 %.2f %%, top-5 %.2f %%", *figures)
+        log.info("among the %d classes of the images: top-1 %.2f %%, top-5 %.2f %%", *figures)
     how = "" if result.labels in (None, "names") else f", labels by the {result.labels}"
     log.info("top-1 %.2f %%, top-5 %.2f %%, loss %.4f%s: %s", result.top1, result.top5, result.loss, how, path)
     if json_file:

@@ -7,7 +7,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.classes import composed, in_order, some, wordnet_ids
+from isonet.classes import composed, in_order, shortened, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
 from isonet.errors import CheckpointError, ConfigError, printable
@@ -35,11 +35,10 @@ def resumed_cfg(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:
 
 
 def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[str]:
-    """Return the classes of ``checkpoint`` in its order, to label the images of its resumed run by name.
+    """Return the classes of ``checkpoint``, in the order of the labels of the resumed run.
 
-    names: the classes of the data set in its order. The checkpoint's order may be another one if a former version
-    sorted the names, or if MODEL.INIT_FROM loaded the head of a network with that order. Raises ``CheckpointError`` for
-    any other difference.
+    names: the classes of the data set in its order. The checkpoint may have another order if a former version sorted
+    the names, or if MODEL.INIT_FROM loaded a head with that order. Raises ``CheckpointError`` for any other difference.
     """
     then = checkpoint.classes
     if not then:
@@ -49,11 +48,11 @@ def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[st
     tuned = checkpoint.cfg is not None and bool(checkpoint.cfg.MODEL.INIT_FROM)
     if not new and not gone and (before == now or tuned or then in (sorted(then), in_order(then))):
         return then
-    if not new and tuned and len(then) == len(wordnet_ids()):  # some classes of ImageNet
+    if not new and tuned and len(then) == len(wordnet_ids()):  # the data set has some classes of ImageNet
         return then
     parts = {"lacks": gone, "adds": new}
-    why = " and ".join(f"{verb} {some(which)}" for verb, which in parts.items() if which)
-    if not why:  # the same names
+    why = " and ".join(f"{verb} {shortened(which)}" for verb, which in parts.items() if which)
+    if not why:  # the names are equal
         label = next(label for label, name in enumerate(now) if name != before[label])
         why = f"has another order: label {label} is {printable(now[label])}, and was {printable(before[label])}"
     raise CheckpointError(

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from isonet.agreement import SAME_COMMAND, Facts, report, settle
+from isonet.agreement import SAME_COMMAND, Facts, raise_reported, report
 from isonet.data import Loader
 from isonet.errors import DeviceError, UserError
 from isonet.launch import Launch, launch
@@ -93,10 +93,11 @@ class World:
 
     @contextmanager
     def agreed(self, remedy: str = SAME_COMMAND) -> Iterator[Facts]:
-        """Run the block on all ranks. If it fails on one of them, or finds other facts there, all ranks raise an error.
+        """Run the block on all ranks. If it fails on one rank, or the facts differ, all ranks raise an error.
 
         Yields a dictionary, to which the block adds facts that must be equal on all ranks. The block must not
-        communicate, since the ranks meet at its end. remedy: what the user can do about a difference. See ``settle``.
+        communicate, because the ranks exchange their reports at its end, and a rank that fails skips the rest of the
+        block. remedy: what the user can do about a difference. See ``raise_reported``.
         """
         facts: Facts = {}
         error: Exception | None = None
@@ -111,9 +112,9 @@ class World:
             own = report(error, facts, self.launch.where, reference, where_0, remedy)
             reports = self.gather(own)
             try:
-                settle(reports, self.launch, error)
+                raise_reported(reports, self.launch, error)
             except UserError as ended:
-                ended.together = True
+                ended.on_all_ranks = True
                 raise
 
     def gather(self, item: T) -> list[T]:
@@ -191,7 +192,7 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     error: Exception | None = None
     try:
         devices = [_own_device(process, gpus)]
-    except Exception as caught:  # the other ranks must know
+    except Exception as caught:  # ``rendezvous`` reports it to the other ranks
         error = caught
     try:
         store = rendezvous(process, devices[0].type if devices else "", error)
@@ -207,10 +208,10 @@ def connected(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
     try:
         yield World(process.rank, process.size, process, store), devices
     except UserError as ended:
-        if ended.together:  # a thread of gloo that outlives the interpreter may abort the process at exit
+        if ended.on_all_ranks:  # otherwise a running thread of gloo may abort the process at exit
             dist.destroy_process_group()
         raise
-    dist.destroy_process_group()  # not after another error: it would wait for ranks that are gone
+    dist.destroy_process_group()  # not after another error: it would wait for ranks that have ended
 
 
 def _own_device(process: Launch, gpus: str | None) -> torch.device:

@@ -50,7 +50,7 @@ def ranks(gpus: str | None) -> Iterator[tuple[World, list[torch.device]]]:
                     _record(error)
                 raise
     except (Stopped, RankError) as error:
-        if is_main() or (isinstance(error, RankError) and error.aloud):
+        if is_main() or (isinstance(error, RankError) and error.printed_here):
             raise
         raise SystemExit(EXIT_STOPPED if isinstance(error, Stopped) else EXIT_USER_ERROR) from None
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from torch import nn
 from yacs.config import CfgNode
 
-from isonet.classes import composed, imagenet_classes, some
+from isonet.classes import composed, imagenet_classes, shortened
 from isonet.errors import CheckpointError, ConfigError
-from isonet.files.checkpoint import Checkpoint, load_but_other_head
+from isonet.files.checkpoint import Checkpoint, load_matching
 from isonet.files.zoo import open_checkpoint
 from isonet.training.distributed import World
 
@@ -16,21 +16,21 @@ log = logging.getLogger("isonet")
 
 
 def weights_to_start_from(cfg: CfgNode, world: World) -> Checkpoint | None:
-    """Return the weights that MODEL.INIT_FROM names, on all ranks, or None without them. Rank 0 reads the file."""
+    """Return the checkpoint of MODEL.INIT_FROM on all ranks, or None if the key is empty. Rank 0 reads the file."""
     return world.from_main(lambda: _read(cfg)) if cfg.MODEL.INIT_FROM else None
 
 
 def start_from(model: nn.Module, checkpoint: Checkpoint | None) -> list[str] | None:
-    """Load the weights of ``checkpoint``, which MODEL.INIT_FROM names, into ``model``, if there is one.
+    """Load the weights of ``checkpoint``, which MODEL.INIT_FROM names, into ``model``. None changes nothing.
 
-    If the checkpoint's head has another number of classes, the head keeps its initial weights. Returns the names of the
-    classes if the head was loaded, an empty list if the checkpoint has none. Raises ``CheckpointError`` for a file that
-    cannot be used, and for weights that do not fit.
+    If the checkpoint's head has another number of classes, the head keeps its initial weights. Returns the class
+    names in the checkpoint (empty if it has no names) if the head is loaded, otherwise None. Raises ``CheckpointError``
+    for a file that cannot be used and for weights that do not fit.
     """
     if checkpoint is None:
         return None
     path, weights, own = checkpoint.path, checkpoint.weights, model.state_dict()
-    fresh = load_but_other_head(model, weights, path)
+    fresh = load_matching(model, weights, path)
     log.info("MODEL.INIT_FROM: %d of %d tensors are those of %s", len(own) - len(fresh), len(own), path)
     for name in fresh:
         log.info("  fresh: %s, %s there and %s here", name, tuple(weights[name].shape), tuple(own[name].shape))
@@ -49,8 +49,9 @@ def _read(cfg: CfgNode) -> Checkpoint:
 def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs: int) -> Sequence[str]:
     """Return the classes of a run on data with the classes ``names``, in the order of their labels.
 
-    before: see ``start_from``. If a head was loaded, its order is kept for the same names and, if it has 1,000
-    ``outputs`` without names, for WordNet ids of ImageNet. Logs a warning if its classes have other names.
+    before: the result of ``start_from``. A loaded head keeps its order if its classes have the same names. A loaded
+    head with 1,000 ``outputs`` and without names has the order of ImageNet if ``names`` are WordNet ids. Logs a warning
+    if the classes of the head have other names.
     """
     if before is None:
         return names
@@ -58,8 +59,8 @@ def classes_of_head(before: Sequence[str] | None, names: Sequence[str], outputs:
         return imagenet_classes(names, outputs) or names
     if sorted(map(composed, before)) == sorted(map(composed, names)):
         return before
-    shown = some(before), some(names)
-    log.warning("the head was trained to distinguish %s; this run starts from it with %s", *shown)
+    shown = shortened(before), shortened(names)
+    log.warning("the head was trained to distinguish %s; this run trains it to distinguish %s", *shown)
     return names
 
 

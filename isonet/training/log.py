@@ -21,7 +21,7 @@ from isonet.agreement import package_version
 from isonet.errors import printable
 from isonet.files.storage import write_file
 from isonet.launch import is_main
-from isonet.streams import discard, tell
+from isonet.streams import discard, print_to_stderr
 
 if TYPE_CHECKING:
     from isonet.data import Loader
@@ -33,9 +33,9 @@ _SHOWN = 10  # the number of unreadable images that are listed on the terminal
 
 
 class _TerminalHandler(logging.Handler):
-    """Prints warnings on standard error and the rest on standard output, above a progress bar.
+    """Prints warnings on standard error and other records on standard output, above a progress bar.
 
-    If one of them is full or its reader has ended, the run continues without it.
+    If one of the streams is full or its reader has ended, the run continues without it.
 
     required: whether to raise ``OSError`` instead if standard output cannot be written.
     """
@@ -46,7 +46,7 @@ class _TerminalHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        if stream is None:  # closed, in a program that does not call open_streams
+        if stream is None:  # the stream is closed, and the program has not called open_streams
             return
         try:
             tqdm.write(self.format(record), file=stream)
@@ -56,14 +56,14 @@ class _TerminalHandler(logging.Handler):
                 raise
             discard(stream)
             if stream is sys.stdout:
-                tell(f"warning: nothing more can be printed ({error.strerror})")
+                print_to_stderr(f"warning: nothing more can be printed ({error.strerror})")
 
 
 def log_to_terminal(level: int = logging.INFO, required: bool = False) -> None:
     """Print the project's log from ``level`` on, and Python's warnings. Only rank 0 prints them.
 
-    Warnings are marked and on standard error, the rest is on standard output. required: whether standard output is the
-    result of the command, so that a full one is an error.
+    Warnings are marked and printed on standard error, and other records on standard output. required: whether to raise
+    ``OSError`` if standard output cannot be written, because it is the result of the command.
     """
     _log_python_warnings()
     log.propagate = False
@@ -74,8 +74,8 @@ def log_to_terminal(level: int = logging.INFO, required: bool = False) -> None:
 
 
 def _log_python_warnings() -> None:
-    """Log each Python warning once, whatever the number of images that cause it and of workers that read them."""
-    logged = mmap.mmap(-1, 1 << 16)  # forked workers share it
+    """Log each Python warning once, even if several images and workers cause it."""
+    logged = mmap.mmap(-1, 1 << 16)  # forked workers share this memory
 
     def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any, **__: Any) -> None:
         place = zlib.crc32(f"{category.__name__} {filename}:{lineno}".encode("utf-8", "replace")) % len(logged)
@@ -100,7 +100,7 @@ class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         if not self.failed:
             self.failed = True
-            tell(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})")
+            print_to_stderr(f"warning: {self.baseFilename} cannot be written ({sys.exc_info()[1]})")
 
 
 def log_to_file(path: Path) -> None:
@@ -118,7 +118,7 @@ def note_failure(path: Path, error: BaseException) -> None:
 
 
 class _LineFormatter(logging.Formatter):
-    """Formats a record as printable lines. Each begins with the time if ``dated``, and the first with its level."""
+    """Formats a record as printable lines. A warning begins with its level. dated: whether each line has the time."""
 
     def __init__(self, dated: bool) -> None:
         super().__init__()

@@ -141,14 +141,14 @@ class EpochSums:
 
 
 def best_classes(logits: Tensor, count: int) -> Tensor:
-    """Return the ``count`` classes with the largest logits of each row of ``logits`` (N, classes), the largest first.
+    """Return the ``count`` classes with the largest logits in each row of ``logits`` (N, classes), the largest first.
 
-    The first class is that of ``argmax``: the lowest of the classes that share the largest logit, on every device. In
-    ``topk``, which of them is first depends on ``count``, and 16-bit logits are often equal.
+    The first class equals ``argmax``. If several classes have the largest logit, it is the lowest of them on every
+    device. 16-bit logits are often equal, and then the first class of ``topk`` depends on ``count``.
     """
     best = logits.topk(min(count, logits.shape[1]), dim=1).indices
     first = logits.argmax(1, keepdim=True)
-    place = (best == first).int().argmax(1, keepdim=True)  # 0 if only others that share the largest logit are in best
+    place = (best == first).int().argmax(1, keepdim=True)  # 0 if ties exclude first from best
     return best.scatter(1, place, best[:, :1]).scatter(1, torch.zeros_like(place), first)
 
 
@@ -163,8 +163,8 @@ class Evaluation:
     """The result of an evaluation.
 
     top1, top5: percent. loss: mean cross entropy per image, in nats. images: the number of images. top1_present,
-    top5_present: percent, if the network had only the outputs of ``classes_present`` classes, which the images have.
-    labels: how the labels were assigned to the outputs of the network, in words.
+    top5_present: percent, among the outputs of the ``classes_present`` classes that the images have. labels: the origin
+    of the labels, in words.
     """
 
     top1: float
@@ -202,14 +202,14 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate ``model`` on ``batches`` of images and labels on ``device``, and restore its mode.
 
-    Each rank passes its own batches, and all return the whole result. The host waits once, at the end. present: the
-    labels of a subset of the classes, to count the first guesses among these classes, too. Raises ``DataError`` if
+    Each rank passes its own batches, and all ranks return the whole result. The host waits once, at the end. present:
+    the labels of the classes that the images have, for the accuracies among these classes. Raises ``DataError`` if
     there is no image.
     """
     amp = amp or Amp("off", device)
     was_training = model.training
     model.eval()
-    # loss, images, top-1, top-5, and the last two among the present classes
+    # loss, images, top-1, top-5, and top-1 and top-5 among the present classes
     sums = torch.zeros(6, dtype=torch.float64, device=device)
     among = None if present is None else torch.tensor(present, device=device)
     start = time.perf_counter()

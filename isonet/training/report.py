@@ -45,7 +45,7 @@ class Report:
     With RUNTIME.TENSORBOARD it also writes each row of metrics as scalars, with the epoch as the step. If a picture or
     the events cannot be written, the run continues without them, after one warning.
 
-    rows: the metrics of all epochs; the run appends one row per epoch. images: the number of validation images.
+    rows: the metrics of all epochs. The run appends one row per epoch. images: the number of validation images.
     shown: whether this rank shows the report.
     """
 

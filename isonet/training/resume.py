@@ -22,23 +22,23 @@ log = logging.getLogger("isonet")
 _NEEDED = ("model", "optimizer", "epoch", "best_top1", "best_epoch", "history")
 
 
-def undo_killed_start(folder: RunFolder) -> bool:
-    """Put back the run that a killed process was to replace, and return whether there is one (``RunFolder.settle``).
+def restore_after_kill(folder: RunFolder) -> bool:
+    """Put the former run back if its replacement was killed before the first save, and return whether it was put back.
 
-    Raises ``StorageError`` also if another object than a file has the name of one of the run's files.
+    Raises ``StorageError`` if this fails, or if a file of the run is a folder, a pipe, a socket or a device.
     """
     folder.check()
     with writing_to(folder.path):
-        return folder.settle()
+        return folder.restore_former()
 
 
 def after_restart(folder: RunFolder, world: World, resume: str | None, overwrite: bool) -> tuple[str | None, bool]:
-    """Return ``resume`` and ``overwrite``, changed if torchrun has restarted the run in ``folder``.
+    """Return ``resume`` and ``overwrite``, with other values if torchrun has restarted the run in ``folder``.
 
     torchrun repeats its command after a failure, and when machines join or leave. If this launcher started the run, the
-    run is resumed, regardless of the command line. If it has saved nothing, it starts again and its log is kept.
+    run is resumed, regardless of the command line. If the run has saved nothing, it starts again and keeps its log.
 
-    TORCHELASTIC_RESTART_COUNT is not enough: it counts the failures of one machine, and stays 0 if a machine joins.
+    TORCHELASTIC_RESTART_COUNT is not sufficient: it counts the failures of one machine, and stays 0 if a machine joins.
     """
     launchers = set(world.gather(world.launch.launcher if world.launch else "")) - {""}
     if not world.is_main or not launchers & set(_started_by(folder)):
@@ -58,14 +58,14 @@ def _started_by(folder: RunFolder) -> list[str]:
         return []
 
 
-def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool, undone: bool) -> Checkpoint | None:
-    """Return the newest whole one of ``checkpoints_to_resume``, or None for a new run.
+def checkpoint_to_resume(folder: RunFolder, resume: str | None, overwrite: bool, restored: bool) -> Checkpoint | None:
+    """Return the newest undamaged checkpoint of ``checkpoints_to_resume``, or None for a new run.
 
-    undone: the result of ``undo_killed_start``. The user may expect another run than the former one to be resumed, so
-    this raises ``CheckpointError`` once.
+    restored: the result of ``restore_after_kill``. If it is True, this function raises ``CheckpointError``, because the
+    user may not expect to resume the former run. The next start resumes it.
     """
     files = checkpoints_to_resume(folder, resume, overwrite)
-    if files and undone:
+    if files and restored:
         raise CheckpointError(
             f"{folder.path}: a start with --overwrite was killed before its first save, and the former run is back: "
             "repeat this command to resume the former run, or replace it with --overwrite"

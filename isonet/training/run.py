@@ -11,14 +11,14 @@ import torch
 from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
-from isonet.classes import some
+from isonet.classes import shortened
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
 from isonet.files.checkpoint import Checkpoint
 from isonet.files.progress import Progress
 from isonet.files.run_folder import AUTO, RunFolder, checkpoints_to_resume, run_folder
-from isonet.files.storage import FolderLock, make_own, remove_leftovers, write_file, writing_to
+from isonet.files.storage import FolderLock, remove_leftovers, replace_link, write_file, writing_to
 from isonet.models import build_model
 from isonet.signals import StopSignals
 from isonet.training.changes import changes, resumed_cfg, resumed_classes
@@ -35,7 +35,7 @@ from isonet.training.resume import (
     after_restart,
     checkpoint_to_resume,
     restore,
-    undo_killed_start,
+    restore_after_kill,
 )
 
 log = logging.getLogger("isonet")
@@ -70,10 +70,10 @@ def train_on_ranks(
             folder = run_folder(cfg, output)
             lock = FolderLock(folder.path) if world.is_main else nullcontext()
             locks.enter_context(lock)
-            undone = world.is_main and undo_killed_start(folder)
+            restored = world.is_main and restore_after_kill(folder)
             facts.update(config_facts(cfg))
         resume, overwrite = after_restart(folder, world, resume, overwrite)
-        checkpoint = world.from_main(lambda: checkpoint_to_resume(folder, resume, overwrite, undone))
+        checkpoint = world.from_main(lambda: checkpoint_to_resume(folder, resume, overwrite, restored))
         run, changed = build_run(cfg, folder, world, devices, checkpoint)
         launchers = world.gather(world.launch.launcher if world.launch else "")
         with _opened(run, lock, resume, overwrite, checkpoint is None, launchers):
@@ -88,7 +88,7 @@ def train_on_ranks(
                 del checkpoint  # it contains a second copy of the weights
                 tensorboard, images = run.cfg.RUNTIME.TENSORBOARD, run.val_loader.num_images
                 report = Report(folder, tensorboard, run.progress.history, images, world.is_main)
-                with explained(world, stop), report:  # again, so that the log contains the explanation
+                with explained(world, stop), report:  # nested, so that the log contains the explanation, too
                     _train(run, report, stop)
             except (UserError, Stopped, KeyboardInterrupt) as error:
                 if world.is_main:
@@ -117,7 +117,7 @@ def build_run(
         model = build_model(cfg)
         head = start_from(model, weights)
         freeze(model, cfg)
-        # Not as a CUDA graph on several ranks: it would release gradients only after the whole backward pass
+        # On several ranks, a CUDA graph would release the gradients only after the whole backward pass
         forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
         source = build_source(cfg, "train")
         names, outputs = source.classes, cfg.DATASET.NUM_CLASSES
@@ -178,7 +178,7 @@ def _announce(run: Run) -> None:
         resumed = run.progress.history or run.progress.part
         remedy = f"set DATASET.NUM_CLASSES to {count}{' and start another run with another --output' * bool(resumed)}"
         message = "DATASET.NUM_CLASSES is %d, but %s has %d classes (%s), and the other outputs are never right: %s"
-        log.warning(message, outputs, cfg.DATASET.NAME, count, some(loader.classes), remedy)
+        log.warning(message, outputs, cfg.DATASET.NAME, count, shortened(loader.classes), remedy)
     left_out = loader.num_images - loader.epoch_images
     log.info(
         "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",
@@ -193,16 +193,16 @@ def _announce(run: Run) -> None:
 def _opened(
     run: Run, lock: FolderLock | nullcontext, resume: str | None, overwrite: bool, afresh: bool, launchers: list[str]
 ) -> Iterator[None]:
-    """Create and lock the folder of the run on rank 0, and write the run's config and versions, before it starts.
+    """Create and lock the folder of the run on rank 0, and write the config and the versions of the run.
 
-    At the end of the ``with`` block, a former run that this run was to replace is put back if nothing was saved.
+    At the end of the ``with`` block, the former run is put back if this run replaced it and saved nothing.
     """
     folder, world = run.folder, run.world
-    with world.agreed():  # every other user error has been raised before anything is written
+    with world.agreed():  # all other user errors are raised before anything is written
         if world.is_main:
             with writing_to(folder.path):
                 folder.path.mkdir(parents=True, exist_ok=True)
-                # If newly locked, the folder did not exist at the start: another run may have used it since
+                # A folder that is locked only now did not exist at the start: another run may have used it since
                 newly = isinstance(lock, FolderLock) and lock.acquire()
                 if newly and checkpoints_to_resume(folder, resume, overwrite) and afresh:
                     raise CheckpointError(f"{folder.path}: another process has just started and ended this run")
@@ -215,15 +215,15 @@ def _opened(
                         folder.set_former_aside()
                     write_file(folder.config, run.cfg.dump())
                     write_file(folder.versions, json.dumps({**versions(), "launchers": launchers}, indent=2) + "\n")
-                    make_own(folder.log)
+                    replace_link(folder.log)
                     log_to_file(folder.log)
                 for file in folder.misnamed():
-                    log.warning("%s was saved at another epoch or step than its name says: this run ignores it", file)
+                    log.warning("%s was saved at another epoch or step than its name says, and is ignored", file)
         yield
     finally:
         if world.is_main:
-            with suppress(OSError):  # the next start tries again
-                folder.settle()
+            with suppress(OSError):  # the next start puts it back
+                folder.restore_former()
 
 
 def _log_end(folder: RunFolder, error: BaseException) -> None:

@@ -188,7 +188,7 @@ def test_paths_are_expanded_where_a_user_writes_them_and_nowhere_else(tmp_path, 
     with pytest.raises(ConfigError, match=r"OUTPUT_DIR.*'NOT_SET'"):
         load_cfg(None, ["OUTPUT_DIR", "$NOT_SET/out"])
     (tmp_path / "$NOT_SET").mkdir()
-    assert load_cfg(None, ["OUTPUT_DIR", "$NOT_SET"]).OUTPUT_DIR == "$NOT_SET"  # there is such a folder
+    assert load_cfg(None, ["OUTPUT_DIR", "$NOT_SET"]).OUTPUT_DIR == "$NOT_SET"  # a folder of this name exists
 
 
 @pytest.mark.parametrize("key", ["_BASE_", "_base_", "defaults", "BASE", "__base__", "includes"])

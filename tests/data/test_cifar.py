@@ -1,4 +1,4 @@
-"""CIFAR downloaded from a server on this machine, and batches of a user's own, which may be hostile."""
+"""CIFAR from a server on this machine, and a user's own batches, which may be hostile."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_download_ends_at_a_limit_and_leaves_nothing(cifar_server, tmp_path, a
     if announced:
         with pytest.raises(DataError, match=r"CIFAR10 is missing.*exceeds"):
             build_source(cifar_cfg(tmp_path / "data", True), "val")
-        assert not any(contents(tmp_path / "data").values())  # at most an empty file that was a lock
+        assert not any(contents(tmp_path / "data").values())  # only an empty lock file may remain
 
 
 # Files of a user

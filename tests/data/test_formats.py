@@ -1,4 +1,4 @@
-"""The list of formats: which files of a folder are images, which are counted and left out, and what opens a file."""
+"""The image formats: the files in a folder that are read, the ignored files that are counted, and the decoders."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def mixed(tmp_path):
 def counted(message, folder):
     """Check the only warning about a split."""
     assert message.startswith(f"{folder}: ")
-    assert f" {2 * len(ENDINGS) + 4} files" in message  # with 3 hidden ones and one outside the class folders
+    assert f" {2 * len(ENDINGS) + 4} files" in message  # including 3 hidden files and one outside the class folders
     assert "e.g. .ipynb_checkpoints" in message
 
 
@@ -99,18 +99,18 @@ def test_a_usual_folder_gives_no_warning_and_a_class_without_images_says_what_it
 
 @pytest.mark.parametrize("decode", [decode_image, decode_tensor])
 def test_a_picture_in_postscript_is_unreadable_and_starts_no_program(tmp_path, monkeypatch, decode):
-    """The stand-in for Ghostscript leaves a mark. Without the list of formats, Pillow starts it."""
+    """A replacement for Ghostscript creates a file. Without the list of formats, Pillow starts it."""
     program, mark, picture = tmp_path / "bin/gs", tmp_path / "mark", tmp_path / "photo.jpg"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ntouch '{mark}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow remembers what it found earlier
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow caches the path of Ghostscript
     Image.new("RGB", (8, 8)).save(picture, "EPS")
-    with pytest.raises(ImageError, match="of none of the formats JPEG"):
+    with pytest.raises(ImageError, match="in none of the formats JPEG"):
         decode(picture.read_bytes(), picture)
     assert not mark.exists()
-    with Image.open(picture) as image, pytest.raises(OSError, match="cannot identify"):  # the stand-in draws nothing
+    with Image.open(picture) as image, pytest.raises(OSError, match="cannot identify"):  # the replacement draws nothing
         image.load()
     assert mark.exists()
 

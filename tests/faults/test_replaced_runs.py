@@ -1,4 +1,4 @@
-"""The folder of a run: another run that replaces it, and files in it that the run did not write."""
+"""The folder of a run if another run replaces it, or if it contains files that the run did not write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isonet import load_cfg
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, StorageError
 from isonet.files.checkpoint import read_checkpoint
 from isonet.files.run_folder import AUTO, LATEST, RunFolder, checkpoints_to_resume
-from isonet.files.storage import FolderLock, append_line, link_file, make_own, remove_leftovers, write_file
+from isonet.files.storage import FolderLock, append_line, link_file, remove_leftovers, replace_link, write_file
 from isonet.signals import STOP_SIGNALS, StopSignals
 from isonet.training import TrainStep
 from isonet.training.run import run_training
@@ -72,7 +72,7 @@ def test_a_start_that_saves_nothing_leaves_the_former_run_as_it_was(folder, tmp_
 
 
 def test_a_run_can_start_from_the_run_that_it_replaces(folder, tmp_path, tally):
-    """At a rate of 0 its weights stay what it has read."""
+    """With a learning rate of 0, the weights remain the loaded weights."""
     best = read_checkpoint(folder.best)["model"]
     opts = ["SOLVER.BASE_LR", 0.0, "MODEL.INIT_FROM", str(folder.path)]
     assert run_training(cfg(tmp_path, *opts), "run", overwrite=True).path == folder.path
@@ -99,7 +99,7 @@ class Killed(BaseException):
 
 
 def test_a_kill_at_any_moment_of_a_replacement_loses_neither_run(folder, monkeypatch, tally):
-    """The file system changes up to one call, and not at all after it, as if the process had been killed there."""
+    """All calls to the file system after a given call fail, as if the process had been killed there."""
     real = {(place, name): getattr(place, name) for place, name in [
         (Path, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "mkdir"), (Path, "rmdir"), (os, "replace"),
         (os, "link"),
@@ -143,11 +143,11 @@ def test_a_kill_at_any_moment_of_a_replacement_loses_neither_run(folder, monkeyp
     while True:
         done = lives(calls, replace)
         again = 0
-        while not lives(again, folder.settle):  # the next start is killed, too, a bit later each time
+        while not lives(again, folder.restore_former):  # the next start is killed, too, one call later each time
             again += 1
         remove_leftovers(folder.path)
         found = contents(folder.path)
-        if found.get("epoch0001.pt") == b"new":  # from then on, a run resumes from it even if latest.pt is missing
+        if found.get("epoch0001.pt") == b"new":  # a run resumes from this file even if latest.pt is missing
             saved += 1
             assert {found.pop(name, b"new").rstrip() for name in ("best.pt", "latest.pt")} == {b"new"}
             assert found.pop("notes.txt") == b"mine"
@@ -185,7 +185,7 @@ def test_after_a_kill_before_the_first_save_the_former_run_is_back(folder, tmp_p
     assert refused.returncode == 2
     assert "--overwrite" in refused.stderr
     assert contents(folder.path) == before
-    with pytest.raises(Stopped):  # the same command as the one that was killed starts from the same file
+    with pytest.raises(Stopped):  # the command that was killed is repeated and starts from the same file
         run_stopped_at(3, signal.SIGTERM, cfg(tmp_path, "MODEL.INIT_FROM", best), overwrite=True)
     assert read_checkpoint(folder.latest)["part"]["sums"]["steps"] == 3
     tally("survived")
@@ -196,7 +196,7 @@ def test_after_a_kill_before_the_first_save_the_former_run_is_back(folder, tmp_p
 
 
 def test_a_checkpoint_counts_for_the_epoch_that_it_contains(folder, whole, tmp_path, tally):
-    """The user has copied checkpoints. KEEP neither counts nor removes them."""
+    """RUNTIME.KEEP neither counts nor removes checkpoints that the user has copied."""
     first = (folder.path / "epoch0001.pt").read_bytes()
     names = ["epoch0000.pt", "epoch0001-step000003.pt", "epoch0003.pt", "epoch0099.pt", "epoch7.pt", "epoch00007.pt"]
     for name in names:
@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_read_counts_for_its_name(folder, tmp_path):
 
 
 def test_names_that_a_run_does_not_give_are_files_of_the_user(folder):
-    """Epochs have four digits or more, steps six or more, and no other zeros before them."""
+    """Epochs have at least four digits and steps at least six. Longer numbers have no leading zeros."""
     ours = ["epoch0001.pt", "epoch0002-step000003.pt", "epoch12345.pt", "epoch12345-step1234567.pt"]
     others = ["epoch00001.pt", "epoch0002-step0000003.pt", "epoch1.pt", "epoch0001-copy.pt"]
     for name in ours + others:
@@ -288,7 +288,7 @@ def test_a_pipe_a_socket_a_folder_or_a_device_is_refused_and_not_opened(tmp_path
     OBJECTS[kind](path)
     for write in (
         lambda: write_file(path, "x"), lambda: append_line(path, "x"), lambda: link_file(source, path),
-        lambda: make_own(path), lambda: checkpoints_to_resume(RunFolder(Path()), LATEST, overwrite=False),
+        lambda: replace_link(path), lambda: checkpoints_to_resume(RunFolder(Path()), LATEST, overwrite=False),
     ):  # fmt: skip
         with pytest.raises(StorageError, match=r"log\.txt is .*, not a file"):
             write()
@@ -319,17 +319,17 @@ def handlers():
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 @pytest.mark.usefixtures("handlers")
 def test_every_stop_signal_is_recorded(number, capfd):
-    signal.signal(number, signal.SIG_DFL)  # a shell ignores SIGINT for commands in its background
+    signal.signal(number, signal.SIG_DFL)  # a shell ignores SIGINT for background commands
     with StopSignals() as stop:
         os.kill(os.getpid(), number)
         assert stop.received == number
     assert number.name in capfd.readouterr().err
     if number == signal.SIGXCPU:
-        os.kill(os.getpid(), number)  # the kernel repeats it every second, until the process has ended
+        os.kill(os.getpid(), number)  # the kernel repeats SIGXCPU every second until the process ends
 
 
 def run_stopped_at(step: int, number: int, *args, **kwargs) -> None:
-    """Train, and send this process a signal in a step."""
+    """Train, and send this process a signal during ``step``."""
     count = 0
 
     def send(self, *step_args, real=TrainStep.__call__, **step_kwargs):

@@ -84,7 +84,7 @@ def test_other_weights_in_the_file_are_named(tmp_path, caplog):
 
 @pytest.mark.parametrize("name", ["c.safetensors", "c.pt"])
 def test_safetensors_of_other_programs(tmp_path, name):
-    """The content says what the file is, and not its name."""
+    """The content determines the format of the file, and not its name."""
     save_file = pytest.importorskip("safetensors.torch").save_file
     for weights in (network().state_dict(), prefixed("module.")):
         save_file(weights, tmp_path / name, metadata={"format": "pt"})

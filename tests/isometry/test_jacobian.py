@@ -77,7 +77,7 @@ def test_a_few_steps_bound_the_extremes_from_within():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rank", [7, 12])
 def test_a_smallest_value_that_is_not_determined_is_a_bound(rank, dtype):
-    """Whether it is 0 or the search ended too early, the true value is below the bound."""
+    """The true value is below the bound if it is 0 and also if the search ended too early."""
     torch.manual_seed(0)
     matrix = (torch.randn(20, rank, dtype=torch.float64) @ torch.randn(rank, 12, dtype=torch.float64)).to(dtype)
     values = torch.linalg.svdvals(matrix.double())

@@ -75,7 +75,7 @@ def test_the_delta_initialisation_is_an_isometry():
 
 @pytest.mark.parametrize(("out", "in_"), [(8, 4), (6, 4), (12, 4), (16, 2), (4, 4), (4, 8)])
 def test_where_the_published_penalty_is_0_the_squares_sum_up_to_the_values_that_can_be_1(out, in_):
-    """Kernels of 2x2 with stride 2, whose offsets do not overlap: orthonormal columns (rows) have no penalty."""
+    """2x2 kernels with stride 2 do not overlap, so orthonormal columns or rows have no penalty."""
     torch.manual_seed(0)
     conv = nn.Conv2d(in_, out, 2, 2, bias=False).double()
     with torch.no_grad():
@@ -89,7 +89,7 @@ def test_where_the_published_penalty_is_0_the_squares_sum_up_to_the_values_that_
     assert values.square().sum().item() == pytest.approx(kept_values(conv, len(values), published=True))
     delta = nn.Conv2d(in_, out, 3, 2, padding=1, bias=False)
     delta_init_(delta)
-    if out >= in_:  # otherwise the delta initialisation loses channels
+    if out >= in_:  # with fewer outputs than inputs, the delta initialisation loses channels
         ones = torch.linalg.svdvals(dense(delta, 4, 2).detach())
         assert (ones - 1).abs().le(1e-9).sum().item() == kept_values(delta, len(ones), published=True)
         assert conv_spectrum(delta, 4, 2).largest_values(int((ones > 0.5).sum())).smallest == pytest.approx(1)

@@ -45,7 +45,7 @@ def test_depth_counts_convs_and_the_linear_layer(opts, layers):
 @pytest.mark.parametrize(
     "opts", [[], RISO, ["ISON.HAS_BN", True], ["ISON.SReLU", False, *BOTTLENECK, "ISON.DEPTH", 29]]
 )
-def test_weights_tell_the_keys_of_their_network(opts):
+def test_weights_determine_the_keys_of_their_network(opts):
     cfg = load_cfg(None, [*CIFAR, "ISON.DEPTH", 20, *opts])
     with torch.device("meta"):
         found = described(build_model(cfg).state_dict())

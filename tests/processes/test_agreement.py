@@ -1,4 +1,4 @@
-"""Ranks that differ, or of which one fails before the first step: all of them end, and name the rank and the reason."""
+"""If ranks differ or one rank fails before the first step, all ranks end and name the rank and the reason."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def make_images(root, classes=("a", "b"), train=4, val=2, name="{}.png"):
 
 
 MINE = [*TINY, "DATASET.NAME", "mine", "DATASET.NUM_CLASSES", 2, "DATASET.IMAGE_SIZE", 8]
-DIFFERENCES = {  # a folder of images on rank 1, and what the message says of both ranks
+DIFFERENCES = {  # a folder of images on rank 1, and the words of the message for both ranks
     "same": None,
     "renamed class": ("class 1 of train is 'c'", "'b'"),
     "fewer to train": ("the number of train images is 6", "8"),
@@ -139,7 +139,7 @@ def images(tmp_path_factory):
 
 
 def start_on_folders(rank, root):
-    """Return the message of every difference in training, with shards, and in an evaluation."""
+    """Return the messages for each difference in training, in training on shards, and in evaluation."""
 
     def train(world, devices, name, *opts):
         cfg = load_cfg(None, [*MINE, "DATASET.ROOT", str(root / (name if rank == 1 else "base")), *opts])
@@ -177,7 +177,7 @@ def test_other_images_on_a_rank_are_found_before_the_first_step(images, tmp_path
     assert "number of train images is 6 on rank 1" in sharded["fewer to train"]
     assert "no shards" in sharded["moved"]
     seen = {name for name, message in evaluated.items() if f"rank 1 on {HOST}" in message}
-    assert seen == DIFFERENCES.keys() - {"same", "fewer to train", "moved"}  # these have the same images to evaluate
+    assert seen == DIFFERENCES.keys() - {"same", "fewer to train", "moved"}  # their validation images are equal
     assert "1.pt' on rank 1" in other_file
     assert "ISON.DEPTH is 14 on rank 1" in other_depth
 

@@ -67,7 +67,7 @@ def test_a_place_where_no_file_can_be_is_refused_first(tmp_path):
             look_for_folder_of("--json", str(place))
     look_for_output_folder("--output", str(tmp_path / "a/b/c"))
     for place in (tmp_path / "file", tmp_path / "file/a/b", tmp_path / "pipe"):
-        with pytest.raises(UserError, match=r"--output .* no folder"):
+        with pytest.raises(UserError, match=r"--output .* not a writable folder"):
             look_for_output_folder("--output", str(place))
 
 
@@ -80,7 +80,7 @@ def test_json_replaces_only_the_figures_of_an_earlier_evaluation(tmp_path):
 
 
 def test_an_output_is_checked_before_the_work(tmp_path):
-    """The inputs do not exist, so an error about the output is raised before any of them is read."""
+    """The inputs do not exist, so an error about the output shows that no input has been read."""
     for main, parse_args, option, arguments in (
         (test_script.main, test_script.parse_args, "--json", ["--ckpt", "gone.pt"]),
         (export.main, export.parse_args, "--output", ["--ckpt", "gone.pt", "--format", "torch"]),
@@ -90,7 +90,7 @@ def test_an_output_is_checked_before_the_work(tmp_path):
         with pytest.raises(UserError, match=rf"{option} .*a\.png is a folder"):
             main(parse_args([*arguments, option, str(tmp_path / "a.png")]))
     (tmp_path / "b").touch()
-    with pytest.raises(UserError, match=r"--output .* no folder"):
+    with pytest.raises(UserError, match=r"--output .* not a writable folder"):
         isometry.main(isometry.parse_args(["--cfg", "gone.yaml", "--output", str(tmp_path / "b")]))
 
 

@@ -173,7 +173,7 @@ def test_after_seven_runs_the_colours_repeat_with_a_different_marker(tmp_path, m
         (["twin"], ["twin", "2 runs", "outputs/a/twin", "outputs/b/twin"]),
         (["a/twin", "outputs/a/twin"], ["a/twin", "twice"]),
         (["empty"], ["empty/metrics.jsonl", "epoch"]),
-        (["a/twin", "--output", "no/such.png"], ["no/such.png", "no folder"]),
+        (["a/twin", "--output", "no/such.png"], ["no/such.png", "not a writable folder"]),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, monkeypatch, runs, words):

@@ -206,7 +206,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(capfd, mon
 def test_an_output_that_cannot_be_written_is_refused(capfd, network, tmp_path):
     ckpt = tmp_path / "best.pt"
     for output, why in (
-        (tmp_path / "gone/a.pt2", "no folder"),
+        (tmp_path / "gone/a.pt2", "not a writable folder"),
         (tmp_path, "is a folder"),
         (ckpt, "checkpoint"),
     ):

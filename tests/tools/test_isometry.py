@@ -57,7 +57,7 @@ def test_the_numbers_match_the_network(tmp_path):
     assert sum(conv["penalty"] or 0 for conv in found["convs"]) == pytest.approx(ortho_penalty(model).item(), abs=1e-9)
     assert [row["part"] for row in found["jacobian"]] == ["stem", "s1", "s2", "s3", "head", "whole"]
     assert found["jacobian"][1]["largest"] == pytest.approx(1)  # delta initialisation, and no value is clipped
-    kept = strided["kept"]  # the penalty, as published, is 0 for 16 of the 32 singular values at each place
+    kept = strided["kept"]  # 16 of the 32 singular values at each position can be 1
     assert (kept["singular_values"], kept["smallest"], kept["near_1"]) == (4 * 4 * 16, 1.0, 1.0)
     found["signal"][-1]["backward"] = 0.0
     assert "no gradient" in page(numbers)
@@ -90,7 +90,9 @@ def test_the_networks_share_the_axes_of_the_singular_values(compared):
         assert axis.get_xlim() == first.get_xlim()
         labels = [text.get_text() for text in axis.get_xticklabels()]
         assert labels == [text.get_text() for text in first.get_xticklabels()]
-        assert labels.index("s1.b1.b") < labels.index("s2.b1.proj") < labels.index("s3.b1.a")  # though "start" has none
+        assert (
+            labels.index("s1.b1.b") < labels.index("s2.b1.proj") < labels.index("s3.b1.a")
+        )  # although "start" lacks some of these layers
 
 
 def test_the_line_of_a_network_with_shortcuts_passes_through_its_trunk(compared):
@@ -122,7 +124,7 @@ def test_a_network_without_a_gradient_has_no_line(compared):
 
 
 def test_a_bound_on_a_singular_value_is_hollow(compared):
-    """And a smallest one is in the table with its sign."""
+    """The table shows a bound on the smallest value with the sign <."""
     numbers, text = compared
     rows = [row for each in numbers.values() for row in each["jacobian"]]
     (axis,) = plots.jacobian_by_part(numbers).axes
@@ -149,7 +151,7 @@ def test_the_page_needs_no_other_file_and_shows_every_network(compared):
     numbers, text = compared
     assert list(numbers) == names
     columns = [row.count("<td>") for row in re.findall(r"<tr>.*</tr>", text)]
-    assert 0 < max(columns) <= 4  # a phone shows them whole
+    assert 0 < max(columns) <= 4  # a phone shows four columns without scrolling
     assert "<b>trained" not in text
     assert "&lt;b&gt;trained&lt;/b&gt;" in text
     assert not re.search(r"(src|href)=\"(?!data:)", text)

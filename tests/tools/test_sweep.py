@@ -219,7 +219,7 @@ def test_a_grid_is_the_product_of_all_values(tmp_path):
 
 
 @pytest.mark.parametrize("values", ["a/b.pt,a_b.pt", "é.pt,è.pt", "a b.pt,a_b.pt,a/b.pt"])
-def test_values_that_are_two_are_two_runs(values):
+def test_different_values_are_different_runs(values):
     runs = make_grid(DIGITS, "s", ["MODEL.INIT_FROM", values])
     assert [run.cfg.MODEL.INIT_FROM for run in runs] == values.split(",")
     assert len({run.folder.path.name for run in runs}) == len(runs)

@@ -1,4 +1,4 @@
-"""The classes of a run: resumed and fine-tuned runs keep what each output of the network means, or say why not."""
+"""The classes of a run: resumed and fine-tuned runs keep the class of each output, or raise an error or a warning."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def rename(folder, classes):
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory):
-    """A run on three classes called by letters, resumed after its first epoch."""
+    """A run on three classes with letters as names, resumed after its first epoch."""
     root = write(tmp_path_factory.mktemp("letters"), LETTERS)
     train(root)
     return train(root, "SOLVER.MAX_EPOCHS", 2, resume=LATEST)
 
 
 def test_a_run_of_a_former_version_on_numbers_resumes_in_its_order(two_epochs, tmp_path):
-    """The folders are called by numbers in place of letters, which a former version ordered as text."""
+    """The folders have numbers as names instead of letters. A former version sorted numbers as text."""
     folder = train(write(tmp_path, LETTERS))
     (tmp_path / "set").rename(tmp_path / "letters")
     write(tmp_path, NUMBERS)
@@ -121,7 +121,7 @@ def test_a_head_of_imagenet_without_names_keeps_its_order_for_ids():
     assert classes_of_head([], ["cat", "dog"], 1000) == classes_of_head(None, ["cat", "dog"], 2) == ["cat", "dog"]
 
 
-def test_more_outputs_than_classes_are_said_once_with_the_key_and_the_number(tmp_path):
+def test_more_outputs_than_classes_give_one_warning_with_the_key_and_the_number(tmp_path):
     wide = ["DATASET.NUM_CLASSES", 5]
     folder = train(write(tmp_path, LETTERS), *wide)
     train(tmp_path, *wide, "SOLVER.MAX_EPOCHS", 2, resume=LATEST)

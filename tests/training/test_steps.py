@@ -91,10 +91,10 @@ def test_evaluation_against_one_pass_over_everything():
 @pytest.mark.parametrize("classes", [3, 10, 1000])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_first_guess_is_numpys_argmax_where_logits_tie(dtype, classes, layout):
-    """In training, in evaluation, and for every number of classes. Of equal logits, the lowest class is the guess."""
+    """This holds in training, in evaluation and for every number of classes. The lowest class wins a tie."""
     generator = torch.Generator().manual_seed(2)
     logits = torch.randn(1000, classes, generator=generator).to(dtype)
-    logits[0] = 0.0  # every logit is equal
+    logits[0] = 0.0  # all logits are equal
     labels = torch.randint(0, classes, (1000,), generator=generator)
     truth = np.argmax(logits.float().numpy(), axis=1)
     assert ((logits == logits.amax(1, keepdim=True)).sum(1) > 1).any(), "no ties to test"
@@ -104,7 +104,9 @@ def test_the_first_guess_is_numpys_argmax_where_logits_tie(dtype, classes, layou
         guesses = best_classes(logits, count).numpy()
         assert np.array_equal(guesses[:, 0], truth)
         chosen = np.take_along_axis(logits.float().numpy(), guesses, axis=1)
-        assert np.array_equal(chosen, -np.sort(-logits.float().numpy(), axis=1)[:, :count])  # the largest, falling
+        assert np.array_equal(
+            chosen, -np.sort(-logits.float().numpy(), axis=1)[:, :count]
+        )  # the largest logits in decreasing order
         assert all(len(set(row)) == len(row) for row in guesses[:100].tolist())
     found = evaluate(nn.Identity(), [(logits, labels)], CPU)
     sums = EpochSums(CPU)
@@ -112,7 +114,7 @@ def test_the_first_guess_is_numpys_argmax_where_logits_tie(dtype, classes, layou
     expected = 100 * np.mean(truth == labels.numpy())
     assert found.top1 == sums.means()["train_top1"] == pytest.approx(expected)
     within = (logits.float().topk(min(5, classes)).indices == labels[:, None]).sum().item()
-    assert found.top5 == sums.means()["train_top5"] == pytest.approx(within / 10, abs=0.101)  # but for the first row
+    assert found.top5 == sums.means()["train_top5"] == pytest.approx(within / 10, abs=0.101)  # except for the first row
 
 
 def test_top5_of_fewer_than_five_classes_is_all():

@@ -67,7 +67,7 @@ class ShardIndex:
         text = json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
         files = {ROWS: self.rows.tobytes(), INDEX: text.encode()}
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
-        known = read_sums(folder).items()  # the file may come with the shards, and list other files as well
+        known = read_sums(folder).items()  # the file may come with the shards and list other files, too
         sums |= {name: digest for name, digest in known if name not in sums and (folder / name).is_file()}
         (folder / INDEX).unlink(missing_ok=True)  # an earlier index does not describe the new rows
         write_file(folder / ROWS, files[ROWS])
@@ -164,7 +164,9 @@ def make_index(
         check_complete(folder)
     files, head, known = shard_files(folder), read_head(folder / INDEX), {**read_sums(folder), **(sums or {})}
     if head and not str(head.get("format")).startswith(FORMAT[:-1]):
-        raise DataError(f"{printable(folder / INDEX)} is of another program, and would be replaced: move it away")
+        raise DataError(
+            f"{printable(folder / INDEX)} was written by another program, and is not replaced: move it away"
+        )
     if marks is None:
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
     oddities: Oddities = defaultdict(list)
@@ -215,7 +217,7 @@ def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
             if sha256_of(path) != sums.get(shard.name):
                 yield f"{path}: SHA-256 does not match {SUMS}"
             elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
-                yield f"{path}: images or labels do not match {INDEX}, but its checksum is right: index it again"
+                yield f"{path}: images or labels do not match {INDEX}, but the checksum is right: index the shard again"
         except (OSError, DataError) as error:
             yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
     names = {shard.name for shard in index.shards}

@@ -43,7 +43,7 @@ Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are 
 
 
 def require_pread() -> None:
-    """Raise ``DataError`` on Windows, where Python has no call that reads a file at an offset."""
+    """Raise ``DataError`` on Windows, where Python cannot read a file at an offset (``os.pread``)."""
     if not hasattr(os, "pread"):
         raise DataError("tar shards need os.pread, which Python lacks on Windows: read the image folder instead")
 

@@ -58,7 +58,7 @@ class ShardSource(EncodedSource):
         return data[512:], Path(f"{path}/{header.name}")  # for messages only
 
     def names(self) -> bytes:
-        sums = read_sums(self.folder)  # of the content, which image folders do not have
+        sums = read_sums(self.folder)  # checksums of the content, which image folders do not have
         return str([(shard, sums.get(shard.name)) for shard in self.index.shards]).encode() + self.index.rows.tobytes()
 
     def _descriptor(self, path: Path) -> int:

@@ -65,14 +65,14 @@ def make_plan(source: FolderSource, root: Path, shuffle: bool, seed: int, per_sh
 def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
     """Write the shards of ``plan`` that ``folder`` lacks, and the index of all shards.
 
-    overwrite: whether to delete existing shards first. Raises ``DataError`` rather than mix two plans or delete files
-    of other programs (see ``check_plan``), and ``OSError`` if an image cannot be read or a shard cannot be written.
+    overwrite: whether to delete existing shards first. Raises ``DataError`` if ``check_plan`` raises it, and
+    ``OSError`` if an image cannot be read or a shard cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with FolderLock(folder):
         remove_leftovers(folder)
         if not check_plan(plan, folder, overwrite):
-            # The index and the plan last: they show that the files are this tool's if a kill leaves some of them
+            # The index and the plan are deleted last: after a kill, they identify the other files as files of this tool
             for file in [*folder.glob("*.tar"), *(folder / name for name in (SUMS, ROWS, INDEX, PLAN))]:
                 file.unlink(missing_ok=True)
             write_file(folder / PLAN, json.dumps(plan.marks) + "\n")
@@ -88,10 +88,10 @@ def write_shards(plan: Plan, folder: Path, overwrite: bool) -> ShardIndex:
 
 
 def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
-    """Whether to keep the shards in ``folder``, because some or all shards of this plan are there.
+    """Return whether ``folder`` contains shards of this plan, which are kept.
 
-    Raises ``DataError`` if the folder has shards of another plan and ``overwrite`` is False, or has files of the names
-    of shards and their index that ``write_shards`` did not write.
+    Raises ``DataError`` if the folder contains shards of another plan and ``overwrite`` is False, or if it contains tar
+    files or an index that ``write_shards`` did not write.
     """
     marks = read_head(folder / INDEX) or read_head(folder / PLAN)
     files = [path for path in (folder / name for name in (INDEX, PLAN, SUMS, ROWS)) if os.path.lexists(path)]
@@ -106,7 +106,7 @@ def check_plan(plan: Plan, folder: Path, overwrite: bool) -> bool:
         return False
     if any(marks.get(key) != mark for key, mark in plan.marks.items()):
         raise DataError(
-            f"{printable(folder)} has shards of other images, by name, size or time, or other classes or options "
+            f"{printable(folder)} has shards of other images (by name, size or time), other classes or other options "
             f"({printable(marks.get('options', '?'))[:100]}, now {plan.marks['options']}); --overwrite replaces them"
         )
     return True

@@ -14,7 +14,7 @@ from pathlib import Path
 from isonet.config import load_cfg
 from isonet.errors import EXIT_DONE, EXIT_STOPPED, CheckpointError, printable, run_cli
 from isonet.files.run_folder import AUTO, run_folder
-from isonet.files.storage import FolderLock, make_own
+from isonet.files.storage import FolderLock, replace_link
 from isonet.signals import StopSignals
 from isonet.tools.cli import make_parser
 from isonet.tools.sweep.runs import Run
@@ -35,7 +35,7 @@ def run_all(runs: Sequence[Run], slots: Sequence[str | None], folder: Path, stop
     waiting, free = list(runs), list(slots)
     busy: dict[str | None, tuple[Run, subprocess.Popen[bytes]]] = {}
     for run in runs:
-        make_own(_output(run, folder))
+        replace_link(_output(run, folder))
     read_end, write_end = os.pipe()
     # The standard input of all processes: they stop at its end, that is, when this process closes it or dies
     with open(read_end, "rb") as lifeline, open(write_end, "wb") as ours:

@@ -113,7 +113,7 @@ def make_grid(cfg_path: str, output: str, opts: Sequence[str]) -> list[Run]:
         return ["-".join([output, *(f"{leaf(key)}={written(shown(of[key]))}" for key in varying)]) for of in values]
 
     named = names(lambda text: re.sub(r"[^A-Za-z0-9_.+-]", "_", text))
-    if len(set(named)) < len(named):  # such as a/b and a_b
+    if len(set(named)) < len(named):  # two values, such as a/b and a_b, have the same name
         named = names(lambda text: quote(text, safe="+"))
     if len(set(named)) < len(named):
         raise ConfigError(f"two runs are called {max(named, key=named.count)}: give each value once")
@@ -138,10 +138,10 @@ def leaf(key: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as text, the same text for equal values: 1e-4, 0.02, 30_60."""
+    """Return a value as text, such as 1e-4, 0.02 or 30_60. Equal values give the same text."""
     if isinstance(value, list):
         return "_".join(map(shown, value)) or "none"
-    return short(value + 0.0) if isinstance(value, float) else str(value)  # + 0.0: -0 is 0
+    return short(value + 0.0) if isinstance(value, float) else str(value)  # + 0.0 turns -0.0 into 0.0
 
 
 def ranked(runs: Sequence[Run]) -> list[Run]:
