@@ -1,5 +1,6 @@
 """The folder of a run, ``OUTPUT_DIR/DATASET.NAME/<output>/``, and its files. This module does not import torch."""
 
+import itertools
 import logging
 import os
 import re
@@ -80,7 +81,8 @@ class RunFolder:
         """
         path = self.path / (f"epoch{epoch:04}-step{step:06}.pt" if step else f"epoch{epoch:04}.pt")
         if path in self.misnamed():
-            path.replace(path.with_name(f"{path.name}.other"))
+            others = (path.with_name(f"{path.name}.other{number or ''}") for number in itertools.count())
+            path.replace(next(other for other in others if not os.path.lexists(other)))
         write_file(path, content)
         if best:  # first, so that the latest never names a best epoch whose file is missing
             link_file(path, self.best)

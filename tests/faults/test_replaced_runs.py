@@ -205,11 +205,13 @@ def test_a_checkpoint_counts_for_the_epoch_that_it_contains(folder, whole, tmp_p
     assert checkpoints_to_resume(folder, str(folder.path / "epoch0002.pt"), overwrite=False)
     with pytest.raises(CheckpointError, match="is not its latest checkpoint"):
         checkpoints_to_resume(folder, str(folder.path / "epoch0099.pt"), overwrite=False)
+    (folder.path / "epoch0003.pt.other").write_bytes(b"mine")
     run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 3, "RUNTIME.KEEP", 1), "run", resume=LATEST)
     assert folder.metrics.read_bytes() == whole.metrics.read_bytes()
     assert_same(read_checkpoint(folder.latest)["model"], read_checkpoint(whole.latest)["model"])
     assert [file.name for file in folder.numbered()] == ["epoch0003.pt"]
-    names[2] = "epoch0003.pt.other"
+    assert (folder.path / "epoch0003.pt.other").read_bytes() == b"mine"
+    names[2] = "epoch0003.pt.other1"
     assert all((folder.path / name).read_bytes() == first for name in names)
     assert "epoch0099.pt was saved at another epoch" in folder.log.read_text()
     tally("survived", len(names))
