@@ -9,18 +9,16 @@ import logging
 import os
 import pickle
 import shutil
-import tempfile
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from isonet.data.sources import ArraySource
 from isonet.errors import DataError, printable
-from isonet.files.download import fetch
+from isonet.files.download import download_folder, fetch
 
 log = logging.getLogger("isonet")
 
@@ -73,27 +71,21 @@ def _download(data: Any, root: Path, files: list[Path]) -> None:
     """
     from torchvision.datasets.utils import check_integrity, extract_archive
 
-    root.mkdir(parents=True, exist_ok=True)
-    prefix, suffix = f".{data.filename}.", ".part"
-    lock = root / f"{prefix}lock"
-    with FileLock(lock):
-        for left in root.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
-            shutil.rmtree(left)
-        if not all(file.exists() for file in files):  # otherwise another process has downloaded them
-            with tempfile.TemporaryDirectory(suffix, prefix, root) as place:
-                archive = root / data.filename
-                if not check_integrity(archive, data.tgz_md5):
-                    archive = Path(place) / data.filename
-                    fetch(data.url, archive, _LARGEST_ARCHIVE)
-                    if not check_integrity(archive, data.tgz_md5):
-                        raise OSError(f"{data.url} is not the published archive (its checksum differs)")
-                extract_archive(archive, place)
-                (root / data.base_folder).mkdir(exist_ok=True)
-                for file in [*Path(place, data.base_folder).iterdir(), *Path(place).glob(data.filename)]:
-                    target = root / file.relative_to(place)
-                    if not os.path.lexists(target):
-                        shutil.move(file, target)
-        lock.unlink(missing_ok=True)
+    archive = root / data.filename
+    with download_folder(archive) as place:
+        if all(file.exists() for file in files):  # another process has downloaded them
+            return
+        if not check_integrity(archive, data.tgz_md5):
+            archive = place / data.filename
+            fetch(data.url, archive, _LARGEST_ARCHIVE)
+            if not check_integrity(archive, data.tgz_md5):
+                raise OSError(f"{data.url} is not the published archive (its checksum differs)")
+        extract_archive(archive, place)
+        (root / data.base_folder).mkdir(exist_ok=True)
+        for file in [*(place / data.base_folder).iterdir(), *place.glob(data.filename)]:
+            target = root / file.relative_to(place)
+            if not os.path.lexists(target):
+                shutil.move(file, target)
 
 
 def _batch(file: Path, num_classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,34 @@
 """Downloads files of a limited size, so that an endless response does not fill the disk."""
 
+import shutil
+import tempfile
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
 from tqdm import tqdm
 
 STALLED_SECONDS = 30.0  # the time without data after which the connection counts as lost
 _CHUNK = 1 << 20
+
+
+@contextmanager
+def download_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside ``path`` for its download, and remove the folder afterwards.
+
+    If several processes call this function for the same ``path``, they enter the ``with`` block one after the other.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    prefix, suffix = f".{path.name}.", ".part"
+    lock = path.with_name(f"{prefix}lock")
+    with FileLock(lock):
+        for left in path.parent.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
+            shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(suffix, prefix, path.parent) as folder:
+            yield Path(folder)
+        lock.unlink(missing_ok=True)
 
 
 def check_size(received: int, limit: int) -> None:

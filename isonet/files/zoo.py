@@ -5,20 +5,17 @@ A file receives its name in the cache only when it is complete and has the netwo
 
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from isonet.errors import CheckpointError, UserError
 from isonet.extras import install
 from isonet.files.checkpoint import Checkpoint, fitted
-from isonet.files.download import STALLED_SECONDS, check_size
+from isonet.files.download import STALLED_SECONDS, check_size, download_folder
 from isonet.files.run_folder import find_checkpoint
 from isonet.files.storage import write_file
 from isonet.models.build import assemble
@@ -62,12 +59,9 @@ def zoo_weights(entry: PublishedNetwork, retries: int = _RETRIES) -> dict[str, T
     """
     path = zoo_file(entry)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        with FileLock(lock):
+        with download_folder(path) as folder:
             if not path.is_file():  # otherwise another process has fetched it
-                _download(entry, path, retries)
-            lock.unlink(missing_ok=True)
+                _download(entry, path, folder, retries)
     try:
         return _checked(entry, path)
     except CheckpointError as error:
@@ -84,8 +78,8 @@ def _checked(entry: PublishedNetwork, path: Path) -> dict[str, Tensor]:
     return fitted(_network(entry), Checkpoint.read(path).weights, path)
 
 
-def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
-    """Download the file of ``entry``, check it, and then give it its name."""
+def _download(entry: PublishedNetwork, path: Path, folder: Path, retries: int) -> None:
+    """Download the file of ``entry`` into ``folder``, check it, and then give it its name."""
     url = os.environ.get(URL_VARIABLE, GOOGLE_DRIVE) + entry.file_id
     by_hand = f"fetch {url} in a browser and save it as {path}"
     try:
@@ -94,20 +88,16 @@ def _download(entry: PublishedNetwork, path: Path, retries: int) -> None:
         raise UserError(f"{PREFIX}{entry.name} needs the package gdown: {install('zoo')}; or {by_hand}") from None
     limit = _LARGEST * sum(weight.numel() * 4 for weight in _network(entry).state_dict().values())
     log.info("fetching %s: %s", path, url)
-    prefix, suffix = f".{path.name}.", ".part"
-    for left in path.parent.glob(f"{prefix}*{suffix}"):  # left by a process that was killed
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(suffix, prefix, path.parent) as folder:
-        unchecked, quiet = Path(folder) / path.name, not sys.stderr.isatty()
-        try:
-            gdown.download(
-                url, str(unchecked), quiet, use_cookies=False, timeout=STALLED_SECONDS, retries=retries,
-                progress=lambda received, announced: check_size(max(received, announced or 0), limit),
-            )  # fmt: skip
-            _checked(entry, unchecked)
-        except Exception as error:  # gdown raises many kinds for answers that it does not expect
-            why = f"{' '.join(str(error).removeprefix(f'{unchecked}: ').split()) or type(error).__name__:.400}"
-            raise CheckpointError(
-                f"no checkpoint of {entry.network} could be fetched from {url} ({why}): try again later, or {by_hand}"
-            ) from error
-        write_file(path, unchecked.read_bytes())
+    unchecked, quiet = folder / path.name, not sys.stderr.isatty()
+    try:
+        gdown.download(
+            url, str(unchecked), quiet, use_cookies=False, timeout=STALLED_SECONDS, retries=retries,
+            progress=lambda received, announced: check_size(max(received, announced or 0), limit),
+        )  # fmt: skip
+        _checked(entry, unchecked)
+    except Exception as error:  # gdown raises many kinds for answers that it does not expect
+        why = f"{' '.join(str(error).removeprefix(f'{unchecked}: ').split()) or type(error).__name__:.400}"
+        raise CheckpointError(
+            f"no checkpoint of {entry.network} could be fetched from {url} ({why}): try again later, or {by_hand}"
+        ) from error
+    write_file(path, unchecked.read_bytes())
