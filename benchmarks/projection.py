@@ -19,8 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.cases import Case, ours
 from benchmarks.common import interleave
-from benchmarks.step import Case, ours
 from benchmarks.tables import RESULTS
 from isonet import build_model, load_cfg
 from isonet.convs import shape_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks.cases import CONFIGS, Case, ours
 from benchmarks.common import Row, interleave, make_parser, report
-from benchmarks.step import CONFIGS, Case, ours
 from isonet import build_model, load_cfg
 from isonet.training.report import singular_values
 

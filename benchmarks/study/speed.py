@@ -21,7 +21,7 @@ from benchmarks.common import interleave, machine
 from benchmarks.study.rows import Row
 from benchmarks.study.stored import RESULTS
 from isonet import build_model
-from isonet.config import load_cfg
+from isonet.config import load_cfg, uses_channels_last
 from isonet.files.storage import write_file
 from isonet.training import build_optimizer
 from isonet.training.devices import place
@@ -61,7 +61,7 @@ def read() -> dict[str, dict[str, Any]]:
 
 def _step_and_evaluation(cfg: CfgNode) -> tuple[Callable[[], object], Callable[[], object]]:
     model = build_model(cfg)
-    forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+    forward = place(model, [CPU], uses_channels_last(cfg, "cpu"), cfg.RUNTIME.COMPILE)
     amp = Amp(cfg.RUNTIME.AMP, CPU)
     step = TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, amp=amp)
     images, tests = _images(cfg.SOLVER.TRAIN_BATCH_SIZE), _images(cfg.SOLVER.TEST_BATCH_SIZE)

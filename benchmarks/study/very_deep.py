@@ -26,6 +26,7 @@ from benchmarks.common import machine
 from benchmarks.study.rows import CONFIGS
 from benchmarks.study.stored import RESULTS
 from isonet import build_model, load_cfg
+from isonet.config import uses_channels_last
 from isonet.data import build_loader
 from isonet.errors import run_cli
 from isonet.isometry import signal_norms
@@ -116,7 +117,7 @@ def steps() -> dict[str, Any]:
 def training_step(cfg: CfgNode) -> TrainStep:
     seed_everything(cfg.RUNTIME.SEED)
     model = build_model(cfg)
-    forward = place(model, [CPU], cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE)
+    forward = place(model, [CPU], uses_channels_last(cfg, "cpu"), cfg.RUNTIME.COMPILE)
     model.train()
     return TrainStep(forward, model, build_optimizer(model, cfg), cfg.ISON.ORTHO_COEFF, seed=cfg.RUNTIME.SEED)
 

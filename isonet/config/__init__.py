@@ -17,7 +17,7 @@ from isonet.config.checks import contradictions
 from isonet.config.file import parse_pairs, read_pairs, shown, where
 from isonet.config.habits import BASES, in_place_of
 from isonet.config.keys import BEFORE_THE_KEY, KEYS, SMALL_IMAGE, default_cfg
-from isonet.config.kinds import FilePath
+from isonet.config.kinds import AUTO, FilePath
 from isonet.errors import ConfigError
 
 # The side of a square image in pixels, if DATASET.IMAGE_SIZE does not give it
@@ -94,6 +94,14 @@ def uses_small_images(cfg: CfgNode) -> bool:
 def global_batch(cfg: CfgNode, num_gpus: int = 1) -> int:
     """Return the number of images in a training step on ``num_gpus`` GPUs of one or several processes."""
     return cfg.SOLVER.TRAIN_BATCH_SIZE * cfg.SOLVER.ACCUMULATE * num_gpus
+
+
+def uses_channels_last(cfg: CfgNode, device: str) -> bool:
+    """Return whether images and weights are in NHWC memory order on a device of type ``device``, "cpu" or "cuda"."""
+    runtime = cfg.RUNTIME
+    if runtime.CHANNELS_LAST == AUTO:
+        return device == "cpu" or runtime.AMP != "off" or runtime.TF32
+    return bool(runtime.CHANNELS_LAST)
 
 
 def flat(cfg: CfgNode) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from isonet.config.kinds import Bool, FilePath, Float, Int, Kind, ListOf, OneOf, Text
+from isonet.config.kinds import AUTO, Bool, BoolOrAuto, FilePath, Float, Int, Kind, ListOf, OneOf, Text
 
 SMALL_IMAGE = 64  # pixels; images of up to this side are for CIFAR networks
 _BELOW_ONE = 1 - 1e-6
@@ -86,6 +86,8 @@ _ROWS = (
     Key("ISON.DEPTH", 34, Int(1, 10_000),
         "ImageNet: 18, 34 (basic), 50, 101, 152 (bottleneck); up to 64 pixels: 6n+2 (basic), 9n+2 (bottleneck)"),
     Key("ISON.ORTHO_COEFF", 1e-4, Float(0, 1e6), "loss = cross entropy + ORTHO_COEFF * penalty; 0: no penalty"),
+    Key("ISON.ORTHO_EVERY", 1, Int(1, _MANY),
+        "k: the penalty counts only at every k-th step of the run, and k times as much"),
     Key("ISON.ORTHO_STRIDED", "published", OneOf("published", "operator"),
         "the penalty of strided convolutions: as published, or of the operator that they compute"),
     Key("ISON.HAS_BN", False, Bool(), "batch norm after every convolution"),
@@ -118,7 +120,8 @@ _ROWS = (
         "GPU convolutions with 10 bits of mantissa: faster, but not the published float32"),
     Key("RUNTIME.AMP", "off", OneOf("off", "bf16", "fp16"),
         "autocast to 16 bits, for fp16 with gradient scaling; the penalty stays in float32"),
-    Key("RUNTIME.CHANNELS_LAST", False, Bool(), "images and weights in NHWC memory order; results round differently"),
+    Key("RUNTIME.CHANNELS_LAST", AUTO, BoolOrAuto(),
+        "NHWC memory order, which rounds sums differently; auto: on CPUs, and on GPUs with AMP or TF32", before=False),
     Key("RUNTIME.COMPILE", False, Bool(),
         "torch.compile the network: faster steps after minutes at the start; on the CPU or one GPU per process"),
     Key("RUNTIME.CHECKPOINT_ACTIVATIONS", False, Bool(),

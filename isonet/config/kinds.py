@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 from isonet.config.file import shown
 
+AUTO = "auto"
+
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}  # as in YAML
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 _LONGEST_NUMBER = 400  # characters; the largest float has 309 digits
@@ -35,6 +37,15 @@ class Bool:
 
     def fault(self, value: bool) -> str:
         return ""
+
+
+class BoolOrAuto(Bool):
+    """True, False or ``"auto"``."""
+
+    takes: ClassVar[str] = "True, False or auto"
+
+    def read(self, value: Any) -> bool | str:  # type: ignore[override]
+        return AUTO if isinstance(value, str) and value.strip().lower() == AUTO else super().read(value)
 
 
 @dataclass(frozen=True)

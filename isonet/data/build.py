@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from yacs.config import CfgNode
 
-from isonet.config import global_batch, image_size, uses_small_images
+from isonet.config import global_batch, image_size, uses_channels_last, uses_small_images
 from isonet.data.cifar import cifar
 from isonet.data.faults import ImageError, OnError
 from isonet.data.folders import FolderSource, image_folder
@@ -73,7 +73,7 @@ def build_loader(
         windows = Windows([shard.images for shard in source.index.shards], cfg.DATASET.SHUFFLE_BUFFER)
     drop_last = train and cfg.SOLVER.DROP_LAST
     batches = EpochBatches(len(source.labels), batch_size, train, seed, share, drop_last, windows)
-    normalise = Normalise(*statistics(cfg), devices[0], cfg.RUNTIME.CHANNELS_LAST)
+    normalise = Normalise(*statistics(cfg), devices[0], uses_channels_last(cfg, devices[0].type))
     if in_memory:
         images = SourceImages(source, Augment(to_square(size), seed), size, on_error=on_error)
         return MemoryLoader(decode_all(images, num_workers(cfg)), batches, normalise, crop_flip)
@@ -95,7 +95,7 @@ def read_batches(
     from isonet.data.workers import ImageBatches, SourceImages
 
     size = image_size(cfg)
-    normalise = Normalise(*statistics(cfg), device, cfg.RUNTIME.CHANNELS_LAST)
+    normalise = Normalise(*statistics(cfg), device, uses_channels_last(cfg, device.type))
     augment = Augment(image_transforms(size, uses_small_images(cfg), None), cfg.RUNTIME.SEED)
     as_tensor = cfg.RUNTIME.DECODER == "torch" and not kept_in_memory(cfg, len(paths))  # decode_all uses only Pillow
     images = SourceImages(FolderSource(paths, range(len(paths)), ()), augment, size, as_tensor)

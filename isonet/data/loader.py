@@ -59,6 +59,11 @@ class Loader:
         """The value of ``taken`` after the last batch of the epoch."""
         return self.batches.epoch_images
 
+    @property
+    def epoch_steps(self) -> int:
+        """The number of batches in a whole epoch."""
+        return self.batches.epoch_steps
+
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Set the epoch, counted from 1, which determines the order and the augmentation.
 

@@ -82,6 +82,12 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         whole = self.drop_last and self.num_images >= self.batch_size
         return self.num_images - ((self.num_images - self.skip) % self.batch_size if whole else 0)
 
+    @property
+    def epoch_steps(self) -> int:
+        """The number of batches of an epoch from which no image is skipped."""
+        whole, rest = divmod(self.num_images, self.batch_size)
+        return whole + bool(rest and not (whole and self.drop_last))
+
     def set_epoch(self, epoch: int, skip: int = 0) -> None:
         """Set the epoch, and begin it after the first ``skip`` images of its order."""
         if not 0 <= skip <= self.num_images:

@@ -44,6 +44,13 @@ class Progress:
         steps = self.part.sums["steps"] if self.part else 0
         return f"epoch {self.epoch + 1}, step {steps}" if steps else f"epoch {self.epoch}"
 
+    @property
+    def last_penalty(self) -> float | None:
+        """The penalty in the latest sums or metrics, or None at the start of a run."""
+        if self.part:
+            return float(self.part.sums["losses"][1])
+        return self.history[-1]["penalty"] if self.history else None
+
     def record(self, row: dict[str, float], timing: dict[str, float]) -> bool:
         """Add the rows of a finished epoch, and return whether it is the best so far."""
         self.epoch, self.part = int(row["epoch"]), None

@@ -69,7 +69,7 @@ def count_flops(cfg: CfgNode) -> FlopCount:
     all_grams = [Grams(shape_of(conv), cfg.ISON.ORTHO_STRIDED) for _, conv in penalised_convs(model)]
     penalty_macs, penalty_gradient = (sum(macs) for macs in zip(*map(_macs_at_points, all_grams), strict=True))
     network_step = cfg.SOLVER.TRAIN_BATCH_SIZE * (3 * macs - stem_macs)
-    penalty_step = penalty_macs + penalty_gradient if cfg.ISON.ORTHO_COEFF > 0 else 0
+    penalty_step = round((penalty_macs + penalty_gradient) / cfg.ISON.ORTHO_EVERY) if cfg.ISON.ORTHO_COEFF > 0 else 0
     return FlopCount(
         input=[3, image_size(cfg), image_size(cfg)],
         params=sum(stage.params for stage in stages),

@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
 from isonet.classes import are_numbers, check_guess, check_names, imagenet_classes, in_order, read_names, wordnet_ids
-from isonet.config import image_size, load_cfg
+from isonet.config import image_size, load_cfg, uses_channels_last
 from isonet.data import build_loader
 from isonet.data.build import build_source, statistics
 from isonet.data.sources import ArraySource, ImageSource
@@ -128,7 +128,7 @@ def placed(trained: Trained, devices: list[torch.device]) -> tuple[nn.Module, Am
     """Return the network on ``devices``, and the precision of its config."""
     runtime = trained.cfg.RUNTIME
     set_precision(runtime.DETERMINISTIC, runtime.TF32)
-    forward = place(trained.model, devices, runtime.CHANNELS_LAST, runtime.COMPILE)
+    forward = place(trained.model, devices, uses_channels_last(trained.cfg, devices[0].type), runtime.COMPILE)
     return forward, Amp(runtime.AMP, devices[0])
 
 

@@ -10,6 +10,7 @@ from yacs.config import CfgNode
 from isonet.classes import composed, in_order, shortened, wordnet_ids
 from isonet.config import flat, global_batch
 from isonet.config.keys import BEFORE_THE_KEY, MAY_DIFFER
+from isonet.config.kinds import AUTO
 from isonet.errors import CheckpointError, ConfigError, printable
 from isonet.files.checkpoint import Checkpoint
 
@@ -24,14 +25,20 @@ def may_differ(cfg: CfgNode) -> set[str]:
 
 
 def resumed_cfg(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> CfgNode:
-    """Return ``cfg`` for resuming ``checkpoint`` on ``num_gpus`` GPUs with its global batch and SOLVER.DROP_LAST."""
+    """Return ``cfg`` for resuming ``checkpoint`` on ``num_gpus`` GPUs.
+
+    The run keeps its global batch, its SOLVER.DROP_LAST and, if ``cfg`` says auto, its RUNTIME.CHANNELS_LAST.
+    """
     then = checkpoint.cfg
     if then and set(then.MODEL.FREEZE) != set(cfg.MODEL.FREEZE):  # the optimizer has no momentum for other parts
         raise ConfigError(
             f"{checkpoint.path} was trained with MODEL.FREEZE {then.MODEL.FREEZE}, and cannot be resumed with "
             f"{cfg.MODEL.FREEZE}: start another run, with MODEL.INIT_FROM {checkpoint.path} and another --output"
         )
-    return _with_drop_last(checkpoint, _with_global_batch(checkpoint, cfg, num_gpus))
+    cfg = _with_drop_last(checkpoint, _with_global_batch(checkpoint, cfg, num_gpus))
+    if then and cfg.RUNTIME.CHANNELS_LAST == AUTO:
+        cfg = _with_key(cfg, "RUNTIME.CHANNELS_LAST", then.RUNTIME.CHANNELS_LAST)
+    return cfg
 
 
 def resumed_classes(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[str]:
@@ -78,7 +85,7 @@ def _with_global_batch(checkpoint: Checkpoint, cfg: CfgNode, num_gpus: int) -> C
         "%d GPUs before, %d now: SOLVER.ACCUMULATE %d keeps the global batch of %d images, and the rate",
         gpus_then, num_gpus, accumulate, global_batch(then, gpus_then),
     )  # fmt: skip
-    return _with_solver_key(cfg, "ACCUMULATE", accumulate)
+    return _with_key(cfg, "SOLVER.ACCUMULATE", accumulate)
 
 
 def _with_drop_last(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
@@ -94,13 +101,14 @@ def _with_drop_last(checkpoint: Checkpoint, cfg: CfgNode) -> CfgNode:
         "SOLVER.DROP_LAST %s is not used: the run of %s began with %s and keeps it; to change it, start a new run",
         cfg.SOLVER.DROP_LAST, checkpoint.path, began,
     )  # fmt: skip
-    return _with_solver_key(cfg, "DROP_LAST", began)
+    return _with_key(cfg, "SOLVER.DROP_LAST", began)
 
 
-def _with_solver_key(cfg: CfgNode, key: str, value: Any) -> CfgNode:
+def _with_key(cfg: CfgNode, key: str, value: Any) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SOLVER[key] = value
+    node, leaf = key.split(".")
+    cfg[node][leaf] = value
     cfg.freeze()
     return cfg
 

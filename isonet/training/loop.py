@@ -19,6 +19,7 @@ from isonet.files.archive import pack
 from isonet.files.progress import Progress
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import append_line
+from isonet.profiling import StepProfile
 from isonet.signals import StopRequested, StopSignals
 from isonet.training.distributed import World, lockstep
 from isonet.training.failure import first_non_finite
@@ -26,7 +27,7 @@ from isonet.training.finetune import train_mode, trained_parts
 from isonet.training.log import EpochDisplay
 from isonet.training.metrics import EpochSums, NonFiniteStep, evaluate
 from isonet.training.optim import Amp, learning_rate_at, set_learning_rate
-from isonet.training.report import Report, StepProfile, singular_values
+from isonet.training.report import Report, singular_values
 from isonet.training.step import TrainStep
 
 log = logging.getLogger("isonet")
@@ -67,6 +68,14 @@ class Run:
         """Return the learning rate of the step that follows the first ``taken`` images of an epoch."""
         return learning_rate_at(self.cfg, epoch, self.num_gpus, taken / self.train_loader.epoch_images)
 
+    def penalty_weight(self, epoch: int, step: int) -> int:
+        """Return k at every k-th step of the run (ISON.ORTHO_EVERY k), otherwise 0. step: counted from 1 in the epoch.
+
+        If k is 1, every step has the weight 1.
+        """
+        every = self.cfg.ISON.ORTHO_EVERY
+        return 0 if ((epoch - 1) * self.train_loader.epoch_steps + step) % every else every
+
     def save(self, epoch: int, step: int, best: bool = False) -> None:
         """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch), with tensors, numbers and text only."""
         for loader in (self.train_loader, self.val_loader):  # rank 0 also lists the unreadable images of other ranks
@@ -102,8 +111,12 @@ def train(run: Run, report: Report, stop: StopSignals) -> None:
         amp=run.amp, world=world, accumulate=solver.ACCUMULATE, seed=runtime.SEED, strided=cfg.ISON.ORTHO_STRIDED,
     )  # fmt: skip
 
+    seldom = cfg.ISON.ORTHO_EVERY > 1
+    if seldom:
+        step.set_last_penalty(progress.last_penalty)
+
     for epoch in range(progress.epoch + 1, solver.MAX_EPOCHS + 1):
-        sums = EpochSums(device, world, progress.part)
+        sums = EpochSums(device, world, progress.part, last_penalty=seldom)
         run.train_loader.set_epoch(epoch, skip=sums.taken)
         run.val_loader.set_epoch(epoch)
         train_mode(run.model)
@@ -111,7 +124,8 @@ def train(run: Run, report: Report, stop: StopSignals) -> None:
             with display_of(run, epoch, sums) as display, profile_of(run, epoch) as profile:
                 for images, labels, total in sums.timed(lockstep(run.train_loader, world, stop)):
                     set_learning_rate(run.optimizer, run.rate(epoch, sums.taken))
-                    output = step(images, labels, total, position=(epoch, sums.steps + 1))
+                    position = epoch, sums.steps + 1
+                    output = step(images, labels, total, position, run.penalty_weight(*position))
                     sums.add(output, labels, total)
                     profile.step()
                     display.advance()
@@ -217,7 +231,8 @@ def where_non_finite(run: Run, epoch: int, bad_step: int) -> str:
     run.model.eval()
     if bad_step:
         train_mode(run.model)
-    coeff, chunks = ison.ORTHO_COEFF if bad_step else 0.0, len(run.devices) * run.cfg.SOLVER.ACCUMULATE
+    coeff = ison.ORTHO_COEFF * run.penalty_weight(epoch, bad_step) if bad_step else 0.0
+    chunks = len(run.devices) * run.cfg.SOLVER.ACCUMULATE
     where = ""
     with suppress(UserError, StopIteration, RuntimeError):  # the failure matters more than where it began
         images, labels = next(iter(loader))

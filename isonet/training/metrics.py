@@ -40,12 +40,16 @@ class EpochSums:
     Each rank of ``world`` adds up its own images. ``means`` and ``part`` add the ranks and wait for the device; all
     ranks call them at the same step.
 
+    last_penalty: whether the penalty is the value of the last step instead of the mean over the steps.
     steps: the number of added steps. taken: the number of their images, on all ranks. seconds: the time of the steps.
     waited: the part of ``seconds`` in which the loop waited for data.
     """
 
-    def __init__(self, device: torch.device, world: World = ALONE, part: Part | None = None) -> None:
+    def __init__(
+        self, device: torch.device, world: World = ALONE, part: Part | None = None, last_penalty: bool = False
+    ) -> None:
         """part: the sums of the steps already done in this epoch, from a checkpoint saved within the epoch."""
+        self.last_penalty = last_penalty
         self.world = world
         # cross entropy x images, penalty, images, top-1, top-5: float64 counts exactly beyond any epoch
         self.own = torch.zeros(5, dtype=torch.float64, device=device)
@@ -65,6 +69,8 @@ class EpochSums:
         self.steps += 1
         self.taken += total
         losses = [output.cross_entropy * total, output.penalty, torch.full_like(output.penalty, len(labels))]
+        if self.last_penalty:
+            self.own[1] = 0
         self.own += torch.cat([torch.stack(losses).double(), count_correct(output.logits, labels)])
         self.bad_step.clamp_(max=torch.where(output.finite, _NEVER, self.steps))
 
@@ -98,7 +104,7 @@ class EpochSums:
         self._raise_if_non_finite(model)
         return {
             "cross_entropy": cross_entropy / images,
-            "penalty": penalty / self.steps,
+            "penalty": penalty if self.last_penalty else penalty / self.steps,
             "train_top1": 100 * top1 / images,
             "train_top5": 100 * top5 / images,
         }

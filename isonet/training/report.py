@@ -1,4 +1,4 @@
-"""The output of a run beside text: ``curves.png``, TensorBoard events, singular values, and a profile of its steps."""
+"""The output of a run beside text: ``curves.png``, TensorBoard events and singular values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.profiler import ProfilerActivity, profile, schedule
 from yacs.config import CfgNode
 
 from isonet.config import image_size
@@ -27,8 +25,6 @@ from isonet.plots.runs import draw_runs
 log = logging.getLogger("isonet")
 
 _SECONDS_BETWEEN_PICTURES = 10.0  # drawing one takes a third of a second
-_PROFILE_ROWS = 20
-_UNPROFILED_STEPS = 2  # at the start: they allocate, choose kernels and compile
 
 
 def require_tensorboard() -> None:
@@ -138,38 +134,3 @@ def singular_values(model: nn.Module, cfg: CfgNode, epoch: int) -> dict[str, flo
     model.train(was_training)
     smallest, largest = network_extremes(model, sizes)
     return {"smallest_singular_value": smallest, "largest_singular_value": largest}
-
-
-class StepProfile:
-    """Profiles ``steps`` training steps after the first two, or none if ``steps`` is 0.
-
-    The attribute ``table`` then lists the costliest operators. It is also written to ``file``, if given.
-    """
-
-    def __init__(self, steps: int, device: torch.device, file: Path | None = None) -> None:
-        self.steps, self.file, self.table = steps, file, ""
-        self.on_gpu = device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
-        plan = schedule(wait=_UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1) if steps else None
-        self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._read) if plan else None
-
-    def __enter__(self) -> StepProfile:
-        if self.profiler:
-            self.profiler.start()
-        return self
-
-    def step(self) -> None:
-        """Count a step."""
-        if self.profiler:
-            self.profiler.step()
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.profiler:
-            self.profiler.stop()
-        if self.table and self.file and kind is None:
-            write_file(self.file, self.table + "\n")
-            log.info("the time of %d steps by operator: %s", self.steps, self.file)
-
-    def _read(self, finished: profile) -> None:
-        order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
-        self.table = finished.key_averages().table(sort_by=order, row_limit=_PROFILE_ROWS, max_name_column_width=44)

@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from isonet.agreement import SAME_CONFIG, SAME_DATA, config_facts
 from isonet.classes import shortened
+from isonet.config import uses_channels_last
 from isonet.data import build_loader
 from isonet.data.build import build_source
 from isonet.errors import CheckpointError, NonFiniteError, Stopped, UserError
@@ -118,7 +119,8 @@ def build_run(
         head = start_from(model, weights)
         freeze(model, cfg)
         # On several ranks, a CUDA graph would release the gradients only after the whole backward pass
-        forward = place(model, devices, cfg.RUNTIME.CHANNELS_LAST, cfg.RUNTIME.COMPILE, replayed=not world.launch)
+        channels_last = uses_channels_last(cfg, devices[0].type)
+        forward = place(model, devices, channels_last, cfg.RUNTIME.COMPILE, replayed=not world.launch)
         source = build_source(cfg, "train")
         names, outputs = source.classes, cfg.DATASET.NUM_CLASSES
         classes = resumed_classes(checkpoint, names) if checkpoint else classes_of_head(head, names, outputs)

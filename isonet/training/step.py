@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
 from isonet.data.random_streams import stream_seed
 from isonet.fast_penalty import OrthoPenalty
 from isonet.ortho import PUBLISHED
+from isonet.profiling import BACKWARD, FORWARD, PENALTY, UPDATE
 from isonet.shares import Share
 from isonet.training.devices import seed_everything
 from isonet.training.distributed import ALONE, World
@@ -24,7 +26,7 @@ class StepOutput:
 
     logits: Tensor  # (N, num_classes)
     cross_entropy: Tensor  # scalar: the sum over the ranks is the mean over the batch
-    penalty: Tensor  # scalar, without its coefficient: the sum over the ranks is the penalty
+    penalty: Tensor  # scalar, without its coefficient: the sum over the ranks is the last penalty that was computed
     finite: Tensor  # bool: whether losses and gradients are finite, in this step and all before it
 
 
@@ -38,6 +40,7 @@ class TrainStep:
         each rank of ``world`` computes its share of the layers. With a coefficient of 0 it is not computed.
     accumulate: the number of pieces in which a batch is computed; their gradients are added.
     seed: the seed of random layers, such as dropout, or None for torch's global generators.
+    last_penalty: this rank's share of the penalty at the last step that computed it, for ``penalty_weight``.
     strided: the penalty of strided convolutions, "published" or "operator" (``isonet.ortho``).
     """
 
@@ -58,19 +61,27 @@ class TrainStep:
         self.optimizer = optimizer
         self.ortho_coeff = ortho_coeff
         self.penalty = OrthoPenalty(model, world.share, strided=strided) if ortho_coeff > 0 else None
-        self.amp = amp or Amp("off", next(model.parameters()).device)
+        device = next(model.parameters()).device
+        self.last_penalty = torch.zeros((), device=device)
+        self.amp = amp or Amp("off", device)
         self.update = GuardedUpdate(optimizer, self.amp)
         self.world = world
         self.accumulate = accumulate
         self.seed = seed
 
     def __call__(
-        self, images: Tensor, labels: Tensor, total: int | None = None, position: tuple[int, int] = (0, 0)
+        self,
+        images: Tensor,
+        labels: Tensor,
+        total: int | None = None,
+        position: tuple[int, int] = (0, 0),
+        penalty_weight: int = 1,
     ) -> StepOutput:
         """Take a step.
 
         images: (N, 3, H, W). labels: (N,) int64. total: the images of the batch on all ranks, by default N.
         position: the numbers of the epoch and the step, which seed random layers.
+        penalty_weight: a factor on the penalty in this step. 0: this step does not compute the penalty.
         """
         ranks = self.world.size
         total = total or len(labels)
@@ -78,26 +89,39 @@ class TrainStep:
 
         # The penalty is computed first: its working memory is free when the activations need memory. DDP averages
         # the gradients of the ranks, so each rank multiplies its share by the number of ranks
-        penalty = self.penalty() if self.penalty else images.new_zeros(())
-        if penalty.requires_grad:  # not if all penalised weights are frozen
-            self.amp.backward(self.ortho_coeff * ranks * penalty)
+        if self.penalty and penalty_weight:
+            with record_function(PENALTY):
+                penalty = self.penalty()
+                if penalty.requires_grad:  # not if all penalised weights are frozen
+                    self.amp.backward(self.ortho_coeff * penalty_weight * ranks * penalty)
+                self.last_penalty = penalty.detach()
 
         outputs, cross_entropy = [], images.new_zeros(())
         pieces = self._pieces(images, labels)
         for number, (part, targets) in enumerate(pieces, start=1):
             self._seed(position, number)
             with self._synchronised(number == len(pieces)):
-                with self.amp.autocast():
+                with record_function(FORWARD), self.amp.autocast():
                     logits = self.forward(part)
                 loss = F.cross_entropy(full_type(logits), targets, reduction="sum") / (total / ranks)
                 if ranks > 1:  # times 1, or NaN if this rank's penalty is non-finite, so that every rank sees it
-                    loss = loss * (1 + 0 * penalty.detach())
-                self.amp.backward(loss if len(labels) else 0 * loss)
+                    loss = loss * (1 + 0 * self.last_penalty)
+                with record_function(BACKWARD):
+                    self.amp.backward(loss if len(labels) else 0 * loss)
             if len(labels):
                 cross_entropy += loss.detach() / ranks
             outputs.append(logits.detach())
-        finite = self.update(torch.stack([cross_entropy, penalty.detach()]))
-        return StepOutput(torch.cat(outputs)[: len(labels)], cross_entropy, penalty.detach(), finite)
+        with record_function(UPDATE):
+            finite = self.update(torch.stack([cross_entropy, self.last_penalty]))
+        return StepOutput(torch.cat(outputs)[: len(labels)], cross_entropy, self.last_penalty, finite)
+
+    @torch.no_grad()
+    def set_last_penalty(self, value: float | None) -> None:
+        """Set the last penalty to ``value``, the sum over the ranks, or for None to the penalty of the weights."""
+        if value is not None:
+            self.last_penalty.fill_(value if self.world.is_main else 0.0)
+        elif self.penalty:
+            self.last_penalty = self.penalty()
 
     def _pieces(self, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Split a batch into the pieces that are computed one after another.

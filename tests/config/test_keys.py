@@ -45,7 +45,7 @@ def test_the_tree_and_the_sets_are_derived_from_the_rows():
     assert {name for name, row in KEYS.items() if row.may_differ} == MAY_DIFFER
     assert "OUTPUT_DIR" in MAY_DIFFER
     assert not {"ISON.DEPTH", "SOLVER.BASE_LR", "RUNTIME.SEED"} & MAY_DIFFER
-    assert BEFORE_THE_KEY == {"SOLVER.DROP_LAST": False}
+    assert BEFORE_THE_KEY == {"SOLVER.DROP_LAST": False, "RUNTIME.CHANNELS_LAST": False}
 
 
 def test_two_trees_share_nothing():

@@ -97,6 +97,14 @@ def test_a_global_batch_gives_the_same_losses_however_it_is_distributed(
         torch.testing.assert_close(state["model"][name], value, rtol=1e-4, atol=1e-6)
 
 
+def test_a_penalty_at_every_third_step_has_the_same_losses_on_two_processes(tmp_path):
+    seldom = ["ISON.ORTHO_EVERY", 3, "ISON.ORTHO_COEFF", 1e-2]
+    one, two = (run(tmp_path / str(processes), processes, 1, *seldom) for processes in (1, 2))
+    torch.testing.assert_close(two[0], one[0], rtol=1e-5, atol=0)
+    assert one[0][:, 1].unique().numel() == 4  # of the initial weights, and of steps 3, 6 and 9
+    assert two[1] == [pytest.approx(row, rel=1e-5) for row in one[1]]
+
+
 def test_dropout_depends_on_the_piece_of_the_batch_and_not_on_its_rank(tmp_path):
     ways = [run(tmp_path / f"{p}{a}", p, a, *DROPOUT, *ALL_IMAGES) for p, a in ((4, 1), (2, 2), (1, 4))]
     for losses, _, _ in ways[1:]:

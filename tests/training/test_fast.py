@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from PIL import Image
 from conftest import REPO, TINY
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
 from isonet.errors import ConfigError, DeviceError
+from isonet.profiling import StepProfile
 from isonet.training import TrainStep
 from isonet.training.devices import place
 from isonet.training.optim import Amp
@@ -151,10 +153,37 @@ def test_a_run_with_fp16_resumes_with_its_scale(tmp_path):
     assert figures(whole) == figures(halves)
 
 
-def test_a_profile_names_the_operators(tmp_path):
+def test_a_profile_has_the_parts_of_a_step_and_the_operators(tmp_path):
     folder = run_training(load_cfg(None, [*TINY, "OUTPUT_DIR", str(tmp_path), "RUNTIME.PROFILE", 2]), "a")
-    assert "aten::" in folder.profile.read_text()
+    text = folder.profile.read_text()
+    for part in (
+        "convolutions, forward",
+        "convolutions, backward",
+        "SReLU, forward",
+        "penalty and its gradient",
+        "update",
+    ):
+        assert re.search(rf"{part}.* ms +\d", text), part
+    assert "aten::" in text
     assert str(folder.profile) in folder.log.read_text()
+
+
+@pytest.mark.parametrize("coeff", [0.0, 1e-3])
+def test_the_parts_of_a_profile_add_up_to_its_steps(coeff):
+    """A part is the self time of the events within it, so the sum is the time that torch's own profile has in all."""
+    model = network()
+    step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.02), coeff)
+    with StepProfile(2, CPU) as steps:
+        for _ in range(4):
+            step(torch.randn(4, 3, 8, 8), torch.arange(4))
+            steps.step()
+    total = sum(event.self_cpu_time_total for event in steps.profiler.key_averages()) / 1000 / 2
+    assert sum(steps.parts.values()) == pytest.approx(total)
+    assert ("penalty and its gradient" in steps.parts) == (coeff > 0)
+    convolutions = [e for e in steps.profiler.events() if e.name in ("aten::convolution", "aten::convolution_backward")]
+    at_least = sum(event.cpu_time_total for event in convolutions) / 1000 / 2
+    found = steps.parts["convolutions, forward"] + steps.parts["convolutions, backward"]
+    assert at_least * 0.999 <= found <= total
 
 
 @pytest.mark.parametrize(("key", "value"), [("AMP", "fp8"), ("INPUT", "disk"), ("DECODER", "gd"), ("PROFILE", -1)])
