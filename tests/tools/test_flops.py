@@ -76,3 +76,10 @@ def test_the_table_contains_every_figure():
     table = format_table(count)
     for figure in (count.params, count.macs, count.flops, count.penalty_macs, count.penalty_macs_half_offsets):
         assert f"{figure:,}" in table
+
+
+def test_a_penalty_at_every_fourth_step_costs_a_quarter_per_step():
+    every, fourth = (count_flops(load_cfg(REPO / "configs/IN1k-RISO50.yaml", ["ISON.ORTHO_EVERY", k])) for k in (1, 4))
+    assert fourth.penalty_step_macs * 4 == pytest.approx(every.penalty_step_macs, abs=2)
+    assert fourth.network_step_macs == every.network_step_macs
+    assert fourth.penalty_share < every.penalty_share / 3
