@@ -154,7 +154,7 @@ def resnet(case: Case, device: torch.device) -> Callable[[], float]:
     torch.manual_seed(0)
     model = torchvision.models.resnet50().train()
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
-    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4, fused=True)
     step = TrainStep(forward, model, optimizer, 0.0, amp=Amp(case.amp, device))
     images = torch.randn(case.batch, 3, case.size, case.size, device=device).contiguous(
         memory_format=torch.channels_last
