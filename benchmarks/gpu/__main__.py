@@ -16,9 +16,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks.gpu import processes
 
 PACKAGES = ("torch", "torchvision", "numpy", "yacs", "tqdm", "PIL")
 
@@ -56,9 +59,17 @@ def main(args: argparse.Namespace) -> int:
         print("error: torch sees no GPU; --device cpu --toy tries everything on the CPU", file=sys.stderr)
         return 2
     from benchmarks.gpu import sections
+    from isonet.errors import UserError
 
-    return sections.run(args)
+    try:
+        return sections.run(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(parse_args()))
+    arguments = parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the runs in progress end, too
+    processes.preload()
+    sys.exit(main(arguments))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import math
 import os
 import shutil
+import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.gpu.jobs import NOT_RUN, Job, difference, remark
 from benchmarks.common import Row
+from benchmarks.gpu.jobs import NOT_RUN, Job, difference, remark
 from benchmarks.gpu.reference import NUMERICS, options, reference_batch, reference_model
 from isonet import load_cfg, ortho_penalty
 from isonet.training import TrainStep, build_optimizer, learning_rate_at, set_learning_rate
@@ -35,6 +39,7 @@ class Setting:
     tf32: bool = False
     channels_last: bool = False
     compiled: bool = False
+    deterministic: bool = False
 
 
 EXACT = Setting("float32")
@@ -44,6 +49,7 @@ FAST = [
     Setting("bf16", amp="bf16", channels_last=True),
     Setting("fp16", amp="fp16", channels_last=True),
 ]
+DETERMINISTIC = Setting("deterministic", deterministic=True)
 COMPILED = [
     Setting("float32, compiled", channels_last=True, compiled=True),
     Setting("bf16, compiled", amp="bf16", channels_last=True, compiled=True),
@@ -65,7 +71,7 @@ class Figures:
 
 def figures(name: str, device: torch.device, setting: Setting = EXACT) -> Figures:
     """Compute the figures of a network of the reference on ``device``, in float64 on the CPU."""
-    set_precision(deterministic=False, tf32=setting.tf32)
+    set_precision(setting.deterministic, setting.tf32)
     model, coeff = reference_model(name), NUMERICS[name]["ortho_coeff_used"]
     cfg, amp = load_cfg(None, options(NUMERICS[name]["config"]) + RECIPE), Amp(setting.amp, device)
     forward = place(model, [device], setting.channels_last, setting.compiled)
@@ -123,7 +129,7 @@ def as_note(values: dict[str, float]) -> str:
     return ", ".join(f"{key} {value:.0e}" for key, value in values.items())
 
 
-def exact(name: str, device: torch.device) -> Iterator[Row]:
+def exact(name: str, device: torch.device, _until: float) -> Iterator[Row]:
     """Compare a network on ``device`` in float32 with the CPU and with the published code.
 
     In a network with ReLUs, the order of a sum decides the sign of an input that is close to zero, and three steps can
@@ -146,7 +152,7 @@ def exact(name: str, device: torch.device) -> Iterator[Row]:
         yield difference(f"float32 equals the CPU: {name}, {when}", largest, tolerance, note)
 
 
-def fast(name: str, device: torch.device, settings: Iterable[Setting]) -> Iterator[Row]:
+def fast(name: str, device: torch.device, settings: Iterable[Setting], _until: float) -> Iterator[Row]:
     """Measure how far the settings for speed are from float32 on the CPU."""
     for setting in settings:
         work = f"{setting.name} from the CPU's float32: {name}, logits after three steps"
@@ -165,19 +171,42 @@ def missing(setting: Setting, device: torch.device) -> str:
 
 
 def missing_compiler(device: torch.device) -> str:
-    """Return why ``torch.compile`` cannot work here, or "". It generates C++ for CPUs; for GPUs Triton calls C."""
-    named, known = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
-    if os.environ.get(named) or any(map(shutil.which, known)):
-        return ""
-    return f"torch.compile needs {' or '.join(known)}, and neither exists"
+    """Return why ``torch.compile`` cannot work here, or "". For CPUs it compiles C++; for GPUs, Triton compiles C."""
+    on_gpu = device.type == "cuda"
+    if on_gpu and not importlib.util.find_spec("triton"):
+        return "torch.compile needs the package triton"
+    named, known = ("CC", ("gcc", "clang")) if on_gpu else ("CXX", ("g++", "clang++"))
+    if not os.environ.get(named) and not any(map(shutil.which, known)):
+        return f"torch.compile needs {' or '.join(known)}, and neither exists"
+    if on_gpu and not (Path(sysconfig.get_paths()["include"]) / "Python.h").is_file():
+        return "torch.compile needs Python.h, such as the package python3-dev has it"
+    return ""
+
+
+def repeatable(name: str, device: torch.device, _until: float) -> Iterator[Row]:
+    """Take three steps twice with deterministic kernels, and compare all figures to the bit."""
+    first, second = (torch.cat([f.logits.flatten(), f.losses, f.last.flatten()])
+                     for f in (figures(name, device, DETERMINISTIC) for _ in range(2)))  # fmt: skip
+    set_precision(deterministic=False, tf32=False)
+    work = f"RUNTIME.DETERMINISTIC repeats three steps: {name}"
+    yield difference(work, float((first != second).sum()), 0.0, f"of {len(first):,} logits and losses", "numbers")
 
 
 def jobs(device: torch.device, toy: bool) -> list[Job]:
-    """Return the comparisons of this module."""
-    names = TOY if toy else list(NUMERICS)
-    far, small = ("cifar10_ISO20",) if toy else ("cifar10_ISO56", "IN1k_RISO50"), "cifar10_ISO20"
+    """Return the comparisons with the CPU."""
+    names, small = TOY if toy else NUMERICS, "cifar10_ISO20"
+    far = TOY[:1] if toy else ("cifar10_ISO56", "IN1k_RISO50")
     return [
-        *(Job(f"float32 equals the CPU: {name}", lambda _, name=name: exact(name, device), 3) for name in names),
-        *(Job(f"fast settings: {name}", lambda _, name=name: fast(name, device, FAST), 5) for name in far),
-        Job(f"compiled: {small}", lambda _: fast(small, device, COMPILED), 60),
-    ]  # fmt: skip
+        *(
+            Job(f"float32 equals the CPU: {name}", partial(exact, name, device), 3)
+            for name in (TOY if toy else NUMERICS)
+        ),
+        *(Job(f"fast settings: {name}", partial(fast, name, device, FAST), 5) for name in far),
+        Job(f"compiled: {small}", partial(fast, small, device, COMPILED), 60),
+    ]
+
+
+def repeat_jobs(device: torch.device, toy: bool) -> list[Job]:
+    """Return the comparisons of two repetitions."""
+    names = TOY[:1] if toy else ("cifar10_ISO56", "IN1k_RISO50")
+    return [Job(f"RUNTIME.DETERMINISTIC: {name}", partial(repeatable, name, device), 3) for name in names]

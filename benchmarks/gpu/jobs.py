@@ -64,9 +64,8 @@ class Results:
         self.write()
 
     def write(self) -> None:
-        content = {
-            "title": "one GPU", "machine": self.machine, "sections": self.sections, "rows": list(map(asdict, self.rows)),
-        }  # fmt: skip
+        rows = [asdict(row) for row in self.rows]
+        content = {"title": "one GPU", "machine": self.machine, "sections": self.sections, "rows": rows}
         write_file(self.file, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
     def end(self, name: str, rows: Sequence[Row], seconds: float) -> None:
@@ -101,7 +100,7 @@ def run_sections(sections: Sequence[Section], minutes: float, results: Results) 
     planned = time.monotonic()
     end = planned + 60 * minutes
     for section in sections:
-        print(f"\n{section.name}", flush=True)
+        print(f"\n{section.name}\n{table([])}", flush=True)
         planned += 60 * minutes * section.share
         began, first = time.monotonic(), len(results.rows)
         for job in section.jobs:
@@ -122,7 +121,7 @@ def run_job(job: Job, planned: float, end: float, results: Results) -> None:
                 results.add(row)
     except OutOfTime:
         results.add(remark(job.work, f"{NOT_RUN} not finished within {until - now:.0f} s"))
-    except (Exception, SystemExit) as error:
+    except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         text = f"error: {type(error).__name__}: {lines[0][:300]}"
         results.add(remark(job.work, text.replace("|", "/")))  # a bar would end the cell of a table
@@ -131,8 +130,8 @@ def run_job(job: Job, planned: float, end: float, results: Results) -> None:
     release_memory()
 
 
-class OutOfTime(BaseException):  # noqa: N818 - a BaseException, so that no handler of the libraries in use catches it
-    """Raised in a job whose time is over."""
+class OutOfTime(BaseException):
+    """Raised in a job whose time is over. It is no ``Exception``, so that no library handles it."""
 
 
 @contextmanager

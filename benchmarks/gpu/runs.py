@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Row
-from benchmarks.gpu.jobs import NOT_RUN, Job, difference, remark
 from benchmarks.gpu.equality import missing_compiler
+from benchmarks.gpu.jobs import NOT_RUN, Job, difference, remark
 from benchmarks.gpu.processes import REPO, Script, start
 from benchmarks.gpu.reference import reference_batch, reference_model
 from isonet.training import TrainStep
@@ -30,8 +30,8 @@ from isonet.training.devices import set_precision
 DIGITS = ["--cfg", REPO / "configs" / "digits_ISO20.yaml", "--gpus", "0"]
 SMALL = ["ISON.DEPTH", 8, "RUNTIME.DETERMINISTIC", True]  # keys
 IMAGES = "cifar10-jpg"
-RECIPES = {"RISO56": "RISO20-recipe10", "RES56": "RES20-recipe10"}
-TINY = ["RUNTIME.AMP", "off", "SOLVER.MAX_EPOCHS", 1]
+RECIPES = {"RISO": "RISO20-recipe10", "RES": "RES20-recipe10"}
+TINY = ["RUNTIME.AMP", "off", "SOLVER.MAX_EPOCHS", 1, "SOLVER.WARMUP", False]
 WORTH_COMPILING = 120.0  # seconds: compiling takes half of this
 
 
@@ -53,29 +53,33 @@ class Place:
         return self.folder if self.toy else REPO / "data"
 
 
-def tests(folder: Path, until: float) -> Iterator[Row]:
-    """Run tests/training/test_gpu.py, if pytest is installed."""
+def tests(place: Place, until: float) -> Iterator[Row]:
+    """Run tests/training/test_gpu.py, if pytest is installed. On a GPU, one of them must pass."""
     work = "tests/training/test_gpu.py"
     if not importlib.util.find_spec("pytest"):
         yield remark(work, f"{NOT_RUN} no pytest")
         return
     options = ["-v", "-p", "no:cacheprovider", "--tb=short", "--durations=0"]
-    script = start("pytest", [*options, REPO / work], folder / "tests.txt")
+    script = start("pytest", [*options, REPO / work], place.folder / "tests.txt")
     try:
         code = script.wait(until - 1)
     finally:
         script.stop()
     text = script.text()
-    counts = {word: len(re.findall(rf"::\S+(?: \S+)*? {word.upper()}", text)) for word in ("passed", "failed", "skipped")}
+    counts = {
+        word: len(re.findall(rf"::\S+(?: \S+)*? {word.upper()}", text)) for word in ("passed", "failed", "skipped")
+    }
     note = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     if code is None:
         note += "; cut off: no time left"
-    if counts["failed"] or code not in (None, 0):
+    if counts["failed"] or code not in (None, 0) or (place.device.type == "cuda" and not counts["passed"]):
         note = f"fail: {note or f'pytest ended with {code}'}; see {script.log.name}"
     yield Row(work, None, float(counts["passed"]), None, None, "passed", note)
 
 
-def digits(name: str, folder: Path, epochs: int, *args: object, under: list[object] | None = None, **env: str) -> Script:
+def digits(
+    name: str, folder: Path, epochs: int, *args: object, under: list[object] | None = None, **env: str
+) -> Script:
     """Start a run of ISONet-8 on the digits, with deterministic kernels. under: a launcher's options."""
     base = [*DIGITS, "--output", name, *args, *SMALL, "SOLVER.MAX_EPOCHS", epochs, "OUTPUT_DIR", folder / "runs"]
     if under is None:
@@ -119,7 +123,7 @@ def launched(device: torch.device, folder: Path, until: float) -> Iterator[Row]:
     yield difference("one rank under torchrun equals train.py: metrics of an epoch", worst, 1e-5, note)
 
 
-def data_parallel(device: torch.device) -> Iterator[Row]:
+def data_parallel(device: torch.device, _until: float) -> Iterator[Row]:
     """Compare three steps of ``nn.DataParallel`` on one device with those of the bare network."""
     set_precision(deterministic=False, tf32=False)
     name, losses = "cifar10_RISO20", []
@@ -166,8 +170,10 @@ def tensors(state: Any) -> Iterator[Tensor]:
             yield from tensors(item)
 
 
-def epochs(name: str, share: float, place: Place, until: float) -> Iterator[Row]:
+def epochs(kind: str, share: float, place: Place, until: float) -> Iterator[Row]:
     """Train a network with the study's better recipe until ``share`` of the time that is left is over."""
+    depth = 8 if place.toy else 56
+    name = f"{kind}{depth}"
     work = f"{name}, {IMAGES}"
     root = find_images(place)
     if root is None:
@@ -175,8 +181,8 @@ def epochs(name: str, share: float, place: Place, until: float) -> Iterator[Row]
         return
     left = share * (until - time.monotonic())
     compiled = not place.toy and left > WORTH_COMPILING and not missing_compiler(place.device)
-    keys = ["ISON.DEPTH", 8 if place.toy else 56, "RUNTIME.COMPILE", compiled, *(TINY if place.toy else [])]
-    recipe = REPO / "configs" / "study" / f"{RECIPES[name]}.yaml"
+    keys = ["ISON.DEPTH", depth, "RUNTIME.COMPILE", compiled, *(TINY if place.toy else [])]
+    recipe = REPO / "configs" / "study" / f"{RECIPES[kind]}.yaml"
     args = ["--cfg", recipe, "--output", name, "--overwrite", "--gpus", "0", *keys]
     runs = place.folder / "runs"
     script = start("train.py", [*args, "DATASET.ROOT", root, "OUTPUT_DIR", runs], place.folder / f"{name}.txt")
@@ -198,7 +204,9 @@ def epochs(name: str, share: float, place: Place, until: float) -> Iterator[Row]
 
 def find_images(place: Place) -> Path | None:
     """Return the folder that has the images of the study, unpacked if only their archive exists, or None."""
-    roots = [place.images] if place.images else [REPO / "data", REPO / "shared" / "data", REPO.parent / "shared" / "data"]
+    roots = (
+        [place.images] if place.images else [REPO / "data", REPO / "shared" / "data", REPO.parent / "shared" / "data"]
+    )
     for root in [place.unpacked, *roots]:
         if (root / IMAGES / "train").is_dir():
             return root
@@ -215,14 +223,14 @@ def find_images(place: Place) -> Path | None:
 
 
 def test_jobs(place: Place) -> list[Job]:
-    return [Job("tests/training/test_gpu.py", functools.partial(tests, place.folder), 20)]
+    return [Job("tests/training/test_gpu.py", functools.partial(tests, place), 20)]
 
 
 def launch_jobs(place: Place) -> list[Job]:
     """Return the comparisons of one rank, and of one replica, with the process alone."""
     return [
         Job("one rank under torchrun", functools.partial(launched, place.device, place.folder), 30),
-        Job("DataParallel on one device", lambda _: data_parallel(place.device), 3),
+        Job("DataParallel on one device", functools.partial(data_parallel, place.device), 3),
     ]
 
 
@@ -233,4 +241,4 @@ def resume_jobs(place: Place) -> list[Job]:
 def epoch_jobs(place: Place) -> list[Job]:
     """Return the runs of CIFAR-10, which have half of the time that is left each."""
     shares = zip(RECIPES, (0.5, 1.0), strict=True)
-    return [Job(f"{name}, {IMAGES}", functools.partial(epochs, name, share, place), 15) for name, share in shares]
+    return [Job(f"{kind} on {IMAGES}", functools.partial(epochs, kind, share, place), 15) for kind, share in shares]

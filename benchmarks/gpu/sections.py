@@ -7,10 +7,9 @@ import shutil
 
 import torch
 
-from benchmarks.common import machine, table
+from benchmarks.common import machine
 from benchmarks.gpu import equality, speed
 from benchmarks.gpu.jobs import Results, Section, gpu_facts, run_sections
-from benchmarks.gpu.processes import preload
 from benchmarks.gpu.runs import Place, epoch_jobs, launch_jobs, resume_jobs, test_jobs
 
 
@@ -24,7 +23,7 @@ def sections(place: Place) -> list[Section]:
         Section("penalty", 0.06, speed.share_jobs(device, toy)),
         Section("ResNet-50", 0.12, speed.resnet_jobs(device, toy)),
         Section("torchrun", 0.06, launch_jobs(place)),
-        Section("resume", 0.05, resume_jobs(place)),
+        Section("resume", 0.05, [*resume_jobs(place), *equality.repeat_jobs(device, toy)]),
         Section("epochs", 0.13, epoch_jobs(place)),
     ]
 
@@ -34,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     device = torch.device("cuda", 0) if args.device == "cuda" else torch.device("cpu")
     folder = args.json.absolute().with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
-    preload()
     facts = {**machine(), **gpu_facts(device), "minutes": args.minutes}
     results = Results(args.json, facts)
     results.write()  # a file that cannot be written is found now and not after the first section
@@ -42,5 +40,5 @@ def run(args: argparse.Namespace) -> int:
     images = args.images.absolute() if args.images else None
     run_sections(sections(Place(device, args.toy, folder, images)), args.minutes, results)
     shutil.rmtree(folder / "runs", ignore_errors=True)
-    print(f"\n{table(results.rows)}\nwritten to {args.json}")
+    print(f"\nwritten to {args.json}; its table: python -m benchmarks.tables {args.json}")
     return int(results.failed)

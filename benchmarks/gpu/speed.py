@@ -122,7 +122,7 @@ def against_resnet(case: Case, device: torch.device, until: float, toy: bool) ->
     yield Row(work, theirs, mine, mine / theirs, RESNET_GOAL, "images/s")
 
 
-def memory(case: Case, device: torch.device) -> Iterator[Row]:
+def memory(case: Case, device: torch.device, _until: float) -> Iterator[Row]:
     """Compare the peak memory of a step: the published formulation, and torchvision's ResNet-50 in 16 bits."""
     plain = Case(case.config, case.batch, case.size, "off", False, None, 1)
     for other, kind, name in ((baseline, plain, "the published step"), (resnet, case, "ResNet-50")):
@@ -177,6 +177,6 @@ def resnet_jobs(device: torch.device, toy: bool) -> list[Job]:
     quick, compiled = ((TOY if toy else RISO50).case("bf16", compiled) for compiled in (False, True))
     return [
         Job(f"ResNet-50: {quick.work}", functools.partial(against_resnet, quick, device, toy=toy), 5),
-        Job(f"peak memory: {quick.work}", lambda _: memory(quick, device), 5),
+        Job(f"peak memory: {quick.work}", functools.partial(memory, quick, device), 5),
         Job(f"ResNet-50: {compiled.work}", functools.partial(against_resnet, compiled, device, toy=toy), 90),
     ]
