@@ -197,10 +197,7 @@ def jobs(device: torch.device, toy: bool) -> list[Job]:
     names, small = TOY if toy else NUMERICS, "cifar10_ISO20"
     far = TOY[:1] if toy else ("cifar10_ISO56", "IN1k_RISO50")
     return [
-        *(
-            Job(f"float32 equals the CPU: {name}", partial(exact, name, device), 3)
-            for name in (TOY if toy else NUMERICS)
-        ),
+        *(Job(f"float32 equals the CPU: {name}", partial(exact, name, device), 3) for name in names),
         *(Job(f"fast settings: {name}", partial(fast, name, device, FAST), 5) for name in far),
         Job(f"compiled: {small}", partial(fast, small, device, COMPILED), 60),
     ]

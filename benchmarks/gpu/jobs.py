@@ -157,8 +157,8 @@ def release_memory() -> None:
     """Release the graphs and the memory of a job, so that the next job has the whole GPU."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
-    gc.collect()
     if torch.cuda.is_initialized():
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -51,7 +51,9 @@ def timed(variants: list[Variant], device: torch.device, until: float, toy: bool
 
     The first calls choose algorithms, compile and record graphs, so they are not timed.
     """
-    for _ in range(1 if toy else 3):
+    if toy:
+        return interleave(variants, 1, device)
+    for _ in range(3):
         for variant in variants:
             variant()
     wait_for(device)
@@ -60,8 +62,7 @@ def timed(variants: list[Variant], device: torch.device, until: float, toy: bool
         variant()
     wait_for(device)
     once = time.perf_counter() - start
-    repeats = 1 if toy else int(min(max((until - time.monotonic()) / 3 / once, 3), 20))
-    return interleave(variants, repeats, device)
+    return interleave(variants, int(min(max((until - time.monotonic()) / 3 / once, 3), 20)), device)
 
 
 def step_times(case: Case, tf32: bool, device: torch.device, until: float, toy: bool) -> Iterator[Row]:
