@@ -20,7 +20,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py --torture
+	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py tests/test_gpu_script.py --torture
 
 # The image folders to read, if they exist: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)

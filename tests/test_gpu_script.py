@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import tarfile
 import time
@@ -70,6 +71,17 @@ def test_every_section_runs_and_equals_the_cpu(toy, tmp_path, monkeypatch, capsy
     print_tables()
     printed = capsys.readouterr().out
     assert all(f"| {work} |" in printed and section in printed for work in rows for section in SECTIONS)
+
+
+@pytest.mark.torture
+def test_compiled_networks_too(toy, tmp_path, monkeypatch):
+    options, file = toy
+    monkeypatch.setenv("PATH", os.defpath)
+    write_archive(tmp_path / "packed")
+    assert main(parse_args([*options, "--minutes", "30"])) == 0
+    rows = read(file)[1]
+    assert not [row["work"] for row in rows.values() if "g++" in row["note"]]
+    assert rows["float32, compiled from the CPU's float32: cifar10_ISO20, logits after three steps"]["value"] < 1e-5
 
 
 def test_without_time_images_and_pytest_every_row_says_so(toy, monkeypatch, capsys):

@@ -99,19 +99,23 @@ def run_sections(sections: Sequence[Section], minutes: float, results: Results) 
     """Run every job for which time is left, and add its rows to ``results``."""
     planned = time.monotonic()
     end = planned + 60 * minutes
-    for section in sections:
+    for number, section in enumerate(sections, start=1):
         print(f"\n{section.name}\n{table([])}", flush=True)
         planned += 60 * minutes * section.share
+        needed = sum(job.seconds for later in sections[number:-1] for job in later.jobs)
         began, first = time.monotonic(), len(results.rows)
         for job in section.jobs:
-            run_job(job, min(planned, end), end, results)
+            run_job(job, min(planned, end), end, needed, results)
         results.end(section.name, results.rows[first:], time.monotonic() - began)
 
 
-def run_job(job: Job, planned: float, end: float, results: Results) -> None:
-    """Run a job until ``planned`` or, if it needs longer, for its own seconds. An error becomes a row with its kind."""
+def run_job(job: Job, planned: float, end: float, needed: float, results: Results) -> None:
+    """Run a job until ``planned`` or, if it needs longer, for its own seconds. An error becomes a row with its kind.
+
+    After ``planned``, a job starts only if it leaves the seconds that are ``needed`` after it until ``end``.
+    """
     now = time.monotonic()
-    if now >= planned or end - now <= job.seconds:
+    if end - now <= job.seconds or (now >= planned and end - now - needed < job.seconds):
         results.add(remark(job.work, f"{NOT_RUN} no time left"))
         return
     until = min(end, max(planned, now + job.seconds))

@@ -28,7 +28,7 @@ from isonet.training.devices import place as placed
 from isonet.training.devices import set_precision
 
 DIGITS = ["--cfg", REPO / "configs" / "digits_ISO20.yaml", "--gpus", "0"]
-SMALL = ["ISON.DEPTH", 8, "RUNTIME.DETERMINISTIC", True]  # keys
+SMALL = ["ISON.DEPTH", 8, "SOLVER.TRAIN_BATCH_SIZE", 128, "RUNTIME.DETERMINISTIC", True]
 IMAGES = "cifar10-jpg"
 RECIPES = {"RISO": "RISO20-recipe10", "RES": "RES20-recipe10"}
 TINY = ["RUNTIME.AMP", "off", "SOLVER.MAX_EPOCHS", 1, "SOLVER.WARMUP", False]
