@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -36,7 +36,9 @@ class Workload:
 
     def case(self, amp: str, compiled: bool) -> Case:
         goal = None if amp == "off" else self.compiled_goal if compiled else self.goal
-        return Case(self.config, self.batch, self.size, amp, compiled, goal, 20)
+        return Case(
+            config=self.config, batch=self.batch, size=self.size, amp=amp, compiled=compiled, goal=goal, repeats=20
+        )  # fmt: skip
 
 
 RISO50 = Workload("IN1k-RISO50", 64, 224, None, 3.0)
@@ -125,7 +127,7 @@ def against_resnet(case: Case, device: torch.device, until: float, toy: bool) ->
 
 def memory(case: Case, device: torch.device, _until: float) -> Iterator[Row]:
     """Compare the peak memory of a step: the published formulation, and torchvision's ResNet-50 in 16 bits."""
-    plain = Case(case.config, case.batch, case.size, "off", False, None, 1)
+    plain = replace(case, amp="off")
     for other, kind, name in ((baseline, plain, "the published step"), (resnet, case, "ResNet-50")):
         work = f"peak memory, {name} and {kind.work}"
         if device.type != "cuda":
