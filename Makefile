@@ -3,13 +3,14 @@
 # make torture  the long tests, and the long form of others: kills at random moments, full disks, hostile files, 200 epochs
 #               (twenty minutes at most)
 # make bench  short benchmarks against the published formulation, one table for each of five questions (five minutes)
+# make gpu    all that this project promises of one GPU: equality with the CPU, step times, torchrun (eight minutes)
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The number of processes that run tests in parallel: one more than cores, because many tests wait for a process
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 
-.PHONY: demo test torture bench lint clean
+.PHONY: demo test torture bench gpu lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python train.py --cfg configs/digits_ISO20.yaml --output demo --overwrite
@@ -19,7 +20,7 @@ test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py --torture
+	$(BIN)/python -m pytest tests/faults tests/processes tests/tools/test_sweep.py tests/test_gpu_script.py --torture
 
 # The image folders to read, if they exist: make bench BENCH_IMAGES="--cifar data/cifar10-jpg --imagenet data/ILSVRC2012"
 BENCH_IMAGES ?= $(if $(wildcard data/cifar10-jpg/train),--cifar data/cifar10-jpg) $(if $(wildcard data/ILSVRC2012/val),--imagenet data/ILSVRC2012)
@@ -30,6 +31,9 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.evaluate --quick --json outputs/bench/evaluate.json
 	$(BIN)/python -m benchmarks.input --quick --json outputs/bench/input.json $(BENCH_IMAGES)
 	$(BIN)/python -m benchmarks.penalty_shares --quick --json outputs/bench/penalty-shares.json
+
+gpu: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks.gpu --json outputs/bench/gpu.json
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 class Case:
     """A network and its batch, and the settings of this code. ``goal`` is the ratio to the published formulation.
 
-    channels_last: RUNTIME.CHANNELS_LAST. every: ISON.ORTHO_EVERY.
+    amp, tf32, channels_last: RUNTIME.AMP, TF32 and CHANNELS_LAST. every: ISON.ORTHO_EVERY.
     """
 
     config: str
@@ -39,17 +39,19 @@ class Case:
     repeats: int = 3
     channels_last: bool | str = AUTO
     every: int = 1
+    tf32: bool = False
 
     @property
     def work(self) -> str:
-        kind = "float32" if self.amp == "off" else self.amp
+        kind = self.amp if self.amp != "off" else "TF32" if self.tf32 else "float32"
         order = "" if self.channels_last == AUTO else f", CHANNELS_LAST {self.channels_last}"
         every = f", ORTHO_EVERY {self.every}" if self.every > 1 else ""
         return f"{self.config} batch {self.batch}, {kind}{order}{', compiled' if self.compiled else ''}{every}"
 
     def cfg(self) -> CfgNode:
-        opts = ["ISON.DROPOUT", False, "RUNTIME.AMP", self.amp, "RUNTIME.CHANNELS_LAST", self.channels_last]
-        return load_cfg(CONFIGS / f"{self.config}.yaml", opts)
+        runtime = {"AMP": self.amp, "TF32": self.tf32, "CHANNELS_LAST": self.channels_last}
+        opts = [word for key, value in runtime.items() for word in (f"RUNTIME.{key}", value)]
+        return load_cfg(CONFIGS / f"{self.config}.yaml", ["ISON.DROPOUT", False, *opts])
 
 
 ISO18 = Case("IN1k-ISO18", 16, 224, goal=2.0)
@@ -132,7 +134,7 @@ def resnet(case: Case, device: torch.device) -> Callable[[], float]:
     torch.manual_seed(0)
     model = torchvision.models.resnet50().train()
     forward = place(model, [device], channels_last=True, compiled=case.compiled)
-    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(model.parameters(), 0.025, momentum=0.9, weight_decay=1e-4, fused=True)
     step = TrainStep(forward, model, optimizer, 0.0, amp=Amp(case.amp, device))
     images = torch.randn(case.batch, 3, case.size, case.size, device=device).contiguous(
         memory_format=torch.channels_last

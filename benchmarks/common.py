@@ -102,7 +102,9 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def format_number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.0e}" if 0 < abs(value) < 0.01 else f"{value:.2f}"
 
 
 def machine() -> dict[str, object]:

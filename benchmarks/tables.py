@@ -22,8 +22,10 @@ def stored_table(file: Path) -> str:
 
 def main() -> None:
     for file in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(RESULTS.glob("*.json")):
-        machine = json.loads(file.read_text(encoding="utf-8"))["machine"]
-        print(f"\n{file.stem}\n" + ", ".join(f"{key} {value}" for key, value in machine.items()))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        print(f"\n{file.stem}\n" + ", ".join(f"{key} {value}" for key, value in content["machine"].items()))
+        for name, section in content.get("sections", {}).items():  # of benchmarks.gpu
+            print(f"{name}: {section['outcome']}, {section['seconds']} s")
         print(stored_table(file))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import math
 import os
 import sys
 from collections import Counter, defaultdict
@@ -16,19 +14,17 @@ VISIBLE_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in parallel, and so do a test and its processes
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from isonet import build_model, load_cfg
+from benchmarks.gpu.reference import NUMERICS, fill, options, reference_batch, reference_model
 from launch import REPO, end_all, run_script
 
-__all__ = ["REPO", "run_script"]
+__all__ = ["NUMERICS", "REPO", "fill", "options", "reference_batch", "reference_model", "run_script"]
 
 REFERENCE = Path(__file__).parent / "reference"
 SHARED_DATA = REPO.parent / "shared" / "data"
-NUMERICS = json.loads((REFERENCE / "numerics.json").read_text())
 
 # The smallest network (6n+2 with n = 1), on the digits included in the package. A run takes seconds
 TINY = ["DATASET.NAME", "digits", "DATASET.NUM_CLASSES", 10, "ISON.DEPTH", 8, "SOLVER.MAX_EPOCHS", 1]
@@ -100,50 +96,9 @@ def pytest_terminal_summary(terminalreporter):
         )
 
 
-def options(config: dict[str, object]) -> list[object]:
-    """Return a record's config as KEY VALUE pairs."""
-    return [item for pair in config.items() for item in pair]
-
-
 def once(*opts: object) -> list[object]:
     """Return KEY VALUE pairs with the last value of each key. A command line may give each key once."""
     return options(dict(zip(opts[::2], opts[1::2], strict=True)))
-
-
-def reference_model(name: str) -> nn.Module:
-    """Return a record's network, with the weights used to make the record."""
-    torch.manual_seed(0)
-    model = build_model(load_cfg(None, options(NUMERICS[name]["config"])))
-    fill(model)
-    return model
-
-
-@torch.no_grad()
-def fill(model: nn.Module) -> None:
-    """Overwrite every parameter according to the rules of the reference figures."""
-    for j, (name, parameter) in enumerate(model.named_parameters()):
-        shape = tuple(parameter.shape)
-        z = np.random.RandomState(1000 + j).standard_normal(shape)
-        if "srelu" in name:
-            z = -1 + 0.1 * z
-        elif "shared" in name:
-            z = 0.5 + 0.1 * z
-        elif len(shape) == 4:
-            z = z / math.sqrt(math.prod(shape[1:]))
-        elif name.endswith("fc.weight"):
-            z = z / math.sqrt(shape[1])
-        elif len(shape) == 1 and "bn" in name and name.endswith("weight"):
-            z = 1 + 0.1 * z
-        else:
-            z = 0.1 * z
-        parameter.copy_(torch.from_numpy(z.astype(np.float32)))
-
-
-def reference_batch(name: str) -> tuple[Tensor, Tensor]:
-    record = NUMERICS[name]
-    images = np.random.RandomState(1000 + 9001).standard_normal(record["input_shape"]).astype(np.float32)
-    labels = np.random.RandomState(1000 + 9002).randint(0, record["num_classes"], 4)
-    return torch.from_numpy(images), torch.from_numpy(labels)
 
 
 def assert_same(a, b):
