@@ -49,6 +49,12 @@ def decode_image(data: bytes | bytearray, path: Path) -> Image.Image:
         return to_rgb(image)
 
 
+def image_size(data: bytes | bytearray, path: Path) -> tuple[int, int]:
+    """Return width and height in the header of an image file. Raises the same errors as ``decode_image``."""
+    with _explained(path), _open(data) as image:
+        return image.size
+
+
 def decode_tensor(data: bytes | bytearray, path: Path) -> Tensor:
     """Like ``decode_image``, but return uint8 (3, H, W), and decode JPEG with torchvision, whatever the file's name."""
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -87,7 +93,12 @@ def _is_plain_jpeg(data: bytes | bytearray) -> bool:
             if marker in _JPEG_SIZES:
                 bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
                 pixels = 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
-                return pixels and max(width, height) <= MAX_ASPECT * min(width, height) and bits == 8 and channels in (1, 3)
+                return (
+                    pixels
+                    and max(width, height) <= MAX_ASPECT * min(width, height)
+                    and bits == 8
+                    and channels in (1, 3)
+                )
             at += 2 + length
     return False
 

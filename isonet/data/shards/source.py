@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import tarfile
 from bisect import bisect_right
@@ -16,6 +18,8 @@ from isonet.data.shards.index import TOOL, ShardIndex, read_index, read_sums
 from isonet.data.shards.scan import require_pread
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
+
+log = logging.getLogger("isonet")
 
 MAX_OPEN = 64  # shards that a process keeps open
 
@@ -57,6 +61,16 @@ class ShardSource(EncodedSource):
             ) from None
         return data, Path(f"{self.folder}/{shard.name}/{name}")  # for messages only
 
+    def warn_if_enlarged(self, needed: int, purpose: str) -> None:
+        """Log a warning if the images were stored with a shorter side of fewer pixels than a transform resizes to."""
+        stored = self.index.short_side
+        if 0 < stored < needed:
+            log.warning(
+                "%s: the images are stored with a short side of %d pixels, and %s enlarges them to %d: write the "
+                "shards with --short-side %d or more for the published preprocessing",
+                printable(self.folder), stored, purpose, needed, needed,
+            )  # fmt: skip
+
     def names(self) -> bytes:
         sums = read_sums(self.folder)  # checksums of the content, which image folders do not have
         return str([(shard, sums.get(shard.name)) for shard in self.index.shards]).encode() + self.index.rows.tobytes()
@@ -81,8 +95,10 @@ class ShardSource(EncodedSource):
 
 def _name_and_size(header: bytearray) -> tuple[str, int]:
     """Return the name and the size in the header of a tar member. Raises ``TarError`` if its checksum is wrong."""
-    plain = header[156:157] == b"0" and header[345:346] == b"\0"  # a file whose name is not split
-    if plain and sum(header) - sum(header[148:156]) + 256 == tarfile.nti(header[148:156]):
-        return header[:100].partition(b"\0")[0].decode(errors="surrogateescape"), tarfile.nti(header[124:136])
+    if header[156:157] == b"0" and header[345:346] == b"\0":  # a plain file, whose name is in one field
+        with contextlib.suppress(ValueError):  # a number that is not octal
+            checksum, size = (int(field.strip(b" \0"), 8) for field in (header[148:156], header[124:136]))
+            if checksum == sum(header) - sum(header[148:156]) + 8 * ord(" "):
+                return header[:100].partition(b"\0")[0].decode(errors="surrogateescape"), size
     member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # takes five times as long
     return member.name, member.size
