@@ -40,7 +40,7 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def decode_image(data: bytes | bytearray, path: Path) -> Image.Image:
+def decode_image(data: bytes | bytearray, path: Path | str) -> Image.Image:
     """Decode the bytes of the image file ``path`` to RGB. If the file contains several images, decode the first.
 
     Raises ``ImageError``, or ``DataError`` if the fault is not in the file.
@@ -49,13 +49,13 @@ def decode_image(data: bytes | bytearray, path: Path) -> Image.Image:
         return to_rgb(image)
 
 
-def image_size(data: bytes | bytearray, path: Path) -> tuple[int, int]:
+def image_size(data: bytes | bytearray, path: Path | str) -> tuple[int, int]:
     """Return width and height in the header of an image file. Raises the same errors as ``decode_image``."""
     with _explained(path), _open(data) as image:
         return image.size
 
 
-def decode_tensor(data: bytes | bytearray, path: Path) -> Tensor:
+def decode_tensor(data: bytes | bytearray, path: Path | str) -> Tensor:
     """Like ``decode_image``, but return uint8 (3, H, W), and decode JPEG with torchvision, whatever the file's name."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -134,7 +134,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explained(path: Path | str) -> Iterator[None]:
     """Turn every exception into an ``ImageError``, or into a ``DataError`` if the fault is not in the image."""
     try:
         yield

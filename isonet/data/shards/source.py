@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import tarfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -44,9 +45,9 @@ class ShardSource(EncodedSource):
         self._ends = [*accumulate(shard.images for shard in index.shards)]
         self._open: dict[str, int] = {}  # file descriptors, least recently read first
 
-    def encoded(self, index: int) -> tuple[bytearray, Path]:
+    def encoded(self, index: int) -> tuple[bytearray, str]:
         shard = self.index.shards[bisect_right(self._ends, index)]
-        offset, size, _ = self.index.rows[index].item()
+        offset, size, *_ = self.index.rows[index].item()
         header, data = bytearray(512), bytearray(size)
         try:
             descriptor = self._descriptor(shard.name)
@@ -59,7 +60,7 @@ class ShardSource(EncodedSource):
             raise DataError(
                 f"{printable(path)}: cannot be read ({printable(why)}); {TOOL} verify FOLDER lists what is damaged"
             ) from None
-        return data, Path(f"{self.folder}/{shard.name}/{name}")  # for messages only
+        return data, f"{self.folder}/{shard.name}/{name}"
 
     def warn_if_enlarged(self, needed: int, purpose: str) -> None:
         """Log a warning if the images were stored with a shorter side of fewer pixels than a transform resizes to."""
@@ -97,8 +98,10 @@ def _name_and_size(header: bytearray) -> tuple[str, int]:
     """Return the name and the size in the header of a tar member. Raises ``TarError`` if its checksum is wrong."""
     if header[156:157] == b"0" and header[345:346] == b"\0":  # a plain file, whose name is in one field
         with contextlib.suppress(ValueError):  # a number that is not octal
-            checksum, size = (int(field.strip(b" \0"), 8) for field in (header[148:156], header[124:136]))
-            if checksum == sum(header) - sum(header[148:156]) + 8 * ord(" "):
-                return header[:100].partition(b"\0")[0].decode(errors="surrogateescape"), size
-    member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # takes five times as long
+            checksum = int(header[148:156].strip(b" \0"), 8)  # the sum of all bytes, with spaces in its own place
+            total = checksum + sum(header[148:156]) - 8 * ord(" ")
+            if zlib.adler32(header) & 0xFFFF == (1 + total) % 65521:  # its lower half is 1 + the sum of the bytes
+                name, size = header[:100].partition(b"\0")[0], int(header[124:136].strip(b" \0"), 8)
+                return name.decode(errors="surrogateescape"), size
+    member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # takes many times as long
     return member.name, member.size
