@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import models, transforms
 
+from benchmarks.baseline import PilImages, baseline_loader, imagenet_transform
 from benchmarks.common import Row, interleave, make_parser
 from isonet import build_model, load_cfg
 from isonet.data.augment import Augment, image_transforms
@@ -28,13 +29,14 @@ from isonet.data.build import statistics
 from isonet.data.folders import FolderSource, image_folder
 from isonet.data.loader import Normalise
 from isonet.data.memory import CropFlip
+from isonet.data.random_streams import EpochBatches
 from isonet.data.shards.smaller import Smaller
 from isonet.data.shards.source import ShardSource, open_shards
 from isonet.data.shards.writer import make_plan, write_shards
 from isonet.data.sources import ImageSource
-from isonet.data.workers import SourceImages
+from isonet.data.workers import SourceImages, WorkerLoader
 
-SIZE, QUALITY = 224, 90
+SIZE, QUALITY, BATCH = 224, 90, 50
 GOALS = {320: 3.0, 256: 4.0}  # images per second against the folder, by the short side
 CONFIGS = Path(__file__).parent.parent / "configs"
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -52,7 +54,7 @@ def write(folder: Path, short_side: int, place: Path) -> ShardSource:
 
 
 def speed_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
-    """Measure reading, decoding, random resized crop and flip, one image at a time in this process and one thread."""
+    """Measure reading, decoding, random resized crop and flip, in this process and one thread, and whole loaders."""
     source = image_folder(folder, "val")
     published = transforms.Compose([transforms.RandomResizedCrop(SIZE), transforms.RandomHorizontalFlip()])
     augment, count, rows = Augment(image_transforms(SIZE, False, CropFlip(0, True)), 0), len(source.paths), []
@@ -60,17 +62,27 @@ def speed_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         stored = [write(folder, side, Path(place)) for side in GOALS]
+        mean_and_std = statistics(load_cfg(None))
+        loaders: list[Iterable] = [baseline_loader(PilImages(source, imagenet_transform(*mean_and_std)), BATCH, 0)]
         variants = [functools.partial(_read, count, lambda number: published(source.read(number)))]
         for shards in stored:
             images = SourceImages(shards, augment, SIZE, as_tensor=True)
             variants.append(functools.partial(_read, count, functools.partial(_image, images)))
+            batches = EpochBatches(count, BATCH, shuffle=True, seed=0)
+            loaders.append(WorkerLoader(images, batches, Normalise(*mean_and_std, device, channels_last=True), 0))
         baseline, *ours = (count / seconds for seconds in interleave(variants, repeats, device))
+        whole, *loaded = (
+            count / s for s in interleave([functools.partial(_drain, x) for x in loaders], repeats, device)
+        )
         kilobytes = sum(path.stat().st_size for path in source.paths) / 1e3 / count
         for (side, goal), shards, rate in zip(GOALS.items(), stored, ours, strict=True):
             smaller = shards.index.rows["size"].mean() / 1e3
             note = f"crops differ by {crop_difference(source, shards):.2f} of 255; {smaller:.1f} kB an image"
             note += f", 1/{kilobytes / smaller:.1f} of the folder"
             rows.append(Row(f"ImageNet, {side} px shards", baseline, rate, rate / baseline, goal, "images/s", note))
+        for side, rate in zip(GOALS, loaded, strict=True):
+            work = f"ImageNet, {side} px shards, normalised batches"
+            rows.append(Row(work, whole, rate, rate / whole, None, "images/s"))
     torch.set_num_threads(threads)
     return rows
 
@@ -78,6 +90,11 @@ def speed_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
 def _read(count: int, read: Callable[[int], object]) -> None:
     for number in range(count):
         read(number)
+
+
+def _drain(loader: Iterable) -> None:
+    for _ in loader:
+        pass
 
 
 def _image(images: SourceImages, number: int) -> object:
