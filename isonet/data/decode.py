@@ -31,6 +31,7 @@ warnings.filterwarnings("ignore", "Palette images with Transparency", UserWarnin
 _JPEG = ("JPEG", "MPO")
 _JPEG_SIZES = {0xC0, 0xC1, 0xC2}  # frame headers, which contain the size: baseline, extended and progressive
 _JPEG_SEGMENTS = {*_JPEG_SIZES, 0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # and tables, metadata and comments
+_JPEG_SCAN = 0xDA  # the pixels follow
 _SYSTEM_LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -83,22 +84,19 @@ def _for_torchvision(data: bytes | bytearray) -> bool:
 
 
 def _is_plain_jpeg(data: bytes | bytearray) -> bool:
-    """Whether the segments up to the size are usual ones, and ``_open`` accepts the size: a tenth of Pillow's time."""
-    at = 2
+    """Whether the header has only usual segments and a size that ``_open`` accepts: a quarter of Pillow's time."""
+    at, sized = 2, False
     with contextlib.suppress(struct.error):  # the file ends in its header
         while True:
             sync, marker, length = struct.unpack_from(">BBH", data, at)
             if sync != 0xFF or marker not in _JPEG_SEGMENTS:
-                return False
+                return sized and (sync, marker) == (0xFF, _JPEG_SCAN)
             if marker in _JPEG_SIZES:
                 bits, height, width, channels = struct.unpack_from(">BHHB", data, at + 4)
-                pixels = 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
-                return (
-                    pixels
-                    and max(width, height) <= MAX_ASPECT * min(width, height)
-                    and bits == 8
-                    and channels in (1, 3)
-                )
+                usual = not sized and bits == 8 and channels in (1, 3)
+                sized = usual and 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 0)
+                if not sized or max(width, height) > MAX_ASPECT * min(width, height):
+                    return False
             at += 2 + length
     return False
 
