@@ -113,7 +113,7 @@ def main() -> None:
     rows = cifar_rows(args.cifar, repeats, device, 10_000 if args.quick else 50_000)
     if args.imagenet:
         rows += imagenet_rows(args.imagenet, repeats, device)
-        rows += smaller.speed_rows(args.imagenet, repeats, device)
+        rows += smaller.speed_rows(args.imagenet, max(repeats, 5), device)
     else:
         rows.append(Row("ImageNet training images", None, None, None, 1.5, "", "not run: no --imagenet FOLDER"))
     report("input", rows, args.json, seconds=round(time.perf_counter() - start))
