@@ -4,7 +4,8 @@
 
 CIFAR images are read from ``FOLDER/train/<class>/``; without a folder they are random pixels of the same size. ImageNet
 images are read from ``FOLDER/val/<wnid>/`` as training images, in this process and one thread, to measure the speed of
-one core.
+one core. The rows of shards with smaller images measure reading, decoding, random resized crop and flip of one image
+after the other; the rows "normalised batches" measure whole loaders.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks import smaller
 from benchmarks.baseline import PilImages, baseline_loader, cifar_transform, imagenet_transform
 from benchmarks.common import Row, interleave, make_parser, report
 from isonet import load_cfg
@@ -111,6 +113,7 @@ def main() -> None:
     rows = cifar_rows(args.cifar, repeats, device, 10_000 if args.quick else 50_000)
     if args.imagenet:
         rows += imagenet_rows(args.imagenet, repeats, device)
+        rows += smaller.speed_rows(args.imagenet, max(repeats, 5), device)
     else:
         rows.append(Row("ImageNet training images", None, None, None, 1.5, "", "not run: no --imagenet FOLDER"))
     report("input", rows, args.json, seconds=round(time.perf_counter() - start))

@@ -54,7 +54,7 @@ def build_loader(
     Iterating raises ``DataError`` for an image that cannot be read, unless ``DATASET.ON_ERROR`` is skip. With skip,
     training replaces the image by the next one that can be read, and evaluation leaves it out.
     """
-    from isonet.data.augment import Augment, image_transforms, to_square
+    from isonet.data.augment import EVAL_RESIZE, Augment, image_transforms, to_square
     from isonet.data.workers import SourceImages, WorkerLoader, decode_all
 
     train = split == "train"
@@ -67,6 +67,10 @@ def build_loader(
 
     source = source or build_source(cfg, split)
     _check_classes(cfg, split, source.classes)
+    if isinstance(source, ShardSource):
+        source.warn_if_enlarged(
+            size if train or small else round(size * EVAL_RESIZE), "training" if train else "validation"
+        )
     in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
     if isinstance(source, ShardSource) and not in_memory:

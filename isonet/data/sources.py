@@ -66,7 +66,7 @@ class ImageSource:
 class EncodedSource(ImageSource):
     """Image files. A subclass implements ``encoded``, which reads the bytes of one file."""
 
-    def encoded(self, index: int) -> tuple[bytes, Path]:
+    def encoded(self, index: int) -> tuple[bytes | bytearray, Path | str]:
         """Return the bytes of an image's file, and the file's path for messages."""
         raise NotImplementedError
 

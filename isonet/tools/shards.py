@@ -1,6 +1,7 @@
 """Write an image folder as tar shards, index tar shards that were written elsewhere, or check shards.
 
-write: store the images of FOLDER/{train,val}/<class>/ in FOLDER/shards/{train,val}/. Run again if interrupted.
+write: store the images of FOLDER/{train,val}/<class>/ in FOLDER/shards/{train,val}/. Run again if interrupted. The
+files are copied, or stored smaller with --short-side.
 index: index the *.tar in FOLDER or in FOLDER/{train,val}/, in the format of webdataset. Images have the extensions of
 image folders (.jpg, .png, ...), and each has its label in .cls, or in .json under label or cls.
 RUNTIME.INPUT shards reads DATASET.ROOT/DATASET.NAME/shards/{train,val}/.
@@ -16,6 +17,7 @@ from isonet.tools.cli import Parser
 EXAMPLES = """\
 examples:
   python -m isonet.tools.shards write data/ILSVRC2012
+  python -m isonet.tools.shards write data/ILSVRC2012 --short-side 320 --quality 90
   python -m isonet.tools.shards write data/ILSVRC2012 --split train --output /fast/ILSVRC2012/shards
   python -m isonet.tools.shards index data/imagenet-wds/shards --classes data/imagenet-classes.txt
   python -m isonet.tools.shards verify data/ILSVRC2012/shards
@@ -41,6 +43,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     write.add_argument("--output", type=Path, metavar="DIR", help="put {train,val}/ here (default: FOLDER/shards)")
     write.add_argument("--images-per-shard", type=int, default=1000, metavar="N", help="(default: 1000)")
     write.add_argument("--seed", type=int, default=0, help="seed of the order of the training images (default: 0)")
+    write.add_argument(
+        "--short-side",
+        type=int,
+        metavar="N",
+        help="store larger images as JPEG with a shorter side of N pixels, which are read faster "
+        "(default: copy the files)",
+    )
+    write.add_argument("--quality", type=int, metavar="Q", help="JPEG quality of these images (default: 90)")
     write.add_argument("--overwrite", action="store_true", help="write all shards again, even existing ones")
     tars = "a folder of *.tar, or a folder with shards/ or {train,val}/ that contain them"
     index = command("index", "index shards that were written elsewhere, or by an earlier version", tars)
@@ -53,6 +63,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse(sys.argv[1:] if argv is None else argv)
     if args.command == "write" and not 1 <= args.images_per_shard <= 100_000:
         write.error(f"--images-per-shard must be between 1 and 100000, got {args.images_per_shard}")
+    if args.command == "write" and args.short_side is None and args.quality is not None:
+        write.error("--quality is the quality of smaller images: add --short-side N")
+    for option, most in (("short_side", 10_000), ("quality", 100)):
+        number = getattr(args, option, None)
+        if number is not None and not 1 <= number <= most:
+            write.error(f"--{option.replace('_', '-')} must be between 1 and {most}, got {number}")
     return args
 
 
@@ -66,15 +82,18 @@ def main(args: argparse.Namespace) -> None:
 
 def _write(args: argparse.Namespace) -> None:
     from isonet.data.folders import image_folder
+    from isonet.data.shards.smaller import Smaller
     from isonet.data.shards.writer import check_plan, make_plan, write_shards
 
     splits = [args.split] if args.split else [s for s in SPLITS if (args.folder / s).is_dir()]
     if not splits:
         raise DataError(f"{printable(args.folder)} has neither train/ nor val/, with a folder for each class")
+    smaller = Smaller(args.short_side, args.quality or 90) if args.short_side else None
     plans = []
     for split in splits:
         root, out = args.folder / split, (args.output or args.folder / "shards") / split
-        plan = make_plan(image_folder(args.folder, split), root, split == "train", args.seed, args.images_per_shard)
+        images, shuffle = image_folder(args.folder, split), split == "train"
+        plan = make_plan(images, root, shuffle, args.seed, args.images_per_shard, smaller)
         check_plan(plan, out, args.overwrite)  # check all plans before the first shard is written
         plans.append((plan, out))
     for plan, out in plans:

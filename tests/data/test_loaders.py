@@ -213,17 +213,21 @@ def test_batches_have_the_memory_format_of_the_network():
     assert torch.equal(batch, next(iter(loader(images)))[0])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=["CHW", "HWC"])
-def test_random_resized_crops_of_tensors_are_bit_identical_to_torchvisions(order):
-    image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8).permute(order).contiguous()
-    image = image.permute([order.index(axis) for axis in range(3)])  # (3, 70, 90), in that order in memory
-    ours = image_transforms(48, small=False, augment=CropFlip(0, flip=True))
-    reference = v2.Compose([v2.RandomResizedCrop(48), v2.RandomHorizontalFlip()])
+@pytest.mark.parametrize("size", [(70, 90), (90, 70), (20, 200), (200, 20), (1, 1)], ids=str)  # crops may not fit
+@pytest.mark.parametrize("kind", ["CHW", "HWC", "PIL"])
+@pytest.mark.parametrize("flip", [True, False])
+def test_random_resized_crops_are_bit_identical_to_torchvisions(kind, size, flip):
+    image = torch.randint(0, 256, (*size, 3), dtype=torch.uint8)
+    image = Image.fromarray(image.numpy()) if kind == "PIL" else image.permute(2, 0, 1)
+    image = image.contiguous() if kind == "CHW" else image
+    ours = image_transforms(48, small=False, augment=CropFlip(0, flip))
+    reference = v2.Compose([v2.RandomResizedCrop(48), *([v2.RandomHorizontalFlip()] if flip else [])])
     for seed in range(20):
         torch.manual_seed(seed)
-        expected = reference(image)
+        expected, next_draw = v2.functional.to_image(reference(image)), torch.rand(1)
         torch.manual_seed(seed)
-        assert torch.equal(ours(image), expected)
+        assert torch.equal(v2.functional.to_image(ours(image)), expected)
+        assert torch.equal(torch.rand(1), next_draw)  # the same number of draws
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the photographs in ../shared/data are not here")

@@ -104,12 +104,13 @@ def killed_while_writing(words, when):
     os.waitpid(child, 0)
 
 
-def test_writing_continues_after_a_kill_with_the_same_bytes(tmp_path, torture):
+@pytest.mark.parametrize("options", [pytest.param([], marks=pytest.mark.torture), ["--short-side", 40]], ids=str)
+def test_writing_continues_after_a_kill_with_the_same_bytes(tmp_path, torture, options):
     for i in range(300):  # enough images that the process is killed before the end
         place = tmp_path / "many/train" / f"class {i % 3}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{i}.png").write_bytes(png(i % 256))
-    write = ["write", tmp_path / "many", "--split", "train", "--images-per-shard", 1, "--output"]
+    write = ["write", tmp_path / "many", "--split", "train", "--images-per-shard", 1, *options, "--output"]
     command(*write, tmp_path / "whole")
     whole = contents(tmp_path / "whole/train")
     for count in range(0, 280, 20) if torture else (0, 120):
@@ -495,6 +496,9 @@ def test_mistakes_are_one_line(folder, tmp_path, capsys):
     for args, word in (
         (["write", tmp_path / "nothing"], "train/"),
         (["write", folder, "--images-per-shard", 0], "--images-per-shard"),
+        (["write", folder, "--short-side", 0], "--short-side"),
+        (["write", folder, "--short-side", 40, "--quality", 101], "--quality"),
+        (["write", folder, "--quality", 80], "--short-side"),
         (["verify", tmp_path / "nothing"], "no shards"),
         (["index", tmp_path / "nothing"], "nothing"),
         (["index", folder / "shards", "--classes", tmp_path / "nothing"], "nothing"),

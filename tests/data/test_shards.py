@@ -8,6 +8,7 @@ import pickle
 import tarfile
 from collections import Counter
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_each_image_has_the_pixels_and_the_label_of_its_file(folder, split):
     seen = set()
     for number in range(len(shards.labels)):
         data, name = shards.encoded(number)
-        place = by_name[name.stem.partition("-")[2]]
+        place = by_name[Path(name).stem.partition("-")[2]]
         seen.add(place)
         assert data == files.paths[place].read_bytes()
         assert shards.labels[number] == files.labels[place]

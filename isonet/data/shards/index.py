@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from isonet.classes import read_names
-from isonet.data.shards.scan import ROW, Oddities, scan_shard
+from isonet.data.shards.scan import ROW, SIZED_ROW, Oddities, scan_shard
 from isonet.errors import DataError, printable
 from isonet.files.storage import write_file
 
@@ -28,6 +28,7 @@ log = logging.getLogger("isonet")
 
 INDEX, ROWS, SUMS, PLAN, CLASSES = "index.json", "index.bin", "SHA256SUMS", "plan.json", "classes.txt"
 FORMAT = "isonet shards 2"  # version 1 had no offsets
+SMALLER = ("short_side", "quality")  # fields of index.json that only shards with smaller images have
 TOOL = "python -m isonet.tools.shards"
 
 SHARD_NAME = re.compile(r"[^/.\x00-\x1f][^/\x00-\x1f]*\.tar")  # a file in the folder itself, not hidden
@@ -46,8 +47,9 @@ class Shard:
 class ShardIndex:
     """The classes and shards of a folder, and the location of each image.
 
-    classes: names of the labels. rows: ``ROW`` (N,). source: a digest of the image files that the shards were written
-    from. options: the options of the writer, in words.
+    classes: names of the labels. rows: ``ROW`` (N,), or ``SIZED_ROW`` if images were stored smaller. source: a digest
+    of the image files that the shards were written from. options: the options of the writer, in words. short_side,
+    quality: the options of ``Smaller``; 0 if the shards contain the files themselves.
     """
 
     classes: Sequence[str]
@@ -55,6 +57,8 @@ class ShardIndex:
     rows: np.ndarray
     source: str
     options: str
+    short_side: int = 0
+    quality: int = 0
 
     def __str__(self) -> str:
         size = sum(shard.bytes for shard in self.shards) / 1e6
@@ -64,6 +68,7 @@ class ShardIndex:
     def save(self, folder: Path, sums: dict[str, str]) -> None:
         """Write the index beside the shards whose checksums are ``sums``. Raises ``StorageError``."""
         head = {"format": FORMAT, "options": self.options, "source": self.source, "classes": list(self.classes)}
+        head |= {name: getattr(self, name) for name in SMALLER if self.short_side}
         text = json.dumps({**head, "shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
         files = {ROWS: self.rows.tobytes(), INDEX: text.encode()}
         sums = {**sums, **{name: hashlib.sha256(data).hexdigest() for name, data in files.items()}}
@@ -116,7 +121,8 @@ def read_index(folder: Path) -> ShardIndex:
         head = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if head["format"] != FORMAT:
             raise ValueError(f"the format is {head['format']!a:.60}, not '{FORMAT}'")
-        return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), ROW))
+        row_type = SIZED_ROW if head.get("short_side") else ROW
+        return _checked(head, np.frombuffer((folder / ROWS).read_bytes(), row_type))
     except OSError as error:
         raise DataError(f"{printable(error.filename)}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -130,7 +136,8 @@ def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     Raises ``ValueError`` if they are not valid.
     """
     shards = [Shard(str(s["name"]), s["images"], s["bytes"]) for s in head["shards"]]
-    counts = [count for shard in shards for count in (shard.images, shard.bytes)]
+    smaller = {name: head.get(name, 0) for name in SMALLER}
+    counts = [*smaller.values(), *(count for shard in shards for count in (shard.images, shard.bytes))]
     if not all(SHARD_NAME.fullmatch(shard.name) for shard in shards):
         raise ValueError("a name is not a valid name of a shard")
     if not all(type(count) is int and 0 <= count < 2**53 for count in counts):
@@ -144,19 +151,19 @@ def _checked(head: dict[str, Any], rows: np.ndarray) -> ShardIndex:
     inside = (rows["offset"] >= 512) & (rows["offset"] + rows["size"] <= ends) & (rows["label"] < len(classes))
     if not inside.all():
         raise ValueError(f"an image of {ROWS} is outside its shard, or its label is not a class")
-    return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]))
+    return ShardIndex(classes, shards, rows, str(head["source"]), str(head["options"]), **smaller)
 
 
 def make_index(
     folder: Path,
     classes: Sequence[str] | None = None,
-    marks: dict[str, str] | None = None,
+    marks: dict[str, Any] | None = None,
     sums: dict[str, str] | None = None,
 ) -> ShardIndex:
     """Make the index of the shards in ``folder`` from their members, and save it. The caller holds the folder's lock.
 
     classes: names of the labels; by default the lines of ``classes.txt``, else the names in an existing index, else the
-    numbers. marks: ``source`` and ``options`` of the index; by default the values in an existing index. sums: checksums
+    numbers. marks: fields of the index from ``source`` on; by default the values in an existing index. sums: checksums
     that are known in addition to ``SHA256SUMS``. Logs warnings about odd samples. Raises ``DataError`` if the shards
     cannot be used.
     """
@@ -169,10 +176,11 @@ def make_index(
         )
     if marks is None:
         marks = {"source": str(head.get("source", "")), "options": str(head.get("options", "written elsewhere"))}
+        marks |= {name: head[name] for name in SMALLER if name in head}
     oddities: Oddities = defaultdict(list)
     shards, rows, sums = [], [], {}
     for file in progress(files, f"indexing {folder}"):
-        rows.append(scan_shard(file, oddities))
+        rows.append(scan_shard(file, oddities, SIZED_ROW if marks.get("short_side") else ROW))
         shards.append(Shard(file.name, len(rows[-1]), file.stat().st_size))
         sums[file.name] = known.get(file.name) or sha256_of(file)
     for odd, samples in oddities.items():
@@ -216,7 +224,7 @@ def damage(folder: Path, index: ShardIndex) -> Iterator[str]:
         try:
             if sha256_of(path) != sums.get(shard.name):
                 yield f"{path}: SHA-256 does not match {SUMS}"
-            elif not np.array_equal(scan_shard(path, defaultdict(list)), index.rows[start:end]):
+            elif not np.array_equal(scan_shard(path, defaultdict(list), index.rows.dtype), index.rows[start:end]):
                 yield f"{path}: images or labels do not match {INDEX}, but the checksum is right: index the shard again"
         except (OSError, DataError) as error:
             yield f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -17,10 +17,13 @@ from typing import BinaryIO
 
 import numpy as np
 
+from isonet.data.decode import image_size
+from isonet.data.faults import ImageError
 from isonet.data.formats import IMG_EXTENSIONS
 from isonet.errors import DataError, printable
 
 ROW = np.dtype([("offset", "<i8"), ("size", "<u4"), ("label", "<u4")])  # an image's bytes in its shard, and its label
+SIZED_ROW = np.dtype([*ROW.descr, ("width", "<u4"), ("height", "<u4")])  # pixels; 0 if the image cannot be read
 MAX_LABEL = 1_000_000
 
 _NAME = re.compile(r"((?:.*/)?[^.]+)\.([^/]*)")  # key and extensions, as webdataset splits them
@@ -48,9 +51,12 @@ def require_pread() -> None:
         raise DataError("tar shards need os.pread, which Python lacks on Windows: read the image folder instead")
 
 
-def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
-    """Return the images of a shard in its order: ``ROW`` (N,). Raises ``DataError`` if it is not a whole tar file."""
-    rows = []
+def scan_shard(path: Path, oddities: Oddities, row_type: np.dtype = ROW) -> np.ndarray:
+    """Return the images of a shard in its order: ``ROW`` or ``SIZED_ROW`` (N,).
+
+    Raises ``DataError`` if it is not a whole tar file.
+    """
+    rows: list[tuple[int, ...]] = []
     try:
         with path.open("rb") as file:
             for key, members in groupby(_members(file, path.name, oddities), key=lambda member: member[0]):
@@ -60,8 +66,8 @@ def scan_shard(path: Path, oddities: Oddities) -> np.ndarray:
                         raise tarfile.ReadError(f"it has two members {key}.{extension}")
                     parts[extension] = part
                 if row := _row(file, parts, f"{key} in {path.name}", oddities):
-                    rows.append(row)
-        return np.array(rows, ROW)
+                    rows.append((*row, *_pixels(file, row)) if row_type == SIZED_ROW else row)
+        return np.array(rows, row_type)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(
@@ -103,6 +109,14 @@ def _row(file: BinaryIO, parts: dict[str, Part], sample: str, oddities: Oddities
             return *parts[image], label
     oddities[_INCOMPLETE].append(sample)
     return None
+
+
+def _pixels(file: BinaryIO, row: tuple[int, int, int]) -> tuple[int, int]:
+    """Return width and height of an image, or zeros if it cannot be read."""
+    try:
+        return image_size(os.pread(file.fileno(), row[1], row[0]), Path(file.name))
+    except ImageError:
+        return 0, 0
 
 
 def _label(file: BinaryIO, name: str, part: Part) -> int | None:
