@@ -141,3 +141,13 @@ def resnet(case: Case, device: torch.device) -> Callable[[], float]:
     )
     labels = torch.randint(1000, (case.batch,), device=device)
     return lambda: step(images, labels).cross_entropy.item()
+
+
+def peak_on_gpu(build: Callable[[Case, torch.device], Callable[[], object]], case: Case, device: torch.device) -> float:
+    """Return the peak memory of a step in MiB, with the weights and the state of the optimizer."""
+    before = torch.cuda.memory_allocated(device)
+    step = build(case, device)
+    step()
+    torch.cuda.reset_peak_memory_stats(device)
+    step()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20

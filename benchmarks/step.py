@@ -27,6 +27,7 @@ from benchmarks.cases import (
     baseline,
     make,
     ours,
+    peak_on_gpu,
     resnet,
 )
 from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
@@ -87,21 +88,13 @@ def _peak_of_process(variant: str, case: Case) -> float:
     return peak
 
 
-def _peak_on_gpu(variant: str, case: Case, device: torch.device) -> float:
-    step = {"baseline": baseline, "ours": ours}[variant](case, device)
-    step()
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    return torch.cuda.max_memory_allocated(device) / 2**20
-
-
 def peak_memory(case: Case, device: torch.device, processes: int) -> Row:
     """Measure the peak memory of a step.
 
     On a GPU torch counts it. On the CPU it is the median of several processes, because fragmentation varies.
     """
     if device.type == "cuda":
-        before, now = (_peak_on_gpu(variant, case, device) for variant in ("baseline", "ours"))
+        before, now = (peak_on_gpu(variant, case, device) for variant in (baseline, ours))
     else:
         runs = [[_peak_of_process(variant, case) for variant in ("baseline", "ours")] for _ in range(processes)]
         before, now = map(statistics.median, zip(*runs, strict=True))

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isonet.data.decode import image_size
+from isonet.data.decode import size_in_header
 from isonet.data.faults import ImageError
 from isonet.data.formats import IMG_EXTENSIONS
 from isonet.errors import DataError, printable
@@ -114,7 +114,7 @@ def _row(file: BinaryIO, parts: dict[str, Part], sample: str, oddities: Oddities
 def _pixels(file: BinaryIO, row: tuple[int, int, int]) -> tuple[int, int]:
     """Return width and height of an image, or zeros if it cannot be read."""
     try:
-        return image_size(os.pread(file.fileno(), row[1], row[0]), Path(file.name))
+        return size_in_header(os.pread(file.fileno(), row[1], row[0]), Path(file.name))
     except ImageError:
         return 0, 0
 
