@@ -30,7 +30,7 @@ from benchmarks.cases import (
     peak_on_gpu,
     resnet,
 )
-from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
+from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, relative, report
 from isonet.fast_penalty import OrthoPenalty
 from isonet.profiling import StepProfile
 
@@ -47,8 +47,7 @@ def compare(cases: Sequence[Case], repeats: int, device: torch.device) -> list[R
             found = variant()
             compared = slice(1 if case.every > 1 else 2)  # with ORTHO_EVERY, the penalty is of other weights
             check_equal(case.work, expected[compared], found[compared], 1e-5 if case.amp == "off" else 0.05)
-            now = [abs(a - b) / max(abs(a), 1e-3) for a, b in zip(expected, found, strict=True)]
-            differs[:] = map(max, differs, now)
+            differs[:] = map(max, differs, relative(expected, found))
     published, *seconds = interleave(variants, repeats, device)
     rows = []
     for case, time, differs in zip(cases, seconds, differences, strict=True):

@@ -68,9 +68,7 @@ def build_loader(
     source = source or build_source(cfg, split)
     _check_classes(cfg, split, source.classes)
     if isinstance(source, ShardSource):
-        source.warn_if_enlarged(
-            size if train or small else round(size * EVAL_RESIZE), "training" if train else "validation"
-        )
+        source.warn_if_enlarged(size if train or small else round(size * EVAL_RESIZE))
     in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
     if isinstance(source, ShardSource) and not in_memory:

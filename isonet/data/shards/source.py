@@ -61,14 +61,14 @@ class ShardSource(EncodedSource):
             ) from None
         return data, f"{self.folder}/{shard.name}/{name}"
 
-    def warn_if_enlarged(self, needed: int, purpose: str) -> None:
+    def warn_if_enlarged(self, needed: int) -> None:
         """Log a warning if the images were stored with a shorter side of fewer pixels than a transform resizes to."""
         stored = self.index.short_side
         if 0 < stored < needed:
             log.warning(
-                "%s: the images are stored with a short side of %d pixels, and %s enlarges them to %d: write the "
-                "shards with --short-side %d or more for the published preprocessing",
-                printable(self.folder), stored, purpose, needed, needed,
+                "%s: the images are stored with a short side of %d pixels, and are enlarged to %d: write the shards "
+                "with --short-side %d or more for the published preprocessing",
+                printable(self.folder), stored, needed, needed,
             )  # fmt: skip
 
     def names(self) -> bytes:
