@@ -45,10 +45,10 @@ Part = tuple[int, int]  # offset and size of a member's bytes
 Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are odd
 
 
-def require_pread() -> None:
-    """Raise ``DataError`` on Windows, where Python cannot read a file at an offset (``os.pread``)."""
-    if not hasattr(os, "pread"):
-        raise DataError("tar shards need os.pread, which Python lacks on Windows: read the image folder instead")
+def require_preadv() -> None:
+    """Raise ``DataError`` on systems such as Windows, where Python cannot read a file at an offset (``os.preadv``)."""
+    if not hasattr(os, "preadv"):
+        raise DataError("tar shards need os.preadv, which Python lacks on Windows: read the image folder instead")
 
 
 def scan_shard(path: Path, oddities: Oddities, row_type: np.dtype = ROW) -> np.ndarray:

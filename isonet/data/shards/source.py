@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from isonet.data.shards.index import TOOL, ShardIndex, read_index, read_sums
-from isonet.data.shards.scan import require_pread
+from isonet.data.shards.scan import require_preadv
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
@@ -26,7 +26,7 @@ MAX_OPEN = 64  # shards that a process keeps open
 
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
     """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
-    require_pread()
+    require_preadv()
     return ShardSource(folder, read_index(folder)).relabelled(classes, folder)
 
 
