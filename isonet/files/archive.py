@@ -6,9 +6,12 @@ contains the SHA-256 of all bytes before it, which detects any damage.
 
 import hashlib
 import io
+import os
 import struct
 import zipfile
-from typing import Any
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO
 
 import torch
 
@@ -17,16 +20,60 @@ from isonet.files.pickles import ArchiveError, PickleReader, refusal
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
+_WORTH_A_THREAD = 1 << 18  # bytes; hashing fewer takes less time than handing them to a thread
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # in the first pickle of a file from torch before 1.6
+
+
+class _Hashed:
+    """A file for ``torch.save`` that writes to ``file`` and computes the SHA-256 of the bytes at the same time.
+
+    error: the first error of a write, or None. ``write`` does not raise it, because torch would hide the system's error
+    for a full disk.
+    """
+
+    def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
+        self.file, self.pool, self.sum = file, pool, hashlib.sha256()
+        self.error: BaseException | None = None
+
+    def write(self, data: memoryview) -> int:
+        if len(data) < _WORTH_A_THREAD:
+            self.sum.update(data)
+            hashing = None
+        else:
+            hashing = self.pool.submit(self.sum.update, data)
+        try:
+            if not self.error:
+                self.file.write(data)
+        except BaseException as error:
+            self.error = error
+        while hashing and not hashing.done():  # torch may release the memory of ``data`` after this call
+            try:
+                hashing.result()
+            except BaseException as error:  # a second Ctrl-C
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: ``write_archive`` has more to write."""
+
+
+def write_archive(state: dict[str, Any], file: BinaryIO) -> None:
+    """Write ``state`` with its checksum to an empty file. Raises ``OSError`` if the system cannot write it."""
+    with ThreadPoolExecutor(1) as pool:
+        hashed = _Hashed(file, pool)
+        torch.save(state, hashed)
+    if hashed.error:
+        raise hashed.error
+    comment = _MARK + hashed.sum.hexdigest().encode()
+    file.seek(-2, os.SEEK_END)  # the last field: the comment's length
+    file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def pack(state: dict[str, Any]) -> bytes:
     """Return ``state`` as bytes with their checksum."""
-    buffer = io.BytesIO()  # torch would hide the system's error for a full disk, so it never writes to a disk
-    torch.save(state, buffer)
-    data = buffer.getbuffer()
-    comment = _MARK + hashlib.sha256(data).hexdigest().encode()
-    return b"".join([data[:-2], len(comment).to_bytes(2, "little"), comment])  # the last field: the comment's length
+    buffer = io.BytesIO()
+    write_archive(state, buffer)
+    return buffer.getvalue()
 
 
 def unpack(data: bytes) -> Any:
@@ -37,8 +84,12 @@ def unpack(data: bytes) -> Any:
     try:
         if data[:2] == b"PK":
             _check_end(data)
-            _check_sum(data)
-            return _read_archive(data)
+            with ThreadPoolExecutor(1) as pool:
+                checked = pool.submit(_check_sum, data)
+                try:
+                    return _read_archive(data)
+                finally:
+                    checked.result()  # its error explains an error of reading
         if data[:1] == b"\x80":
             if _MAGIC not in data[:32]:
                 raise refusal("it is a pickle that torch.save did not write", read='pickle.load(open(FILE, "rb"))')
@@ -77,13 +128,16 @@ def _check_end(data: bytes) -> None:
 
 def _check_sum(data: bytes) -> None:
     """Compare ``data`` with its checksum, if it has one."""
-    comment = data[-_COMMENT:]
-    if not comment.startswith(_MARK):
+    if not _has_sum(data):
         return
     digest = hashlib.sha256(memoryview(data)[: -_COMMENT - 2])
     digest.update(b"\0\0")  # the length of the comment before the checksum was added
-    if digest.hexdigest().encode() != comment[len(_MARK) :]:
+    if digest.hexdigest().encode() != data[-_COMMENT + len(_MARK) :]:
         raise ArchiveError("is damaged: its checksum does not match")
+
+
+def _has_sum(data: bytes) -> bool:
+    return data[-_COMMENT:].startswith(_MARK)
 
 
 def _read_archive(data: bytes) -> Any:
@@ -93,19 +147,27 @@ def _read_archive(data: bytes) -> Any:
         if other := describe_archive([entry.filename for entry in entries]):
             raise ArchiveError(other)
         _check_entries(entries, len(data))
-        if bad := archive.testzip():
-            raise ArchiveError(f"is damaged: the checksum of its part {bad!r:.80} does not match")
-        names = {entry.filename for entry in entries}
-        (pickled,) = (name for name in names if name.endswith("/data.pkl"))
-        folder = pickled.removesuffix("data.pkl")
-        if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
-            raise refusal("its numbers are in big-endian order")
-        reader = PickleReader(io.BytesIO(archive.read(pickled)), len(data))
-        content = reader.load()
-        for key in reader.tensor_data:
-            part = f"{folder}data/{key}"
-            reader.fill(key, archive.read(part) if part in names else b"")
-        return content
+        parts = {entry.filename: _part(data, archive, entry) for entry in entries}
+    if not _has_sum(data):
+        bad = (entry.filename for entry in entries if zlib.crc32(parts[entry.filename]) != entry.CRC)
+        for name in bad:
+            raise ArchiveError(f"is damaged: the checksum of its part {name!r:.80} does not match")
+    (pickled,) = (name for name in parts if name.endswith("/data.pkl"))
+    folder = pickled.removesuffix("data.pkl")
+    if parts.get(f"{folder}byteorder", b"little") != b"little":
+        raise refusal("its numbers are in big-endian order")
+    reader = PickleReader(io.BytesIO(parts[pickled]), len(data))
+    content = reader.load()
+    for key in reader.tensor_data:
+        reader.fill(key, parts.get(f"{folder}data/{key}", b""))
+    return content
+
+
+def _part(data: bytes, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> memoryview:
+    """Return the bytes of an entry without copying them."""
+    archive.open(entry).close()  # raises an error if the header before the bytes differs from the directory
+    start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", data, entry.header_offset + 26))
+    return memoryview(data)[start : start + entry.file_size]
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
@@ -115,7 +177,9 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     if len(set(names)) < len(names):
         raise refusal("it has two parts with the same name")
     # torch does not compress, so the sum of the parts of its archives is smaller than the file
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    packed = any(
+        entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
+    )
     if packed or sum(entry.file_size for entry in entries) > size:
         raise refusal("it is compressed or unpacks to more than its size, unlike a file of torch.save")
 

@@ -24,7 +24,7 @@ from isonet import __version__
 from isonet.classes import shortened
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
-from isonet.files.archive import pack, unpack
+from isonet.files.archive import unpack, write_archive
 from isonet.files.described import differing_keys
 from isonet.files.pickles import ArchiveError, Unread, refusal
 from isonet.files.safetensors import is_safetensors, unpack_safetensors
@@ -109,7 +109,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
-    write_file(path, pack(state))
+    write_file(path, lambda file: write_archive(state, file))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

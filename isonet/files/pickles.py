@@ -243,7 +243,7 @@ class PickleReader(pickle._Unpickler):
             self.tensor_data[key] = TensorData(dtype, bytearray(count * dtype.itemsize))
         return TensorData(dtype, self.tensor_data[key].data)
 
-    def fill(self, key: str, data: bytes) -> None:
+    def fill(self, key: str, data: bytes | memoryview) -> None:
         """Copy ``data`` into the tensors of the tensor data ``key``. Raises ``ArchiveError`` for another length."""
         if len(data) != len(self.tensor_data[key].data):
             raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as stated")

@@ -61,18 +61,7 @@ def folder_cfg(folder, *opts):
 
 def test_images_are_in_the_order_of_their_paths_and_named_without_folders(folder):
     """``Path`` compares folder by folder, so ``a/z.png`` comes before ``a.png`` although ``/`` follows ``.``."""
-    names = [
-        "a/z.png",
-        "a.png",
-        "a-/b.png",
-        "a/.z/b.png",
-        "B.png",
-        "ä.png",
-        "\udce4.png",
-        "a b.png",
-        "a0.png",
-        "a/b.jpg",
-    ]
+    names = ["a/z.png", "a.png", "a-/b.png", "B.png", "ä.png", "\udce4.png", "a b.png", "a0.png", "a/b.jpg"]
     for name in names:
         save(folder / "train" / "cat" / name)
     source = image_folder(folder, "train")
