@@ -60,7 +60,7 @@ class _Hashed:
 def write_archive(state: dict[str, Any], file: BinaryIO) -> None:
     """Write ``state`` with its checksum to an empty file. Raises ``OSError`` if the system cannot write it."""
     with ThreadPoolExecutor(1) as pool:
-        hashed = _Hashed(file, pool)
+        hashed: Any = _Hashed(file, pool)
         torch.save(state, hashed)
     if hashed.error:
         raise hashed.error
