@@ -1,11 +1,15 @@
-"""Draw the time of the penalty against width and depth."""
+"""The figures of the benchmarks: the penalty against width and depth, and a training step against what grows."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.common import Row
-from isonet.plots import as_png, look, new_figure, plain_numbers, require_matplotlib, style
+from benchmarks.growth import AXES, LABELS, VARIANTS, curves, exponent, values_of
+from isonet.plots import as_png, legend_below, look, new_figure, plain_numbers, require_matplotlib, style
+
+X_LABELS = {"depth": "depth", "width": "channels of the first stage", "size": "pixels a side", "batch": "images a step"}
 
 
 def draw_scaling(by_width: dict[int, Row], by_depth: dict[int, Row], file: Path) -> None:
@@ -26,5 +30,37 @@ def draw_scaling(by_width: dict[int, Row], by_depth: dict[int, Row], file: Path)
             plain_numbers(axis.yaxis)
             axis.margins(0.1, 0.15)
         figure.axes[0].legend()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(as_png(figure))
+
+
+def draw_growth(rows: Sequence[Row], file: Path) -> None:
+    """Draw the time and the memory of a step against what grows, with the exponent of growth beside each line."""
+    require_matplotlib(str(file))
+    names = {"published": "the published form", "ours": "this code, channels last"}
+    with style(10):
+        figure = new_figure(1900, 950)
+        panels = figure.subplots(2, len(AXES))
+        for column, axis in enumerate(AXES):
+            for panel, unit in zip(panels[:, column], LABELS, strict=True):
+                curve = curves(rows, axis.field)[unit]
+                for number, variant in enumerate(VARIANTS):
+                    line = look(1 - number)
+                    panel.plot(list(curve), values_of(curve, variant), **line, label=names[variant])
+                    power = f"x^{exponent(curve, variant):.2f}"
+                    place = (list(curve)[-1], values_of(curve, variant)[-1])
+                    panel.annotate(
+                        power, place, xytext=(6, 0), textcoords="offset points", va="center", color=line["color"]
+                    )
+                panel.set(xscale="log", yscale="log", xlabel=X_LABELS[axis.field])
+                panel.set_xticks(list(curve))
+                panel.margins(0.1, 0.15)
+                plain_numbers(panel.xaxis)
+                plain_numbers(panel.yaxis)
+            panels[0, column].set_title(axis.title)
+        for panel, (unit, label) in zip(panels[:, 0], LABELS.items(), strict=True):
+            panel.set_ylabel(f"{label} of a step, {unit}")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        legend_below(figure, handles, labels, 2)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(as_png(figure))
