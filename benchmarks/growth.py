@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -123,6 +124,7 @@ def growth_rows(axes: Sequence[Axis], quick: bool, repeats: int, device: torch.d
             check_equal(work, both[0](), both[1](), 1e-5)
             rows.append(faster(work, interleave(both, repeats, device), None, axis.title))
             del both
+            print(f"{work}: {rows[-1].ratio:.2f}", file=sys.stderr)
             before, now = (memory(variant, point, device) for variant in VARIANTS)
             rows.append(Row(work, before, now, before / now, None, "MiB", axis.title))
         for unit, curve in curves(rows, axis.field).items():

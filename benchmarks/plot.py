@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import Row
-from benchmarks.growth import AXES, LABELS, VARIANTS, curves, exponent, values_of
-from isonet.plots import as_png, legend_below, look, new_figure, plain_numbers, require_matplotlib, style
+from benchmarks.growth import AXES, LABELS, Curve, curves, exponent, values_of
+from isonet.plots import as_png, legend_below, log_scale, look, new_figure, plain_numbers, require_matplotlib, style
 
 X_LABELS = {"depth": "depth", "width": "channels of the first stage", "size": "pixels a side", "batch": "images a step"}
 
@@ -35,7 +37,7 @@ def draw_scaling(by_width: dict[int, Row], by_depth: dict[int, Row], file: Path)
 
 
 def draw_growth(rows: Sequence[Row], file: Path) -> None:
-    """Draw the time and the memory of a step against what grows, with the exponent of growth beside each line."""
+    """Draw the time and the memory of a step against what grows, with the slope of the last part of each line."""
     require_matplotlib(str(file))
     names = {"published": "the published form", "ours": "this code, channels last"}
     with style(10):
@@ -44,19 +46,16 @@ def draw_growth(rows: Sequence[Row], file: Path) -> None:
         for column, axis in enumerate(AXES):
             for panel, unit in zip(panels[:, column], LABELS, strict=True):
                 curve = curves(rows, axis.field)[unit]
-                for number, variant in enumerate(VARIANTS):
-                    line = look(1 - number)
-                    panel.plot(list(curve), values_of(curve, variant), **line, label=names[variant])
-                    power = f"x^{exponent(curve, variant):.2f}"
-                    place = (list(curve)[-1], values_of(curve, variant)[-1])
-                    panel.annotate(
-                        power, place, xytext=(6, 0), textcoords="offset points", va="center", color=line["color"]
-                    )
-                panel.set(xscale="log", yscale="log", xlabel=X_LABELS[axis.field])
+                for variant, name in names.items():
+                    panel.plot(list(curve), values_of(curve, variant), **look(variant == "published"), label=name)
+                    _label_slope(panel, curve, variant)
+                panel.set(xscale="log", xlabel=X_LABELS[axis.field])
                 panel.set_xticks(list(curve))
-                panel.margins(0.1, 0.15)
+                panel.margins(0.1, 0.12)
+                first, last = panel.get_xlim()
+                panel.set_xlim(right=last * (last / first) ** 0.15)  # room for the slopes
                 plain_numbers(panel.xaxis)
-                plain_numbers(panel.yaxis)
+                log_scale(panel, *(edge(edge(values_of(curve, v)) for v in names) for edge in (min, max)))
             panels[0, column].set_title(axis.title)
         for panel, (unit, label) in zip(panels[:, 0], LABELS.items(), strict=True):
             panel.set_ylabel(f"{label} of a step, {unit}")
@@ -64,3 +63,14 @@ def draw_growth(rows: Sequence[Row], file: Path) -> None:
         legend_below(figure, handles, labels, 2)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(as_png(figure))
+
+
+def _label_slope(panel: Any, curve: Curve, variant: str) -> None:
+    """Write the slope between the last two points beside their line: above the published form, below this code."""
+    above = variant == "published"
+    middle = [math.sqrt(first * last) for first, last in (list(curve)[-2:], values_of(curve, variant)[-2:])]
+    panel.annotate(
+        f"slope {exponent(curve, variant):.2f}", middle, xytext=(-7, 4) if above else (7, -4),
+        textcoords="offset points", ha="right" if above else "left", va="bottom" if above else "top",
+        color=look(above)["color"],
+    )  # fmt: skip
