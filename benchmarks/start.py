@@ -36,7 +36,7 @@ def start_rows(images: int, place: Path) -> list[Row]:
     rows = []
     for kind, write in (("shards", write_shards), ("folder", write_folder)):
         write(place / kind, images)
-        found = in_new_process(_start, kind, place / kind, method="spawn")
+        found = in_new_process(_in_this_process, kind, place / kind, method="spawn")
         work, bound = f"{kind}, {images:,} images", kind == "shards"
         rows.append(
             _row(f"{work}: until the first indices", found["indices"], "s", SECONDS if bound else None,
@@ -59,12 +59,16 @@ def _row(work: str, value: float, unit: str, most: float | None, note: str) -> R
     return Row(work, None, value, ratio, goal, unit, limit + note)
 
 
-def _start(kind: str, root: Path) -> dict[str, float]:
-    """Start an epoch in this process, whose imports are complete. Memory is in MB."""
+def _in_this_process(kind: str, root: Path) -> dict[str, float]:
+    multiprocessing.set_start_method(None, force=True)  # this process was spawned, and its workers would be, too
+    return start_epoch(kind, root)
+
+
+def start_epoch(kind: str, root: Path, more: int = BATCHES) -> dict[str, float]:
+    """Start an epoch in this process, read ``more`` batches, and return the seconds and the memory in MB."""
     import isonet.data.augment
     import isonet.data.workers  # noqa: F401 - imported by build_loader
 
-    multiprocessing.set_start_method(None, force=True)  # this process was spawned, and its workers would be, too
     imports, start = resident(), time.perf_counter()
     opts = ["DATASET.ROOT", str(root.parent), "DATASET.NAME", root.name, "DATASET.NUM_WORKERS", WORKERS,
             "RUNTIME.INPUT", "shards" if kind == "shards" else "workers"]  # fmt: skip
@@ -76,7 +80,7 @@ def _start(kind: str, root: Path) -> dict[str, float]:
     batches = iter(loader)
     next(batches)
     first = time.perf_counter()
-    for _ in range(BATCHES):
+    for _ in range(more):
         next(batches)
     worker = max((private(child.pid or 0) for child in multiprocessing.active_children()), default=0.0)
     found = {"imports": imports, "peak": peak(), "worker": worker}
