@@ -10,7 +10,7 @@ import os
 import struct
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +21,6 @@ from isonet.files.pickles import ArchiveError, PickleReader, refusal
 
 _MARK = b"sha256:"
 _COMMENT = len(_MARK) + 64
-_WORTH_A_THREAD = 1 << 18  # bytes; hashing fewer takes less time than handing them to a thread
 _LONGEST_END = 22 + (1 << 16)  # bytes of the last record of an archive, with the longest comment
 _CHUNK = 1 << 24  # bytes to read before they are hashed
 _MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # in the first pickle of a file from torch before 1.6
@@ -36,24 +35,19 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO, pool: ThreadPoolExecutor) -> None:
         self.file, self.pool, self.sum = file, pool, hashlib.sha256()
+        self.hashing: Future[None] | None = None
         self.error: BaseException | None = None
 
     def write(self, data: memoryview) -> int:
-        if len(data) < _WORTH_A_THREAD:
-            self.sum.update(data)
-            hashing = None
-        else:
-            hashing = self.pool.submit(self.sum.update, data)
         try:
             if not self.error:
+                hashing = self.pool.submit(self.sum.update, bytes(data))  # torch may release the memory of ``data``
                 self.file.write(data)
+                if self.hashing:  # at most two copies are in memory
+                    self.hashing.result()
+                self.hashing = hashing
         except BaseException as error:
             self.error = error
-        while hashing and not hashing.done():  # torch may release the memory of ``data`` after this call
-            try:
-                hashing.result()
-            except BaseException as error:  # a second Ctrl-C
-                self.error = error
         return len(data)
 
     def flush(self) -> None:
