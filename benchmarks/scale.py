@@ -37,6 +37,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.picture:
         require_matplotlib(str(args.picture))
+    elif args.stored:
+        parser.error("--stored needs --picture")
     if args.stored:
         stored = json.loads(args.stored.read_text(encoding="utf-8"))["rows"]
         draw_growth([Row(**row) for row in stored], args.picture)
