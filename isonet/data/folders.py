@@ -7,9 +7,10 @@ without a warning.
 
 import logging
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isonet.classes import in_order, labels_of
 from isonet.data.decode import read_file
@@ -22,19 +23,52 @@ log = logging.getLogger("isonet")
 _OF_SYSTEMS = ("._", ".AppleDouble")  # macOS stores the attributes of files in them
 
 
-@dataclass
+class Paths(Sequence[Path]):
+    """A sequence of paths that stores them as bytes.
+
+    A million ``Path`` objects occupy 300 MB, and each worker process that uses them ends up with its own copy, because
+    reading an object changes its reference count.
+    """
+
+    def __init__(self, paths: Iterable[str | Path] = ()) -> None:
+        self._bytes, self._ends = bytearray(), array("q")
+        self.extend(paths)
+
+    def extend(self, paths: Iterable[str | Path]) -> None:
+        for path in paths:
+            self._bytes += os.fsencode(path)
+            self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the path at a position, or a list of the paths of a slice."""
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        return Path(os.fsdecode(self._encoded(range(len(self))[index])))
+
+    def names(self) -> list[bytes]:
+        """Return the name of each file, without its folders, as bytes."""
+        return [os.path.basename(self._encoded(at)) for at in range(len(self))]
+
+    def _encoded(self, at: int) -> bytes:
+        return bytes(self._bytes[self._ends[at - 1] if at else 0 : self._ends[at]])
+
+
 class FolderSource(EncodedSource):
     """Image files with labels. ``image_folder`` lists the files of class folders."""
 
-    paths: Sequence[Path]
-    labels: Sequence[int]
-    classes: Sequence[str]
+    def __init__(self, paths: Iterable[str | Path], labels: Sequence[int], classes: Sequence[str]) -> None:
+        self.paths = paths if isinstance(paths, Paths) else Paths(paths)
+        self.labels, self.classes = labels, classes
 
     def encoded(self, index: int) -> tuple[bytes, Path]:
-        return read_file(self.paths[index]), self.paths[index]
+        path = self.paths[index]
+        return read_file(path), path
 
     def names(self) -> bytes:
-        return "\0".join([path.name for path in self.paths]).encode(errors="surrogateescape")
+        return b"\0".join(self.paths.names())
 
 
 def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -> FolderSource:
@@ -54,23 +88,23 @@ def image_folder(root: Path, split: str, classes: Sequence[str] | None = None) -
     if classes is None:
         train = root / "train"
         classes = in_order(_class_names(train), train) if train.is_dir() else own
-    paths: list[Path] = []
+    paths = Paths()
     labels: list[int] = []
     for name, label in zip(names, labels_of(names, classes, folder), strict=True):
         images = _images_below(folder / name, ignored)
-        paths += images
+        paths.extend(images)
         labels += [label] * len(images)
     _warn_of_ignored(folder, ignored)
     return FolderSource(paths, labels, classes)
 
 
-def _images_below(folder: Path, ignored: list[str]) -> list[Path]:
-    """List the images at any depth below ``folder``, sorted by path, and add other files to ``ignored``.
+def _images_below(folder: Path, ignored: list[str]) -> list[str]:
+    """List the images at any depth below ``folder``, in the order of their ``Path``, and add others to ``ignored``.
 
     Raises ``DataError`` if there is no image, for a loop of links, and for what is neither a file nor a folder.
     """
     before = len(ignored)
-    images = sorted(map(Path, _walk(str(folder), (), ignored)))
+    images = sorted(_walk(str(folder), (), ignored), key=_parts)
     if not images:
         others = ignored[before:]
         beside = f", but {len(others)} other files, e.g. {printable(min(others))}" if others else ""
@@ -78,6 +112,11 @@ def _images_below(folder: Path, ignored: list[str]) -> list[Path]:
             f"{printable(folder)} has no image ({', '.join(IMG_EXTENSIONS)}){beside}; add images or remove the folder"
         )
     return images
+
+
+def _parts(path: str) -> str:
+    """Return text that compares as the parts of the path do: a folder's name before a longer name, a/b before a.b."""
+    return os.path.normcase(path).replace(os.sep, "\0")
 
 
 def _warn_of_ignored(folder: Path, ignored: list[str]) -> None:
@@ -104,7 +143,7 @@ def find_images(places: Iterable[str]) -> tuple[list[Path], list[str]]:
         try:
             if os.path.isdir(place):
                 ignored: list[str] = []
-                paths += _images_below(place, ignored)
+                paths += map(Path, _images_below(place, ignored))
                 _warn_of_ignored(place, ignored)
             elif os.path.isfile(place):
                 paths.append(place)

@@ -53,7 +53,7 @@ class MemoryLoader(Loader):
 
     def __iter__(self) -> Iterator[Batch]:
         crops = self._draw_crops().to(self.device)
-        pieces = self.batches.pieces()
+        pieces = [*self.batches.pieces()]
         if self.readable is not None:
             pieces = [piece[self.readable[piece]] for piece in pieces]
         indices = torch.cat([torch.empty(0, dtype=torch.int64), *pieces]).to(self.device)  # one copy to the device

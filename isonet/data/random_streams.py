@@ -109,10 +109,11 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         order = self.windows.order(stream) if self.windows else torch.randperm(self.num_images, generator=stream)
         return order[self.skip : self.epoch_images]
 
-    def pieces(self) -> list[Tensor]:
+    def pieces(self) -> Iterator[Tensor]:
         """Return the numbers of this rank's images in each remaining batch."""
-        batches = self.order().split(self.batch_size)[: len(self)]  # split makes one empty piece of an empty order
-        return [batch[self.share.of(len(batch))] for batch in batches]
+        order, size = self.order(), self.batch_size
+        batches = (order[start : start + size] for start in range(0, len(order), size))
+        return (batch[self.share.of(len(batch))] for batch in batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return ([(self.epoch, number) for number in piece.tolist()] for piece in self.pieces())

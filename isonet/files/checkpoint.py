@@ -24,7 +24,7 @@ from isonet import __version__
 from isonet.classes import shortened
 from isonet.config import parse_cfg
 from isonet.errors import CheckpointError, printable
-from isonet.files.archive import pack, unpack
+from isonet.files.archive import read_hashed, unpack, write_archive
 from isonet.files.described import differing_keys
 from isonet.files.pickles import ArchiveError, Unread, refusal
 from isonet.files.safetensors import is_safetensors, unpack_safetensors
@@ -109,7 +109,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     Raises ``StorageError``, with the former file intact, if it cannot be written.
     """
-    write_file(path, pack(state))
+    write_file(path, lambda file: write_archive(state, file))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer
             raise CheckpointError(f"{path} is not a file, so it is not a checkpoint")
-        data = path.read_bytes()
-        state = unpack_safetensors(data) if is_safetensors(data) else unpack(data)
+        file, digest = read_hashed(path)
+        state = unpack_safetensors(file.getvalue()) if is_safetensors(file.getbuffer()) else unpack(file, digest)
         if isinstance(state, Unread):
             whole = f"it holds a whole {printable(state.name):.80} instead of a dictionary of weights"
             raise refusal(whole, "file.state_dict()")

@@ -64,7 +64,7 @@ class TensorData(NamedTuple):
     """The bytes that one or several tensors share, and their type."""
 
     dtype: torch.dtype
-    data: bytearray
+    data: bytearray | memoryview
 
 
 def unread_in(content: Any) -> list[str]:
@@ -201,9 +201,9 @@ def _append_all(reader: Any, add: Callable[[Any, list[Any]], None]) -> None:
 
 
 class PickleReader(pickle._Unpickler):
-    """Reads a pickle. Its tensors have no values until ``fill`` is called for each entry of ``tensor_data``.
+    """Reads a pickle. By default, all numbers in its tensors are 0, and ``tensor_data`` has the bytes to be filled.
 
-    limit: the largest number of bytes of all tensors together.
+    limit: the largest number of bytes of all tensors together. parts: the bytes of the tensors, which share them.
     """
 
     memo: dict[int, Any]
@@ -212,9 +212,9 @@ class PickleReader(pickle._Unpickler):
         | {getattr(pickle, name)[0]: execute for name, execute in _OWN.items()}
     )
 
-    def __init__(self, file: io.BytesIO, limit: int) -> None:
+    def __init__(self, file: io.BytesIO, limit: int, parts: dict[str, memoryview] | None = None) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
-        self.size, self.left = file.getbuffer().nbytes, limit
+        self.size, self.left, self.parts = file.getbuffer().nbytes, limit, parts
         self.tensor_data: dict[str, TensorData] = {}
 
     def load(self) -> Any:
@@ -237,14 +237,12 @@ class PickleReader(pickle._Unpickler):
         if (dtype := _STORAGES.get(kind.name)) is None:
             raise refusal(f"it contains tensor data of the type {kind.name!r:.80}")
         if key not in self.tensor_data:
-            self.left -= count * dtype.itemsize
+            size = count * dtype.itemsize
+            self.left -= size
             if self.left < 0:
                 raise ArchiveError(f"is damaged: its end is missing, or its data {key!r:.80} is not as long as stated")
-            self.tensor_data[key] = TensorData(dtype, bytearray(count * dtype.itemsize))
+            data = bytearray(size) if self.parts is None else self.parts.get(key, memoryview(b""))
+            if len(data) != size:
+                raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as stated")
+            self.tensor_data[key] = TensorData(dtype, data)
         return TensorData(dtype, self.tensor_data[key].data)
-
-    def fill(self, key: str, data: bytes) -> None:
-        """Copy ``data`` into the tensors of the tensor data ``key``. Raises ``ArchiveError`` for another length."""
-        if len(data) != len(self.tensor_data[key].data):
-            raise ArchiveError(f"is damaged: its tensor data {key!r:.80} is not as long as stated")
-        memoryview(self.tensor_data[key].data)[:] = data

@@ -12,7 +12,7 @@ from yacs.config import CfgNode
 from isonet.config.file import where
 from isonet.errors import CheckpointError, ConfigError
 from isonet.files.progress import is_saved_at
-from isonet.files.storage import check_kind, link_file, write_file
+from isonet.files.storage import Content, check_kind, link_file, write_file
 from isonet.published import PREFIX, published_as
 
 log = logging.getLogger("isonet")
@@ -73,7 +73,7 @@ class RunFolder:
             return [self.latest, *newest_first[1:]]
         return [*newest_first, self.latest]  # a kill prevented its update, or the folder is a copy
 
-    def save(self, content: bytes, epoch: int, step: int, keep: int, best: bool = False) -> None:
+    def save(self, content: Content, epoch: int, step: int, keep: int, best: bool = False) -> None:
         """Save a checkpoint of ``epoch`` after ``step`` (0: after the epoch) as the latest, and keep the last ``keep``.
 
         best: whether ``best`` becomes another name of it. ``latest`` and ``best`` are always complete files. ``save``

@@ -12,7 +12,7 @@ from isonet.files.pickles import ArchiveError
 UNNAMED = "unnamed_classes"  # metadata: the number of classes at the end of the list without a name in the checkpoint
 
 
-def is_safetensors(data: bytes) -> bool:
+def is_safetensors(data: bytes | memoryview) -> bool:
     """Return whether ``data`` begins with the length of a JSON header in eight bytes, as a .safetensors file does."""
     return data[4:9] == b"\0\0\0\0{"
 

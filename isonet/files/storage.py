@@ -10,9 +10,9 @@ import re
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from isonet.errors import CheckpointError, StorageError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 log = logging.getLogger("isonet")
+
+Content = bytes | str | Callable[[BinaryIO], None]  # the content of a file, or a function that writes it to a file
 
 _TEMPORARY = re.compile(r"\.isonet-[0-9a-f]{16}\.tmp")  # no other program writes such names
 
@@ -36,7 +38,7 @@ def check_kind(*paths: Path) -> None:
             raise StorageError(f"{path} is {kinds}: name another place, or remove it")
 
 
-def write_file(path: Path, content: bytes | str) -> None:
+def write_file(path: Path, content: Content) -> None:
     """Write ``content`` to ``path`` atomically: ``path`` is always a complete file, the former or the new file.
 
     The content is written to a temporary file beside ``path``, synced to disk and renamed, so a kill or power failure
@@ -47,7 +49,10 @@ def write_file(path: Path, content: bytes | str) -> None:
     temporary = _temporary(path.parent)
     try:
         with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -107,7 +107,7 @@ def _published(trained: Trained, _example: Tensor, _about: dict[str, str], _opse
     weights = OrderedDict((f"module.{name}", value) for name, value in trained.model.state_dict().items())
     buffer = io.BytesIO()
     torch.save({"net": weights}, buffer)
-    return buffer.getvalue(), _with_weights(trained, unpack(buffer.getvalue()))
+    return buffer.getvalue(), _with_weights(trained, unpack(buffer))
 
 
 def _with_weights(trained: Trained, state: dict[str, Any]) -> Network:

@@ -15,7 +15,7 @@ from isonet import __version__
 from isonet.config import global_batch
 from isonet.data import Loader
 from isonet.errors import NonFiniteError, Stopped, UserError
-from isonet.files.archive import pack
+from isonet.files.archive import write_archive
 from isonet.files.progress import Progress
 from isonet.files.run_folder import RunFolder
 from isonet.files.storage import append_line
@@ -95,7 +95,7 @@ class Run:
             "classes": list(self.train_loader.classes),
             "num_images": self.train_loader.num_images,
         }
-        self.folder.save(pack(state), epoch, step, self.cfg.RUNTIME.KEEP, best)
+        self.folder.save(lambda file: write_archive(state, file), epoch, step, self.cfg.RUNTIME.KEEP, best)
 
 
 def train(run: Run, report: Report, stop: StopSignals) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +13,7 @@ from PIL import Image
 from isonet import load_cfg
 from isonet.data import build_loader
 from isonet.data.build import build_source
-from isonet.data.folders import image_folder
+from isonet.data.folders import Paths, image_folder
 from isonet.data.sources import digits
 from isonet.errors import DataError
 
@@ -53,6 +57,28 @@ def folder(tmp_path):
 def folder_cfg(folder, *opts):
     base = ["DATASET.ROOT", str(folder.parent), "DATASET.NAME", folder.name, "DATASET.NUM_CLASSES", 2]
     return load_cfg(None, [*base, "DATASET.NUM_WORKERS", 0, *opts])
+
+
+def test_images_are_in_the_order_of_their_paths_and_named_without_folders(folder):
+    """``Path`` compares folder by folder, so ``a/z.png`` comes before ``a.png`` although ``/`` follows ``.``."""
+    names = ["a/z.png", "a.png", "a-/b.png", "B.png", "ä.png", "\udce4.png", "a b.png", "a0.png", "a/b.jpg"]
+    for name in names:
+        save(folder / "train" / "cat" / name)
+    source = image_folder(folder, "train")
+    stored = [path for split in ("cat", "dog") for path in sorted((folder / "train" / split).rglob("*.*g"))]
+    assert list(source.paths) == stored
+    assert source.names() == b"\0".join(os.fsencode(path.name) for path in stored)
+
+
+def test_stored_paths_are_a_sequence_of_paths():
+    plain = [Path("a/b.png"), Path("ä"), Path("c/\udcff.jpg"), Path("/d")]
+    paths = pickle.loads(pickle.dumps(Paths(plain)))  # as a spawned worker process receives them
+    assert list(paths) == plain
+    assert (len(paths), paths[-1], paths[1:3]) == (4, plain[-1], plain[1:3])
+    assert plain[2] in paths
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            paths[outside]
 
 
 def test_labels_are_positions_of_sorted_class_folders(folder):
