@@ -2,7 +2,7 @@
 
 python -m benchmarks.step              the published formulation against this code, in float32 and, if supported, bf16
 python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's share of its step
-python -m benchmarks.step --profile    the time by operator, of the published formulation and of this code, and of its parts
+python -m benchmarks.step --profile    the time by operator, of the published formulation and of this code, and by part
 """
 
 from __future__ import annotations
