@@ -72,7 +72,10 @@ def baseline_penalty(model: nn.Module) -> Tensor:
 
 
 def baseline_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.SGD:
-    """Return torch's SGD as it is by default, which is not fused, with the groups of ``build_optimizer``."""
+    """Return torch's SGD as it is by default, which is not fused, with the groups of ``build_optimizer``.
+
+    Call this before ``published_form_``: the type of a module decides the group of its parameters.
+    """
     groups = build_optimizer(model, cfg).param_groups
     options = ("params", "lr", "weight_decay", "momentum", "dampening", "nesterov")
     return torch.optim.SGD([{key: group[key] for key in options} for group in groups])

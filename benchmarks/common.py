@@ -74,9 +74,13 @@ def faster(work: str, seconds: Sequence[float], goal: float | None, note: str = 
 
 def check_equal(work: str, baseline: Sequence[float], ours: Sequence[float], tolerance: float) -> None:
     """Exit if a result differs from the baseline by more than ``tolerance``, relative to the baseline."""
-    for a, b in zip(baseline, ours, strict=True):
-        if not abs(a - b) <= tolerance * max(abs(a), 1e-3):  # NaN fails the comparison, too
-            raise SystemExit(f"{work}: the results differ by more than {tolerance}: baseline {baseline}, ours {ours}")
+    if not all(difference <= tolerance for difference in relative(baseline, ours)):  # NaN fails the comparison, too
+        raise SystemExit(f"{work}: the results differ by more than {tolerance}: baseline {baseline}, ours {ours}")
+
+
+def relative(baseline: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """Return how much each result differs from the baseline, relative to the baseline."""
+    return [abs(a - b) / max(abs(a), 1e-3) for a, b in zip(baseline, ours, strict=True)]
 
 
 def report(title: str, rows: Sequence[Row], file: Path | None, **settings: object) -> None:

@@ -186,7 +186,7 @@ def parts(counted: Counted, assumed: Assumed) -> str:
 def measured(amp: str, batch: int) -> float:
     """Return 10^12 FLOPs per second of a step of the network and its penalty on this machine's device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step = ours(Case("IN1k-RISO50", batch, 224, amp, device.type == "cuda", None, 5), device)
+    step = ours(Case("IN1k-RISO50", batch, 224, amp, compiled=device.type == "cuda"), device)
     (seconds,) = interleave([step], 5, device)
     flops = count_flops(load_cfg(CONFIG, ["SOLVER.TRAIN_BATCH_SIZE", batch]))
     return 2 * (flops.network_step_macs + flops.penalty_step_macs) / seconds / 1e12

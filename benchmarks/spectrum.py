@@ -16,11 +16,11 @@ from isonet.training.report import singular_values
 
 # network, number of training images
 CASES = [
-    (Case("digits_ISO20", 32, 8, "off", False, None, 20), 1437),
-    (Case("cifar10_ISO56", 128, 32, "off", False, None, 5), 50_000),
-    (Case("cifar10_ISO110", 128, 32, "off", False, None, 3), 50_000),
-    (Case("IN1k-ISO34", 16, 224, "off", False, None, 2), 1_281_167),
-    (Case("IN1k-RISO50", 16, 224, "off", False, None, 2), 1_281_167),
+    (Case("digits_ISO20", 32, 8, repeats=20), 1437),
+    (Case("cifar10_ISO56", 128, 32, repeats=5), 50_000),
+    (Case("cifar10_ISO110", 128, 32, repeats=3), 50_000),
+    (Case("IN1k-ISO34", 16, 224, repeats=2), 1_281_167),
+    (Case("IN1k-RISO50", 16, 224, repeats=2), 1_281_167),
 ]
 QUICK = 2
 

@@ -2,16 +2,14 @@
 
 python -m benchmarks.step              the published formulation against this code, in float32 and, if supported, bf16
 python -m benchmarks.step --resnet     R-ISONet-50 against torchvision's ResNet-50, and the penalty's share of its step
-python -m benchmarks.step --profile    the time by part and by operator, of the published formulation and of this code
+python -m benchmarks.step --profile    the time by operator, of the published formulation and of this code, and by part
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -27,9 +25,11 @@ from benchmarks.cases import (
     baseline,
     make,
     ours,
+    peak_on_gpu,
     resnet,
 )
-from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, report
+from benchmarks.common import Row, check_equal, faster, has_16_bit_arithmetic, interleave, make_parser, relative, report
+from benchmarks.memory import in_new_process, peak
 from isonet.fast_penalty import OrthoPenalty
 from isonet.profiling import StepProfile
 
@@ -46,8 +46,7 @@ def compare(cases: Sequence[Case], repeats: int, device: torch.device) -> list[R
             found = variant()
             compared = slice(1 if case.every > 1 else 2)  # with ORTHO_EVERY, the penalty is of other weights
             check_equal(case.work, expected[compared], found[compared], 1e-5 if case.amp == "off" else 0.05)
-            now = [abs(a - b) / max(abs(a), 1e-3) for a, b in zip(expected, found, strict=True)]
-            differs[:] = map(max, differs, now)
+            differs[:] = map(max, differs, relative(expected, found))
     published, *seconds = interleave(variants, repeats, device)
     rows = []
     for case, time, differs in zip(cases, seconds, differences, strict=True):
@@ -60,39 +59,13 @@ def compare(cases: Sequence[Case], repeats: int, device: torch.device) -> list[R
     return rows
 
 
-def _peak(variant: str, case: Case, pipe: multiprocessing.connection.Connection) -> None:
-    """Take two steps, and send the peak memory of this process in MiB, without the memory of the imports."""
-    device = torch.device("cpu")
-    before = _high_water()
-    step = {"baseline": baseline, "ours": ours}[variant](case, device)
+def _peak(build: Callable[[Case, torch.device], Callable[[], object]], case: Case) -> float:
+    """Take two steps, and return the peak memory of this process in MiB, without the memory of the imports."""
+    before = peak()
+    step = build(case, torch.device("cpu"))
     step()
     step()
-    pipe.send(_high_water() - before)
-
-
-def _high_water() -> float:
-    """Return the peak resident memory of this process in MiB, as reported by Linux."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def _peak_of_process(variant: str, case: Case) -> float:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_peak, args=(variant, case, sender))
-    process.start()
-    sender.close()  # so that recv() raises if the process fails
-    peak = receiver.recv()
-    process.join()
-    return peak
-
-
-def _peak_on_gpu(variant: str, case: Case, device: torch.device) -> float:
-    step = {"baseline": baseline, "ours": ours}[variant](case, device)
-    step()
-    torch.cuda.reset_peak_memory_stats(device)
-    step()
-    return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak() - before
 
 
 def peak_memory(case: Case, device: torch.device, processes: int) -> Row:
@@ -101,9 +74,12 @@ def peak_memory(case: Case, device: torch.device, processes: int) -> Row:
     On a GPU torch counts it. On the CPU it is the median of several processes, because fragmentation varies.
     """
     if device.type == "cuda":
-        before, now = (_peak_on_gpu(variant, case, device) for variant in ("baseline", "ours"))
+        before, now = (peak_on_gpu(variant, case, device) for variant in (baseline, ours))
     else:
-        runs = [[_peak_of_process(variant, case) for variant in ("baseline", "ours")] for _ in range(processes)]
+        runs = [
+            [in_new_process(_peak, variant, case, method="spawn") for variant in (baseline, ours)]
+            for _ in range(processes)
+        ]
         before, now = map(statistics.median, zip(*runs, strict=True))
     return Row(
         f"peak memory, {case.work}", before, now, before / now, 1 / 0.8, "MiB", f"{now / before:.2f} of the baseline"
@@ -141,7 +117,7 @@ def profile(cases: Sequence[Case], device: torch.device) -> None:
 
 def main() -> None:
     parser = make_parser(__doc__ or "")
-    parser.add_argument("--profile", action="store_true", help="print the time by part and by operator instead")
+    parser.add_argument("--profile", action="store_true", help="print the time by operator and by part instead")
     parser.add_argument("--resnet", action="store_true", help="compare with torchvision's ResNet-50 instead")
     args = parser.parse_args()
     device = torch.device(args.device)

@@ -1,4 +1,4 @@
-"""The system's limit of open files. Each worker process needs several. This module does not import torch."""
+"""The CPU cores and the open files that the system allows. This module does not import torch."""
 
 import contextlib
 import math
@@ -6,6 +6,11 @@ import os
 
 _FILES_PER_WORKER = 16  # in two loaders: pipes, and the shared memory of prefetched batches
 _OTHER_FILES = 16
+
+
+def usable_cores() -> int:
+    """Return the number of CPU cores that this process may use, which a scheduler may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def file_limit(wanted: int = 0) -> float:

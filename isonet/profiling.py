@@ -35,8 +35,9 @@ _UNPROFILED_STEPS = 2  # at the start: they allocate, choose kernels and compile
 class StepProfile:
     """Profiles ``steps`` training steps after the first two, or none if ``steps`` is 0.
 
-    Then ``parts`` has the milliseconds per step of each part, and ``table`` is a text of these and of the costliest
-    operators. The text is also written to ``file``, if given. On a GPU, all times are of its kernels.
+    Then ``parts`` has the milliseconds per step of each part, and ``table`` is a text of these, if the steps record
+    parts, and of the costliest operators. The text is also written to ``file``, if given. On a GPU, all times are of
+    its kernels.
     """
 
     def __init__(self, steps: int, device: torch.device, file: Path | None = None) -> None:
@@ -68,7 +69,7 @@ class StepProfile:
         order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
         self.parts = {name: time / self.steps for name, time in times_of_parts(finished.events(), self.on_gpu).items()}
         operators = finished.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=44)
-        self.table = f"{format_parts(self.parts)}\n\n{operators}"
+        self.table = f"{format_parts(self.parts)}\n\n{operators}" if self.parts.keys() - {OUTSIDE} else operators
 
 
 def times_of_parts(events: Iterable[Any], on_gpu: bool) -> dict[str, float]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
 from benchmarks.baseline import BaselineSReLU, baseline_penalty, baseline_step, published_form_
+from benchmarks.cases import Case, baseline, ours
 from benchmarks.common import Row, check_equal, interleave, table
 from benchmarks.tables import RESULTS, stored_table
 from isonet import SReLU, build_model, load_cfg, ortho_penalty
@@ -37,8 +39,8 @@ def test_the_baseline_srelu_has_the_same_gradients_at_ties():
     for act in (layer, BaselineSReLU(layer.srelu_bias)):
         y = act(x)
         grads.append((y.detach(), *torch.autograd.grad((y * torch.arange(4.0)).sum(), [x, layer.srelu_bias])))
-    for ours, published in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, published)
+    for found, published in zip(*grads, strict=True):
+        torch.testing.assert_close(found, published)
 
 
 def test_baseline_steps_have_the_same_losses(model):
@@ -50,6 +52,25 @@ def test_baseline_steps_have_the_same_losses(model):
     for _ in range(3):
         out, published = step(images, labels), baseline_step(twin, optimizer, images, labels, 1e-2)
         assert (out.cross_entropy.item(), out.penalty.item()) == pytest.approx(published[:2], rel=1e-5)
+
+
+@dataclass(frozen=True)
+class Decaying(Case):
+    """A case in which the weight decay is as large as the gradients."""
+
+    def cfg(self):
+        cfg = super().cfg().clone()
+        cfg.defrost()
+        cfg.SOLVER.WEIGHT_DECAY = 10.0
+        return cfg
+
+
+def test_both_variants_of_a_case_decay_the_same_parameters():
+    case = Decaying("digits_ISO20", 4, 8)
+    variants = [variant(case, torch.device("cpu")) for variant in (baseline, ours)]
+    for _ in range(3):
+        published, found = (variant() for variant in variants)
+        assert found == pytest.approx(published, rel=1e-5)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.json")), ids=lambda file: file.stem)

@@ -25,8 +25,8 @@ from launch import start
 MODULES = ["fcntl", "grp", "pty", "pwd", "readline", "resource", "syslog", "termios", "tty"]
 CALLS = [
     "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "chown", "fork", "forkpty", "getloadavg", "getpgid", "getuid", "killpg",
-    "mkfifo", "mknod", "nice", "pread", "pwrite", "register_at_fork", "sched_getaffinity", "sendfile", "setpgid",
-    "setsid", "statvfs", "sysconf", "uname",
+    "mkfifo", "mknod", "nice", "pread", "preadv", "pwrite", "register_at_fork", "sched_getaffinity", "sendfile",
+    "setpgid", "setsid", "statvfs", "sysconf", "uname",
 ]  # fmt: skip
 # Windows has no SIGKILL, either, but ``subprocess`` on this system needs it
 SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM", "SIG_DFL", "SIG_IGN", "SIGKILL"}
@@ -65,7 +65,7 @@ def test_a_run_can_be_trained_and_evaluated_and_the_rest_says_what_it_needs(tmp_
     lacks_all = functools.partial(as_on_windows, every_module=True)
     refused = {
         "several ranks": start(*command, cwd=tmp_path, first=as_on_windows, **env),
-        "os.pread": start("isonet.tools.shards", "verify", tmp_path, cwd=tmp_path, first=lacks_all),
+        "os.preadv": start("isonet.tools.shards", "verify", tmp_path, cwd=tmp_path, first=lacks_all),
     }
     train = start(*command, "OUTPUT_DIR", tmp_path / "there", cwd=tmp_path, first=as_on_windows)
     here = run_training(load_cfg(config, [*TINY[4:], "OUTPUT_DIR", str(tmp_path / "here")]), "run")

@@ -70,7 +70,7 @@ class Figures:
 
 
 def figures(name: str, device: torch.device, setting: Setting = EXACT) -> Figures:
-    """Compute the figures of a network of the reference on ``device``, in float64 on the CPU."""
+    """Compute the figures of a network of the reference on ``device``. They are float64 tensors on the CPU."""
     set_precision(setting.deterministic, setting.tf32)
     model, coeff = reference_model(name), NUMERICS[name]["ortho_coeff_used"]
     cfg, amp = load_cfg(None, options(NUMERICS[name]["config"]) + RECIPE), Amp(setting.amp, device)

@@ -22,7 +22,7 @@ from isonet.data.shards.source import ShardSource, open_shards
 from isonet.data.sources import ImageSource, digits
 from isonet.errors import DataError
 from isonet.launch import processes_here
-from isonet.limits import too_many_files, workers_within_limit
+from isonet.limits import too_many_files, usable_cores, workers_within_limit
 from isonet.shares import WHOLE, Share
 
 log = logging.getLogger("isonet")
@@ -68,9 +68,7 @@ def build_loader(
     source = source or build_source(cfg, split)
     _check_classes(cfg, split, source.classes)
     if isinstance(source, ShardSource):
-        source.warn_if_enlarged(
-            size if train or small else round(size * EVAL_RESIZE), "training" if train else "validation"
-        )
+        source.warn_if_enlarged(size if train or small else round(size * EVAL_RESIZE))
     in_memory = kept_in_memory(cfg, len(source.labels))
     windows = None
     if isinstance(source, ShardSource) and not in_memory:
@@ -153,11 +151,6 @@ def _within_limit(workers: int) -> int:
     if allowed < workers:
         log.warning("only %d of %d worker processes read images: %s", allowed, workers, too_many_files())
     return allowed
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use, which a scheduler may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def kept_in_memory(cfg: CfgNode, num_images: int) -> bool:

@@ -50,7 +50,7 @@ def decode_image(data: bytes | bytearray, path: Path | str) -> Image.Image:
         return to_rgb(image)
 
 
-def image_size(data: bytes | bytearray, path: Path | str) -> tuple[int, int]:
+def size_in_header(data: bytes | bytearray, path: Path | str) -> tuple[int, int]:
     """Return width and height in the header of an image file. Raises the same errors as ``decode_image``."""
     with _explained(path), _open(data) as image:
         return image.size

@@ -46,9 +46,9 @@ class Progress:
 
     @property
     def last_penalty(self) -> float | None:
-        """The penalty in the latest sums or metrics, or None at the start of a run."""
+        """The penalty in the latest sums (their mean) or metrics, or None at the start of a run."""
         if self.part:
-            return float(self.part.sums["losses"][1])
+            return self.part.sums["losses"][1] / self.part.sums["steps"]
         return self.history[-1]["penalty"] if self.history else None
 
     def record(self, row: dict[str, float], timing: dict[str, float]) -> bool:

@@ -61,11 +61,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     command("verify", "compare shards with their checksums and their index", tars)
     args = parser.parse(sys.argv[1:] if argv is None else argv)
-    if args.command == "write" and not 1 <= args.images_per_shard <= 100_000:
-        write.error(f"--images-per-shard must be between 1 and 100000, got {args.images_per_shard}")
     if args.command == "write" and args.short_side is None and args.quality is not None:
         write.error("--quality is the quality of smaller images: add --short-side N")
-    for option, most in (("short_side", 10_000), ("quality", 100)):
+    for option, most in (("images_per_shard", 100_000), ("short_side", 10_000), ("quality", 100)):
         number = getattr(args, option, None)
         if number is not None and not 1 <= number <= most:
             write.error(f"--{option.replace('_', '-')} must be between 1 and {most}, got {number}")
@@ -74,9 +72,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the command. It imports only what it needs, so --help needs no torch."""
-    from isonet.data.shards.scan import require_pread
+    from isonet.data.shards.scan import require_preadv
 
-    require_pread()
+    require_preadv()
     {"write": _write, "index": _index, "verify": _verify}[args.command](args)
 
 

@@ -69,8 +69,8 @@ class EpochSums:
         self.steps += 1
         self.taken += total
         losses = [output.cross_entropy * total, output.penalty, torch.full_like(output.penalty, len(labels))]
-        if self.last_penalty:
-            self.own[1] = 0
+        if self.last_penalty:  # as if all steps had this one
+            self.own[1] = output.penalty.double() * (self.steps - 1)
         self.own += torch.cat([torch.stack(losses).double(), count_correct(output.logits, labels)])
         self.bad_step.clamp_(max=torch.where(output.finite, _NEVER, self.steps))
 
@@ -102,9 +102,12 @@ class EpochSums:
         """
         cross_entropy, penalty, images, top1, top5 = self._totals()
         self._raise_if_non_finite(model)
+        penalty /= self.steps
+        if self.last_penalty:  # a resumed run has it in float32, on one rank (``TrainStep.set_last_penalty``)
+            penalty = torch.tensor(penalty, dtype=torch.float32).item()
         return {
             "cross_entropy": cross_entropy / images,
-            "penalty": penalty if self.last_penalty else penalty / self.steps,
+            "penalty": penalty,
             "train_top1": 100 * top1 / images,
             "train_top5": 100 * top5 / images,
         }

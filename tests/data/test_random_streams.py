@@ -89,6 +89,8 @@ def test_a_set_smaller_than_a_batch_is_one_batch_and_a_larger_set_has_whole_batc
     batches = EpochBatches(images, batch, shuffle=True, seed=0, drop_last=True)
     assert [len(keys) for keys in batches] == sizes
     assert (len(batches), batches.epoch_images) == (len(sizes), sum(sizes))
+    batches.set_epoch(2, skip=1)
+    assert batches.epoch_steps == len(sizes)  # of the whole epoch
 
 
 @pytest.mark.parametrize(

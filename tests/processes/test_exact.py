@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,6 +104,7 @@ def test_a_penalty_at_every_third_step_has_the_same_losses_on_two_processes(tmp_
     torch.testing.assert_close(two[0], one[0], rtol=1e-5, atol=0)
     assert one[0][:, 1].unique().numel() == 4  # of the initial weights, and of steps 3, 6 and 9
     assert two[1] == [pytest.approx(row, rel=1e-5) for row in one[1]]
+    assert all(row["penalty"] == np.float32(row["penalty"]) for row in two[1])  # as a resumed run restores it
 
 
 def test_dropout_depends_on_the_piece_of_the_batch_and_not_on_its_rank(tmp_path):

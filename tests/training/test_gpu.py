@@ -76,6 +76,7 @@ def test_a_launched_process_uses_nccl_and_has_the_same_losses(tmp_path, visible)
 STEP_WITHOUT_WAITING = """
 import sys, torch
 from isonet import build_model, load_cfg
+from isonet.config import uses_channels_last
 from isonet.data import build_loader
 from isonet.training import TrainStep, build_optimizer
 from isonet.training.optim import Amp
@@ -85,7 +86,7 @@ from isonet.training.metrics import EpochSums
 device = torch.device("cuda", 0)
 cfg = load_cfg(sys.argv[1], ["RUNTIME.AMP", sys.argv[2]])
 model = build_model(cfg)
-forward = place(model, [device])
+forward = place(model, [device], uses_channels_last(cfg, "cuda"))
 step = TrainStep(forward, model, build_optimizer(model, cfg), 1e-4, amp=Amp(cfg.RUNTIME.AMP, device))
 batches, sums = list(build_loader(cfg, "train", [device])), EpochSums(device)
 step(*batches[0])  # the one-time setup may wait

@@ -91,6 +91,14 @@ def test_the_log_has_the_last_penalty_that_was_computed(whole, tmp_path):
     assert json.loads(never.metrics.read_text())["penalty"] == pytest.approx(ortho_penalty(initial).item(), rel=1e-5)
 
 
+def test_a_changed_k_counts_the_earlier_steps_of_the_epoch_with_their_last_penalty(whole, tmp_path):
+    config = cfg(tmp_path, "SOLVER.MAX_EPOCHS", 1, every=1)
+    resumed = run_training(config, "resumed", resume=str(whole.path / "epoch0001-step000006.pt"))
+    later = [penalty_of(config, after(resumed if step > 6 else whole, 1, step)) for step in range(6, 11)]
+    mean = (6 * penalty_of(config, after(whole, 1, 3)) + sum(later)) / 11
+    assert json.loads(resumed.metrics.read_text())["penalty"] == pytest.approx(mean, rel=1e-5)
+
+
 @pytest.mark.parametrize("at", ["epoch0001-step000006.pt", "epoch0001.pt", "epoch0002-step000003.pt"])
 def test_a_resumed_run_is_bit_identical(whole, tmp_path, at):
     resumed = run_training(cfg(tmp_path), "resumed", resume=str(whole.path / at))

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from isonet.data.decode import image_size
+from isonet.data.decode import size_in_header
 from isonet.data.faults import ImageError
 from isonet.data.formats import IMG_EXTENSIONS
 from isonet.errors import DataError, printable
@@ -45,10 +45,10 @@ Part = tuple[int, int]  # offset and size of a member's bytes
 Oddities = defaultdict[str, list[str]]  # for each reason, the samples that are odd
 
 
-def require_pread() -> None:
-    """Raise ``DataError`` on Windows, where Python cannot read a file at an offset (``os.pread``)."""
-    if not hasattr(os, "pread"):
-        raise DataError("tar shards need os.pread, which Python lacks on Windows: read the image folder instead")
+def require_preadv() -> None:
+    """Raise ``DataError`` on systems such as Windows, where Python cannot read a file at an offset (``os.preadv``)."""
+    if not hasattr(os, "preadv"):
+        raise DataError("tar shards need os.preadv, which Python lacks on Windows: read the image folder instead")
 
 
 def scan_shard(path: Path, oddities: Oddities, row_type: np.dtype = ROW) -> np.ndarray:
@@ -114,7 +114,7 @@ def _row(file: BinaryIO, parts: dict[str, Part], sample: str, oddities: Oddities
 def _pixels(file: BinaryIO, row: tuple[int, int, int]) -> tuple[int, int]:
     """Return width and height of an image, or zeros if it cannot be read."""
     try:
-        return image_size(os.pread(file.fileno(), row[1], row[0]), Path(file.name))
+        return size_in_header(os.pread(file.fileno(), row[1], row[0]), Path(file.name))
     except ImageError:
         return 0, 0
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import tarfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from isonet.data.shards.index import TOOL, ShardIndex, read_index, read_sums
-from isonet.data.shards.scan import require_pread
+from isonet.data.shards.scan import require_preadv
 from isonet.data.sources import EncodedSource
 from isonet.errors import DataError, printable
 
@@ -27,7 +26,7 @@ MAX_OPEN = 64  # shards that a process keeps open
 
 def open_shards(folder: Path, classes: Sequence[str] | None = None) -> ShardSource:
     """Return the images of a folder of shards. Labels are positions in ``classes``, by default the index's classes."""
-    require_pread()
+    require_preadv()
     return ShardSource(folder, read_index(folder)).relabelled(classes, folder)
 
 
@@ -62,14 +61,14 @@ class ShardSource(EncodedSource):
             ) from None
         return data, f"{self.folder}/{shard.name}/{name}"
 
-    def warn_if_enlarged(self, needed: int, purpose: str) -> None:
+    def warn_if_enlarged(self, needed: int) -> None:
         """Log a warning if the images were stored with a shorter side of fewer pixels than a transform resizes to."""
         stored = self.index.short_side
         if 0 < stored < needed:
             log.warning(
-                "%s: the images are stored with a short side of %d pixels, and %s enlarges them to %d: write the "
-                "shards with --short-side %d or more for the published preprocessing",
-                printable(self.folder), stored, purpose, needed, needed,
+                "%s: the images are stored with a short side of %d pixels, and are enlarged to %d: write the shards "
+                "with --short-side %d or more for the published preprocessing",
+                printable(self.folder), stored, needed, needed,
             )  # fmt: skip
 
     def names(self) -> bytes:
@@ -99,8 +98,7 @@ def _name_and_size(header: bytearray) -> tuple[str, int]:
     if header[156:157] == b"0" and header[345:346] == b"\0":  # a plain file, whose name is in one field
         with contextlib.suppress(ValueError):  # a number that is not octal
             checksum = int(header[148:156].strip(b" \0"), 8)  # the sum of all bytes, with spaces in its own place
-            total = checksum + sum(header[148:156]) - 8 * ord(" ")
-            if zlib.adler32(header) & 0xFFFF == (1 + total) % 65521:  # its lower half is 1 + the sum of the bytes
+            if sum(header) - sum(header[148:156]) + 8 * ord(" ") == checksum:
                 name, size = header[:100].partition(b"\0")[0], int(header[124:136].strip(b" \0"), 8)
                 return name.decode(errors="surrogateescape"), size
     member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # takes many times as long

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 
-from isonet.data.build import usable_cores
 from isonet.data.faults import ImageError
 from isonet.data.folders import FolderSource
 from isonet.data.random_streams import generator
@@ -31,6 +30,7 @@ from isonet.data.shards.index import INDEX, PLAN, ROWS, SUMS, ShardIndex, make_i
 from isonet.data.shards.smaller import Smaller
 from isonet.errors import DataError, printable
 from isonet.files.storage import FolderLock, remove_leftovers, write_file
+from isonet.limits import usable_cores
 
 log = logging.getLogger("isonet")
 
