@@ -45,7 +45,7 @@ class StepProfile:
         self.steps, self.file, self.table, self.profiled = steps, file, "", 0
         self.parts: dict[str, float] = {}
         self.on_gpu = device.type == "cuda"
-        if not self.on_gpu:
+        if steps and not self.on_gpu:
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU, torch logs an ERROR
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         plan = schedule(wait=_UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1) if steps else None
