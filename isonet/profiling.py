@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
@@ -33,17 +34,19 @@ _UNPROFILED_STEPS = 2  # at the start: they allocate, choose kernels and compile
 
 
 class StepProfile:
-    """Profiles ``steps`` training steps after the first two, or none if ``steps`` is 0.
+    """Profiles up to ``steps`` training steps after the first two, or none if ``steps`` is 0.
 
-    Then ``parts`` has the milliseconds per step of each part, and ``table`` is a text of these, if the steps record
-    parts, and of the costliest operators. The text is also written to ``file``, if given. On a GPU, all times are of
-    its kernels.
+    ``profiled`` is their number, which is smaller if the epoch ends before. If it is not 0, ``parts`` has the
+    milliseconds per step of each part, and ``table`` is a text of these, if the steps record parts, and of the
+    costliest operators. The text is also written to ``file``, if given. On a GPU, all times are of its kernels.
     """
 
     def __init__(self, steps: int, device: torch.device, file: Path | None = None) -> None:
-        self.steps, self.file, self.table = steps, file, ""
+        self.steps, self.file, self.table, self.profiled = steps, file, "", 0
         self.parts: dict[str, float] = {}
         self.on_gpu = device.type == "cuda"
+        if steps and not self.on_gpu:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # without a GPU, torch logs an ERROR
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.on_gpu else [])]
         plan = schedule(wait=_UNPROFILED_STEPS - 1, warmup=1, active=steps, repeat=1) if steps else None
         self.profiler = profile(activities=activities, schedule=plan, on_trace_ready=self._read) if plan else None
@@ -61,13 +64,22 @@ class StepProfile:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.profiler:
             self.profiler.stop()
-        if self.table and self.file and kind is None:
+        if not (self.profiler and self.file and kind is None):
+            return
+        if self.table:
             write_file(self.file, self.table + "\n")
-            log.info("the time of %d steps by part and operator: %s", self.steps, self.file)
+            log.info("the time of %d steps by part and operator: %s", self.profiled, self.file)
+        else:
+            log.warning("no step is profiled: RUNTIME.PROFILE needs an epoch of more than %d steps", _UNPROFILED_STEPS)
 
     def _read(self, finished: profile) -> None:
+        events = finished.events()
+        # The event of the step after the last one is empty
+        self.profiled = sum(event.name.startswith("ProfilerStep") and bool(event.cpu_children) for event in events)
+        if not self.profiled:
+            return
         order = "self_cuda_time_total" if self.on_gpu else "self_cpu_time_total"
-        self.parts = {name: time / self.steps for name, time in times_of_parts(finished.events(), self.on_gpu).items()}
+        self.parts = {name: time / self.profiled for name, time in times_of_parts(events, self.on_gpu).items()}
         operators = finished.key_averages().table(sort_by=order, row_limit=_ROWS, max_name_column_width=44)
         self.table = f"{format_parts(self.parts)}\n\n{operators}" if self.parts.keys() - {OUTSIDE} else operators
 

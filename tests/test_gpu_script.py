@@ -111,6 +111,23 @@ def test_a_missing_package_is_named(toy, monkeypatch, capsys):
     assert "yacs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("wrong", [["--minutes", "nan"], ["--minutes", "-1"], ["--json", "rows"]])
+def test_options_that_cannot_work_are_refused(wrong, toy, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        parse_args([*toy[0], *wrong])
+    assert f"{wrong[0]} " in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", [None, "{", "{}", "[1]", '{"machine": {}, "rows": [{"work": 1}]}'])
+def test_a_file_without_results_is_named(content, tmp_path, capsys):
+    file = tmp_path / "rows.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        print_tables([str(file)])
+    assert str(file) in capsys.readouterr().err
+
+
 class TestJobs:
     def run(self, file, *jobs, minutes=1.0):
         results = Results(file, {"torch": torch.__version__})

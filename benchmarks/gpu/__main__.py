@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import os
 import signal
 import sys
@@ -42,7 +43,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--images", type=Path, metavar="DIR",
         help="the folder that contains cifar10-jpg/ or cifar10-jpg.tar.xz (default: data, shared/data, ../shared/data)",
     )  # fmt: skip
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.minutes < math.inf:
+        parser.error(f"--minutes must be 0 or more, got {args.minutes}")
+    if args.json.suffix != ".json":  # the folder of the logs has the name without it
+        parser.error(f"--json takes a file that ends in .json, got {args.json}")
+    return args
 
 
 def main(args: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from conftest import SHARED_DATA
 from isonet.data.decode import decode_image
 from isonet.data.folders import image_folder
 from isonet.data.shards.index import read_index
+from isonet.data.shards.smaller import Smaller
 from isonet.data.shards.source import open_shards
 from isonet.errors import DataError, UserError
 
@@ -86,6 +87,15 @@ def test_images_are_resized_once_and_small_and_unreadable_ones_are_copied(folder
             assert np.array_equal(image, other)
             exact = np.asarray(whole.resize(image.size, Image.Resampling.BOX)).astype(int)
             assert np.abs(np.asarray(image).astype(int) - exact).mean() < 4
+
+
+def test_an_image_that_is_longer_than_a_jpeg_file_can_be_is_copied(tmp_path):
+    """Resized to 66 pixels it would have 65,901, and JPEG files have at most 65,500 on a side."""
+    panorama = tmp_path / "panorama.png"
+    Image.new("1", (66_900, 67)).save(panorama)
+    assert Smaller(66, 90).encode(panorama.read_bytes(), panorama) == (panorama.read_bytes(), "png")
+    data, extension = Smaller(65, 90).encode(panorama.read_bytes(), panorama)
+    assert (Image.open(io.BytesIO(data)).size, extension) == ((64_903, 65), "jpg")
 
 
 def test_the_index_has_the_settings_and_the_sizes_and_verify_checks_them(folder, tmp_path, capsys):

@@ -168,15 +168,19 @@ def test_a_profile_has_the_parts_of_a_step_and_the_operators(tmp_path):
     assert str(folder.profile) in folder.log.read_text()
 
 
-@pytest.mark.parametrize("coeff", [0.0, 1e-3])
-def test_the_parts_of_a_profile_add_up_to_its_steps(coeff):
-    """A part is the self time of the events within it, so the sum is the time that torch's own profile has in all."""
+@pytest.mark.parametrize(("coeff", "asked"), [(0.0, 2), (1e-3, 2), (1e-3, 50)])
+def test_the_parts_of_a_profile_add_up_to_its_steps(coeff, asked):
+    """A part is the self time of the events within it, so the sum is the time that torch's own profile has in all.
+
+    If the epoch ends before ``asked`` steps, the times are those of a step, too.
+    """
     model = network()
     step = TrainStep(model, model, torch.optim.SGD(model.parameters(), 0.02), coeff)
-    with StepProfile(2, CPU) as steps:
+    with StepProfile(asked, CPU) as steps:
         for _ in range(4):
             step(torch.randn(4, 3, 8, 8), torch.arange(4))
             steps.step()
+    assert steps.profiled == 2
     total = sum(event.self_cpu_time_total for event in steps.profiler.key_averages()) / 1000 / 2
     assert sum(steps.parts.values()) == pytest.approx(total)
     assert ("penalty and its gradient" in steps.parts) == (coeff > 0)
@@ -184,6 +188,15 @@ def test_the_parts_of_a_profile_add_up_to_its_steps(coeff):
     at_least = sum(event.cpu_time_total for event in convolutions) / 1000 / 2
     found = steps.parts["convolutions, forward"] + steps.parts["convolutions, backward"]
     assert at_least * 0.999 <= found <= total
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_epoch_that_is_too_short_for_a_profile_gets_a_warning(count, tmp_path, caplog):
+    with StepProfile(5, CPU, tmp_path / "profile.txt") as steps:
+        for _ in range(count):
+            steps.step()
+    assert not (tmp_path / "profile.txt").exists()
+    assert "RUNTIME.PROFILE" in caplog.text
 
 
 @pytest.mark.parametrize(("key", "value"), [("AMP", "fp8"), ("INPUT", "disk"), ("DECODER", "gd"), ("PROFILE", -1)])

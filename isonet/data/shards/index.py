@@ -102,7 +102,9 @@ def read_head(path: Path) -> dict[str, Any]:
 def check_complete(folder: Path) -> None:
     """Raise ``DataError`` if a write of shards to ``folder`` was interrupted."""
     if (folder / PLAN).exists():
-        raise DataError(f"{printable(folder)}: the shards are not complete; continue with {TOOL} write FOLDER")
+        options = printable(read_head(folder / PLAN).get("options", "unknown"))[:100]
+        how = f"continue with {TOOL} write FOLDER and the same options ({options})"
+        raise DataError(f"{printable(folder)}: the shards are not complete; {how}")
 
 
 def read_index(folder: Path) -> ShardIndex:
