@@ -2,7 +2,7 @@
 # make test   install, lint, check types, run the tests
 # make torture  the long tests, and the long form of others: kills at random moments, full disks, hostile files, 200 epochs
 #               (twenty minutes at most)
-# make bench  short benchmarks against the published formulation, one table for each of five questions (five minutes)
+# make bench  short benchmarks, most against the published formulation: one table for each of six questions (six minutes)
 # make gpu    all that this project promises of one GPU: equality with the CPU, step times, torchrun (eight minutes)
 PYTHON ?= python3
 VENV   ?= .venv
@@ -31,6 +31,7 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks.evaluate --quick --json outputs/bench/evaluate.json
 	$(BIN)/python -m benchmarks.input --quick --json outputs/bench/input.json $(BENCH_IMAGES)
 	$(BIN)/python -m benchmarks.penalty_shares --quick --json outputs/bench/penalty-shares.json
+	$(BIN)/python -m benchmarks.scale --quick --start --checkpoint --json outputs/bench/scale.json
 
 gpu: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.gpu --json outputs/bench/gpu.json

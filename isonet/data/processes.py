@@ -1,6 +1,8 @@
 """Worker processes, which ignore the signals that stop a run, and errors that explain in one sentence why one died."""
 
 import contextlib
+import copy
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -11,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 
@@ -31,6 +34,30 @@ _CAUSES = {
 _OTHER_CAUSE = "perhaps a library crashed at a damaged image; DATASET.NUM_WORKERS 0 shows where"
 
 _workers: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
+
+
+class _Flag:
+    """A flag that processes share, with the methods of ``multiprocessing.Event`` that torch uses, but without a lock.
+
+    A worker that is killed while it holds the lock of an ``Event`` never releases it. Torch, which sets the flag to end
+    the other workers, would then wait forever (torch 2.11 to 2.15).
+    """
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
+def worker_context() -> BaseContext:
+    """Return the context in which a ``DataLoader`` starts workers: the default one, with ``_Flag`` as its ``Event``."""
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = _Flag  # type: ignore[assignment, method-assign]
+    return context
 
 
 @contextlib.contextmanager

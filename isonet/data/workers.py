@@ -13,7 +13,7 @@ from isonet.data.augment import Augment
 from isonet.data.faults import TRIES, ImageError, OnError, Unreadable
 from isonet.data.loader import Batch, Loader, Normalise
 from isonet.data.memory import Decoded
-from isonet.data.processes import explain_dead_workers, outlive_stop_signals, starting_workers
+from isonet.data.processes import explain_dead_workers, outlive_stop_signals, starting_workers, worker_context
 from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
@@ -90,6 +90,7 @@ class ImageBatches(DataLoader):
             num_workers=num_workers,
             collate_fn=images.collate,
             worker_init_fn=outlive_stop_signals,
+            multiprocessing_context=worker_context() if num_workers else None,
             generator=torch.Generator(),  # without it, each epoch draws a worker seed from the global generator
             **options,
         )

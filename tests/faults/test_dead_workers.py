@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from isonet.data import build, decode, workers
-from isonet.data.processes import explain_dead_workers
+from isonet.data.processes import explain_dead_workers, worker_context
 from isonet.errors import DataError, WorkerError
 from pictures import epoch, loader, make_images, refused
 
@@ -56,6 +56,26 @@ def test_a_killed_worker_is_reported_immediately(many, tally, number, when):
                 while when == "computing" and time.monotonic() - start < 30:
                     pass
     assert f"(pid {pid})" in refusal.message
+
+
+def use_forever(flag):
+    while True:
+        flag.is_set()
+
+
+def test_a_worker_killed_while_it_reads_the_flag_of_its_end_does_not_block_the_main_process(tally):
+    context = worker_context()
+    flag = context.Event()
+    for _ in range(20):
+        worker = context.Process(target=use_forever, args=(flag,), daemon=True)
+        worker.start()
+        time.sleep(0.01)
+        worker.kill()
+        worker.join()
+        assert worker.exitcode == -signal.SIGKILL
+    flag.set()
+    assert flag.is_set()
+    tally("survived", 20)
 
 
 def test_a_worker_that_exits_by_itself_is_reported(images, tally, monkeypatch):
