@@ -59,27 +59,24 @@ RISO50 = Case("IN1k-RISO50", 8, 224)
 ISO56 = Case("cifar10_ISO56", 128, 32, goal=1.3, repeats=9)
 DEFAULTS = [ISO18, RISO50, ISO56]
 
-# The cases of each network share the baseline. The first case has the former memory order, and the default is at least
-# ``ORDER_GOALS`` times as fast
+# The cases of each network share the baseline
 ON_CPU = [
     [
-        replace(ISO18, channels_last=False, goal=None),
         ISO18,
         replace(ISO18, amp="bf16", goal=3.0),
     ],
     [
-        replace(RISO50, channels_last=False),
         RISO50,
         replace(RISO50, amp="bf16"),
         replace(RISO50, amp="bf16", goal=4.5, every=4),
     ],
     [
-        replace(ISO56, channels_last=False, goal=None),
         ISO56,
         replace(ISO56, compiled=True),
         replace(ISO56, amp="bf16", goal=1.6),
     ],
 ]
+# How many times as fast as with the former default, RUNTIME.CHANNELS_LAST False, a default step must be
 ORDER_GOALS = {"IN1k-ISO18": 1.08, "IN1k-RISO50": 1.05, "cifar10_ISO56": 1.2}
 ON_GPU = [
     [Case("IN1k-RISO50", 64, 224, "bf16", compiled=True, goal=3.0, repeats=20)],
@@ -125,6 +122,9 @@ def make(case: Case, device: torch.device) -> tuple[ISONet, Tensor, Tensor]:
     torch.manual_seed(0)
     cfg = case.cfg()
     model = build_model(cfg).to(device).train()
+    with torch.no_grad():  # away from the delta initialisation, close to which the penalty consists of rounding errors
+        for parameter in model.parameters():
+            parameter.add_(1e-3 * torch.randn_like(parameter))
     images = torch.randn(case.batch, 3, case.size, case.size, device=device)
     labels = torch.randint(cfg.DATASET.NUM_CLASSES, (case.batch,), device=device)
     return model, images, labels

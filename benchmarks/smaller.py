@@ -64,10 +64,10 @@ def speed_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
         stored = [write(folder, side, Path(place)) for side in GOALS]
         mean_and_std = statistics(load_cfg(None))
         loaders: list[Iterable] = [baseline_loader(PilImages(source, imagenet_transform(*mean_and_std)), BATCH, 0)]
-        variants = [functools.partial(_read, count, lambda number: published(source.read(number)))]
+        variants: list[Callable[[], None]] = [lambda: _read_published(source, published)]
         for shards in stored:
             images = SourceImages(shards, augment, SIZE, as_tensor=True)
-            variants.append(functools.partial(_read, count, functools.partial(_image, images)))
+            variants.append(functools.partial(_read_batches, images, count))
             batches = EpochBatches(count, BATCH, shuffle=True, seed=0)
             loaders.append(WorkerLoader(images, batches, Normalise(*mean_and_std, device, channels_last=True), 0))
         baseline, *ours = (count / seconds for seconds in interleave(variants, repeats, device))
@@ -87,18 +87,20 @@ def speed_rows(folder: Path, repeats: int, device: torch.device) -> list[Row]:
     return rows
 
 
-def _read(count: int, read: Callable[[int], object]) -> None:
-    for number in range(count):
-        read(number)
+def _read_published(source: ImageSource, transform: Callable[[Image.Image], object]) -> None:
+    for number in range(len(source.labels)):
+        transform(source.read(number))
+
+
+def _read_batches(images: SourceImages, count: int) -> None:
+    """Read images as a ``DataLoader`` does."""
+    for start in range(0, count, BATCH):
+        images.__getitems__([(1, number) for number in range(start, min(start + BATCH, count))])
 
 
 def _drain(loader: Iterable) -> None:
     for _ in loader:
         pass
-
-
-def _image(images: SourceImages, number: int) -> object:
-    return images[1, number]
 
 
 def crop_difference(source: ImageSource, stored: ImageSource) -> float:

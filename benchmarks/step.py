@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -53,10 +54,15 @@ def compare(cases: Sequence[Case], repeats: int, device: torch.device) -> list[R
         note = "cross entropy differs by {:.0e}, penalty by {:.0e}".format(*differs)
         note = f"mean of {case.every} steps, one of them with the penalty" if case.every > 1 else note
         rows.append(faster(case.work, [published, time / case.every], case.goal, note))
-    if cases[0].channels_last is False:
-        order = f"{cases[0].config} batch {cases[0].batch}, CHANNELS_LAST False against the default, auto"
-        rows.append(faster(order, seconds[:2], ORDER_GOALS[cases[0].config]))
     return rows
+
+
+def memory_order(case: Case, repeats: int, device: torch.device) -> Row:
+    """Time the default memory order of ``case`` against NCHW, both by this code."""
+    variants = [ours(replace(case, channels_last=False), device), ours(case, device)]
+    check_equal(case.work, variants[0](), variants[1](), 1e-5)
+    work = f"{case.work}, CHANNELS_LAST False against auto"
+    return faster(work, interleave(variants, repeats, device), ORDER_GOALS[case.config])
 
 
 def _peak(build: Callable[[Case, torch.device], Callable[[], object]], case: Case) -> float:
@@ -140,6 +146,8 @@ def main() -> None:
             if case not in cases:
                 why = "not run: this CPU has no 16-bit arithmetic"
                 rows.append(Row(case.work, None, None, None, case.goal, "", why))
+        if not on_gpu:
+            rows.append(memory_order(every[0], repeats + 2, device))
         print(f"{every[0].config}: done", file=sys.stderr)
     if not (args.quick and on_gpu):
         rows.append(peak_memory(networks[0][-1] if on_gpu else ISO18, device, 1 if args.quick else 3))

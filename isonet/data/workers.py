@@ -1,6 +1,6 @@
 """Reads images in worker processes: large images when they are needed, small images all before the first epoch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from isonet.data.random_streams import EpochBatches
 from isonet.data.sources import ArraySource, ImageSource
 from isonet.errors import DataError
 
+DECODED_AT_A_TIME = 16  # images; more need more memory and are not faster
 WORTH_WORKERS = 5000  # images; decoding fewer takes less time than starting worker processes
 
 Item = tuple[Tensor | None, int, int, list[DataError]]  # pixels, number asked for, number read, errors
@@ -55,19 +56,35 @@ class SourceImages(Dataset):
     on_error: OnError = "stop"
 
     def __getitem__(self, key: tuple[int, int]) -> Item:
-        epoch, number = key
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[Item]:
+        """Return the images of a batch.
+
+        Several images are decoded one after the other, and then all of them are augmented. Alternating is slower,
+        because the code of one overwrites the other's in the caches of the processor.
+        """
+        items: list[Item] = []
+        for start in range(0, len(keys), DECODED_AT_A_TIME):
+            some = keys[start : start + DECODED_AT_A_TIME]
+            for (epoch, number), (image, place, errors) in zip(some, [self._read(n) for _, n in some], strict=True):
+                items.append((None if image is None else self.augment(image, epoch, number), number, place, errors))
+        return items
+
+    def _read(self, number: int) -> tuple[Any, int, list[DataError]]:
+        """Return an image or None, its number, and the errors of the images that could not be read."""
         read = self.source.read_tensor if self.as_tensor else self.source.read
         count = len(self.source.labels)
         errors: list[DataError] = []
         tries = min(TRIES, count) if self.on_error == "replace" else 1
         for place in ((number + i) % count for i in range(tries)):
             try:
-                return self.augment(read(place), epoch, number), number, place, errors
+                return read(place), place, errors
             except DataError as error:
                 errors.append(error)
                 if not isinstance(error, ImageError):
                     break
-        return None, number, number, errors
+        return None, number, errors
 
     def collate(self, items: list[Item]) -> ReadBatch:
         """Make a batch of the images that could be read. The batch may be empty."""
