@@ -9,6 +9,7 @@ are compared after subtracting each logit's mean over the images, which all imag
 
 from __future__ import annotations
 
+import argparse
 import functools
 import io
 import tempfile
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torchvision import models, transforms
 
 from benchmarks.baseline import PilImages, baseline_loader, imagenet_transform
-from benchmarks.common import Row, interleave, make_parser
+from benchmarks.common import Row, interleave
 from isonet import build_model, load_cfg
 from isonet.data.augment import Augment, image_transforms
 from isonet.data.build import statistics
@@ -174,7 +175,8 @@ def logit_table(folder: Path, count: int, networks: Iterable[str]) -> Iterator[s
 
 
 def main() -> None:
-    parser = make_parser(__doc__ or "")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="use 50 images and two networks")
     parser.add_argument("--imagenet", type=Path, metavar="FOLDER", required=True, help="an ImageNet folder with val/")
     args = parser.parse_args()
     count = len(image_folder(args.imagenet, "val").paths)

@@ -181,6 +181,8 @@ def _announce(run: Run) -> None:
         remedy = f"set DATASET.NUM_CLASSES to {count}{' and start another run with another --output' * bool(resumed)}"
         message = "DATASET.NUM_CLASSES is %d, but %s has %d classes (%s), and the other outputs are never right: %s"
         log.warning(message, outputs, cfg.DATASET.NAME, count, shortened(loader.classes), remedy)
+    if (every := cfg.ISON.ORTHO_EVERY) > (steps := loader.epoch_steps * cfg.SOLVER.MAX_EPOCHS):
+        log.warning("ISON.ORTHO_EVERY %d: no step of the run has the penalty, since the run has %d steps", every, steps)
     left_out = loader.num_images - loader.epoch_images
     log.info(
         "%d images for training, %d a step, %d steps an epoch%s, %d images for validation",

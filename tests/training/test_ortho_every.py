@@ -86,6 +86,8 @@ def test_the_log_has_the_last_penalty_that_was_computed(whole, tmp_path):
     assert rows[0]["penalty"] == pytest.approx(penalty_of(config, after(whole, 1, 7)), rel=1e-5)  # of step 8
     assert rows[1]["penalty"] == pytest.approx(penalty_of(config, after(whole, 2, 8)), rel=1e-5)  # of step 9
     never = run_training(cfg(tmp_path, "SOLVER.MAX_EPOCHS", 1, "ISON.DIRAC_INIT", False, every=1000), "never")
+    assert "ISON.ORTHO_EVERY 1000: no step of the run has the penalty" in never.log.read_text()
+    assert "no step of the run" not in whole.log.read_text()
     torch.manual_seed(0)
     initial = build_model(cfg(tmp_path, "ISON.DIRAC_INIT", False))
     assert json.loads(never.metrics.read_text())["penalty"] == pytest.approx(ortho_penalty(initial).item(), rel=1e-5)
