@@ -83,8 +83,11 @@ class Run:
                 loader.skipped.update(skipped)
         if not self.world.is_main:
             return
+        weights = self.model.state_dict()
+        # NCHW for RUNTIME.CHANNELS_LAST, too: safetensors and other readers refuse NHWC order
+        weights.update({name: value.contiguous() for name, value in weights.items()})
         state = {
-            "model": self.model.state_dict(),
+            "model": weights,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.amp.scaler.state_dict(),  # empty without fp16
             **self.progress.as_dict(),

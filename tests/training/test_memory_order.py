@@ -60,6 +60,7 @@ def test_another_value_is_refused():
 def test_on_a_cpu_auto_is_true_and_false_differs_by_rounding(tmp_path):
     auto, on, off = (run_training(cfg(tmp_path, *order(value)), str(value)) for value in ("auto", True, False))
     assert_same(weights(auto), weights(on))
+    assert all(value.is_contiguous() for value in weights(auto).values()), "other programs expect NCHW in a file"
     assert not all(torch.equal(a, b) for a, b in zip(weights(auto).values(), weights(off).values(), strict=True))
     for a, b in zip(rows(auto), rows(off), strict=True):
         assert (a["cross_entropy"], a["val_loss"]) == pytest.approx((b["cross_entropy"], b["val_loss"]), rel=1e-5)
